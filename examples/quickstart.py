@@ -1,0 +1,83 @@
+"""The main job: train a graph capsule network, explain it, save it, export it, and check what was written.
+
+    python examples/quickstart.py                                  # digits: no download, about two minutes
+    python examples/quickstart.py --dataset mnist --epochs 5       # or fashion_mnist, cifar10, svhn_cropped
+
+Writes OUT/explanations.png, OUT/model.keras and OUT/1/ (a SavedModel for TF Serving).
+"""
+
+import argparse
+import os
+import pathlib
+import time
+
+# TensorFlow turns oneDNN's kernels on by itself only on some processors; capsule layers run 2x faster with them.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+
+from keras_capsvit import GraCapsNet, MarginLoss, data, explain, plot, serving
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="digits", choices=list(data.DATASETS))
+    parser.add_argument("--epochs", type=int, help="default: 15 for digits, else 5")
+    parser.add_argument("--batch-size", type=int, help="default: 32 for digits, else 128")
+    parser.add_argument("--learning-rate", type=float, default=0.001, help="first learning rate of the cosine decay")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=pathlib.Path, help="default: saved_models/gracapsnet_DATASET")
+    parser.add_argument("--data-dir", help="where the TFDS folders are")
+    parser.add_argument("--download", action="store_true", help="let TFDS fetch the data set if it is missing")
+    args = parser.parse_args()
+    small = args.dataset == "digits"
+    args.epochs = args.epochs or (15 if small else 5)
+    args.batch_size = args.batch_size or (32 if small else 128)
+    args.out = args.out or pathlib.Path("saved_models") / f"gracapsnet_{args.dataset}"
+    return args
+
+
+def main():
+    args = parse()
+    started = time.perf_counter()
+    keras.utils.set_random_seed(args.seed)
+    about = data.info(args.dataset)
+    train, test = data.load(
+        args.dataset, batch_size=args.batch_size, data_dir=args.data_dir, download=args.download, seed=args.seed
+    )
+
+    model = GraCapsNet(about.image_shape, about.num_classes)
+    nodes = model.taps["attention"].shape[1:3]
+    print(f"{model.name}: {model.count_params():,} parameters, {nodes[0]}x{nodes[1]} = {nodes[0] * nodes[1]} nodes")
+    schedule = keras.optimizers.schedules.CosineDecay(args.learning_rate, args.epochs * len(train))
+    model.compile(keras.optimizers.Adam(schedule), MarginLoss(), metrics=["accuracy"])
+    model.fit(train, validation_data=test, epochs=args.epochs)
+    accuracy = model.evaluate(test, verbose=0, return_dict=True)["accuracy"]
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    x, _ = data.take(test, 64)
+    lengths = model.predict(x, verbose=0)
+    maps = explain.GraphAttention(model)(x[:16])
+    figure = plot.grid(x[:16], maps, titles=plot.titles_of(lengths[:16], about.class_names))
+    figure.savefig(args.out / "explanations.png", dpi=150)
+
+    model.save(args.out / "model.keras")
+    version = serving.export(model, args.out)
+    reloaded = keras.saving.load_model(args.out / "model.keras")
+    served = serving.load(args.out)
+    np.testing.assert_allclose(reloaded.predict(x, verbose=0), lengths, atol=1e-5)
+    np.testing.assert_allclose(served.predict(x), lengths, atol=1e-5)
+    np.testing.assert_allclose(explain.GraphAttention(served)(x[:16]), maps, atol=1e-5)
+
+    print(f"Test accuracy {accuracy:.2%} after {time.perf_counter() - started:.0f} s.")
+    print(
+        f"In {args.out}: explanations.png, model.keras and the SavedModel {version.name}/, both reloaded with the same "
+        f"predictions. Serve it: tensorflow_model_server --rest_api_port=8501 --model_name=gracapsnet "
+        f"--model_base_path={args.out.resolve()}"
+    )
+
+
+if __name__ == "__main__":
+    main()

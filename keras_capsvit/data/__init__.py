@@ -1,0 +1,5 @@
+"""Data sets as ``tf.data`` streams."""
+
+from keras_capsvit.data.datasets import DATASETS, Info, from_arrays, info, load, take
+
+__all__ = ["DATASETS", "Info", "from_arrays", "info", "load", "take"]

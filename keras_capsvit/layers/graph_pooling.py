@@ -1,0 +1,143 @@
+"""Multi-head attention-based graph pooling, the part of a GraCapsNet that replaces routing (thesis 3.1, 3.2)."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_capsvit.ops import squash
+
+
+def gaussian_adjacency(height, width, sigma, *, self_loops=False, normalize=False):
+    """Adjacency matrix of a grid of nodes, ``A_mn = exp(-||p_m - p_n||^2 / (2 sigma^2))`` (thesis Eq. 3.1).
+
+    Args:
+        height: int, rows of the grid.
+        width: int, columns of the grid.
+        sigma: float >= 0, in grid cells; 0 is the limit, the identity (nodes without neighbours).
+        self_loops: bool, add the identity (the diagonal of Eq. 1 is already 1).
+        normalize: bool, degree normalisation ``D^-1/2 A D^-1/2`` with ``D`` the row sums (Kipf & Welling 2017).
+
+    Returns:
+        float32 NumPy array ``(height * width, height * width)``, nodes in row-major order.
+    """
+    points = np.indices((height, width)).reshape(2, -1).T
+    distance = np.linalg.norm(points[:, None] - points[None], axis=-1)
+    if sigma > 0:
+        with np.errstate(over="ignore"):  # a tiny sigma is the identity, too
+            adjacency = np.exp(-np.square(distance / sigma) / 2.0)
+    else:
+        adjacency = np.eye(len(points))
+    if self_loops:
+        adjacency = adjacency + np.eye(len(adjacency))
+    if normalize:
+        scale = adjacency.sum(axis=1) ** -0.5
+        adjacency = adjacency * scale[:, None] * scale
+    return adjacency.astype("float32")
+
+
+@keras.saving.register_keras_serializable(package="keras_capsvit")
+class GraphCapsPool(keras.layers.Layer):
+    """Pool each head's graph of capsules into class capsules by attention, and average the heads.
+
+    With ``X^l`` the ``n = h w`` nodes of head ``l`` and ``A`` the adjacency of the grid (thesis Eq. 3.2 to 3.4)::
+
+        Att^l = softmax_n(A (X^l W + bias))     S^l = (Att^l)^T X^l     V = squash(mean_l S^l)
+
+    Args:
+        num_capsules: int, class capsules ``j``.
+        sigma: float >= 0, width of the Gaussian adjacency in grid cells (Eq. 3.1); 0: no neighbours.
+        self_loops: bool, add the identity to the adjacency.
+        normalize: bool, degree-normalise the adjacency.
+        use_bias: bool. The bias reaches the attention through a node's degree, hence has an effect only where
+            degrees differ (``sigma > 0`` without ``normalize``); elsewhere the softmax cancels it.
+        kernel_initializer: initialiser of ``W``, ``(e, j)``; its values are divided by the mean of A's diagonal.
+
+    Call arguments:
+        capsules: tensor ``(b, h, w, l, e)``.
+        return_attention_scores: bool.
+
+    Returns:
+        Class capsules ``(b, j, e)``, lengths in [0, 1); with ``return_attention_scores`` also the attention
+        ``(b, h, w, l, j)``, which sums to 1 over ``h, w`` for each head and class.
+    """
+
+    def __init__(
+        self,
+        num_capsules,
+        *,
+        sigma=1.0,
+        self_loops=False,
+        normalize=False,
+        use_bias=True,
+        kernel_initializer="lecun_normal",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if sigma < 0:
+            raise ValueError(f"sigma is a width in grid cells and must be >= 0; received sigma={sigma}.")
+        self.num_capsules = num_capsules
+        self.sigma = sigma
+        self.self_loops = self_loops
+        self.normalize = normalize
+        self.use_bias = use_bias
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+
+    def build(self, input_shape):
+        if len(input_shape) != 5 or None in input_shape[1:]:
+            raise ValueError(
+                "GraphCapsPool needs capsules of shape (batch, height, width, types, dim) with known sizes; "
+                f"received shape {tuple(input_shape)}."
+            )
+        _, height, width, _, dim = input_shape
+        self.adjacency = gaussian_adjacency(
+            height, width, self.sigma, self_loops=self.self_loops, normalize=self.normalize
+        )
+        # A node's own features reach its score times A's diagonal; divided by it, training starts from the same
+        # attention for every sigma and normalisation.
+        own_share = float(self.adjacency.diagonal().mean())
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(dim, self.num_capsules),
+            initializer=lambda shape, dtype: self.kernel_initializer(shape, dtype) / own_share,
+        )
+        self.bias = (
+            self.add_weight(name="bias", shape=(self.num_capsules,), initializer="zeros") if self.use_bias else None
+        )
+
+    def call(self, capsules, return_attention_scores=False):
+        _, height, width, types, dim = capsules.shape
+        nodes, classes = height * width, self.num_capsules
+        flat = ops.reshape(capsules, (-1, nodes * types, dim))
+        scores = ops.matmul(flat, self.kernel)
+        if self.use_bias:
+            scores = scores + self.bias
+        # All heads share A: one product for the (l, j) columns of an image.
+        scores = ops.reshape(scores, (-1, nodes, types * classes))
+        scores = ops.matmul(ops.cast(self.adjacency, scores.dtype), scores)
+        attention = ops.cast(ops.softmax(ops.cast(scores, "float32"), axis=1), scores.dtype)
+        # Eq. 3 and the mean of Eq. 4 in one product: the sum over nodes and heads, over the number of heads.
+        attention = ops.reshape(attention, (-1, nodes * types, classes))
+        pooled = ops.matmul(ops.transpose(attention, (0, 2, 1)), flat) / types
+        outputs = squash(pooled)
+        if return_attention_scores:
+            return outputs, ops.reshape(attention, (-1, height, width, types, classes))
+        return outputs
+
+    def compute_output_spec(self, capsules, return_attention_scores=False):
+        batch, height, width, types, dim = capsules.shape
+        outputs = keras.KerasTensor((batch, self.num_capsules, dim), dtype=self.compute_dtype)
+        if return_attention_scores:
+            attention = keras.KerasTensor((batch, height, width, types, self.num_capsules), dtype=self.compute_dtype)
+            return outputs, attention
+        return outputs
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_capsules": self.num_capsules,
+            "sigma": self.sigma,
+            "self_loops": self.self_loops,
+            "normalize": self.normalize,
+            "use_bias": self.use_bias,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }

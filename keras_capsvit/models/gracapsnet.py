@@ -1,0 +1,129 @@
+"""Graph capsule networks (thesis chapter 3)."""
+
+import keras
+
+from keras_capsvit.layers import CapsuleInitializer, CapsuleTransform, GraphCapsPool, PrimaryCaps
+from keras_capsvit.models.reconstruction import CapsuleModel
+
+
+@keras.saving.register_keras_serializable(package="keras_capsvit")
+class GraCapsNet(CapsuleModel):
+    """Graph capsule network: a capsule network whose routing is multi-head graph pooling (thesis Algorithm 2).
+
+    Two convolutions give ``h w`` primary capsules for each of ``num_heads`` types; each capsule is projected by a
+    matrix of its own; each type is a graph over the grid whose nodes are pooled into class capsules by attention;
+    the heads are averaged and squashed. The attention is the explanation (``explain.GraphAttention``).
+
+    Args:
+        input_shape: ints ``(H, W, C)``.
+        num_classes: int ``M >= 2``.
+        num_heads: int, graphs ``l``.
+        primary_dim: int, dimension ``d`` of the primary capsules.
+        capsule_dim: int, dimension ``e`` of node features and class capsules.
+        filters: int, channels of the first convolution.
+        kernel_size: int, of both convolutions.
+        strides: pair of ints, of the first and the second convolution.
+        sigma: float >= 0, width of the Gaussian adjacency in nodes (Eq. 3.1); 0 for nodes without neighbours. The
+            thesis gives none; the default is the result of ``examples/reproduce/sigma.py``.
+        self_loops: bool, add the identity to the adjacency.
+        normalize: bool, degree-normalise the adjacency.
+        reconstruction: None, ``"conditional"`` or ``"unconditional"``, the decoder (see ``CapsuleModel``).
+        reconstruction_weight: float, weight of the summed squared error.
+        reconstruction_units: ints, hidden widths of the decoder.
+
+    Call: images ``(b, H, W, C)`` with values in [0, 1] → lengths ``(b, M)`` in [0, 1).
+
+    Taps: ``primary_capsules (b, h, w, l, d)``, ``attention (b, h, w, l, M)``, ``capsules (b, M, e)``,
+    ``lengths (b, M)``, ``reconstruction (b, H, W, C)``.
+
+    Raises:
+        ValueError: for an input too small for the convolutions, and other arguments out of range.
+
+    Example::
+
+        model = GraCapsNet((28, 28, 1), 10)
+        model.compile("adam", MarginLoss(), metrics=["accuracy"])
+        model.fit(x, y, epochs=5)
+    """
+
+    def __init__(
+        self,
+        input_shape,
+        num_classes,
+        *,
+        num_heads=32,
+        primary_dim=8,
+        capsule_dim=16,
+        filters=256,
+        kernel_size=3,
+        strides=(1, 2),
+        sigma=1.0,
+        self_loops=False,
+        normalize=False,
+        reconstruction=None,
+        reconstruction_weight=0.0005,
+        reconstruction_units=(512, 1024),
+        name="gracapsnet",
+        **kwargs,
+    ):
+        input_shape = tuple(input_shape)
+        _check_arguments(input_shape, num_classes, kernel_size, strides)
+        self._config = {
+            "input_shape": input_shape,
+            "num_classes": num_classes,
+            "num_heads": num_heads,
+            "primary_dim": primary_dim,
+            "capsule_dim": capsule_dim,
+            "filters": filters,
+            "kernel_size": kernel_size,
+            "strides": tuple(strides),
+            "sigma": sigma,
+            "self_loops": self_loops,
+            "normalize": normalize,
+            "reconstruction": reconstruction,
+            "reconstruction_weight": reconstruction_weight,
+            "reconstruction_units": tuple(reconstruction_units),
+        }
+        images = keras.Input(input_shape, name="images")
+        features = keras.layers.Conv2D(
+            filters, kernel_size, strides=strides[0], activation="relu", kernel_initializer="he_normal", name="conv"
+        )(images)
+        primary = PrimaryCaps(
+            num_heads, primary_dim, kernel_size=kernel_size, strides=strides[1], name="primary_capsules"
+        )(features)
+        nodes = CapsuleTransform(
+            capsule_dim, kernel_initializer=CapsuleInitializer(2.0 * primary_dim), name="projection"
+        )(primary)
+        capsules, attention = GraphCapsPool(
+            num_classes, sigma=sigma, self_loops=self_loops, normalize=normalize, name="graph_pooling"
+        )(nodes, return_attention_scores=True)
+        super().__init__(
+            images,
+            capsules,
+            taps={"primary_capsules": primary, "attention": attention},
+            reconstruction=reconstruction,
+            reconstruction_weight=reconstruction_weight,
+            reconstruction_units=reconstruction_units,
+            name=name,
+            **kwargs,
+        )
+
+    def get_config(self):
+        return {**self._config, "name": self.name, "trainable": self.trainable}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(**config)
+
+
+def _check_arguments(input_shape, num_classes, kernel_size, strides):
+    if len(input_shape) != 3 or any(not isinstance(size, int) or size < 1 for size in input_shape):
+        raise ValueError(f"input_shape must be (height, width, channels), positive ints; received {input_shape}.")
+    if num_classes < 2:
+        raise ValueError(f"num_classes must be at least 2; received {num_classes}.")
+    smallest = kernel_size + (kernel_size - 1) * strides[0]  # a single node is left
+    if min(input_shape[:2]) < smallest:
+        raise ValueError(
+            f"Images of {input_shape[0]}x{input_shape[1]} are too small for two {kernel_size}x{kernel_size} "
+            f"convolutions with strides {tuple(strides)}; the smallest legal size is {smallest}x{smallest}."
+        )

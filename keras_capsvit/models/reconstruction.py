@@ -1,0 +1,182 @@
+"""What every capsule model shares: lengths as output, taps, and a decoder trained by the same ``fit(x, y)``."""
+
+import contextlib
+import math
+
+import keras
+from keras import ops
+
+from keras_capsvit.layers import CapsuleLength, CapsuleMask
+from keras_capsvit.ops import as_multi_hot
+from keras_capsvit.taps import tap
+
+RECONSTRUCTIONS = (None, "conditional", "unconditional")
+
+
+def build_decoder(capsules_shape, image_shape, units=(512, 1024)):
+    """Decoder of Sabour et al. (2017): dense ReLU layers, then a sigmoid per pixel.
+
+    Args:
+        capsules_shape: pair of ints ``(j, e)``.
+        image_shape: ints ``(H, W, C)``.
+        units: ints, widths of the hidden layers.
+
+    Returns:
+        keras.Model from class capsules ``(b, j, e)`` to images ``(b, H, W, C)`` in [0, 1].
+    """
+    hidden = [keras.layers.Dense(width, activation="relu") for width in units]
+    return keras.Sequential(
+        [
+            keras.layers.InputLayer(shape=capsules_shape),
+            keras.layers.Flatten(),
+            *hidden,
+            keras.layers.Dense(math.prod(image_shape), activation="sigmoid", dtype="float32"),
+            keras.layers.Reshape(image_shape, dtype="float32"),
+        ],
+        name="decoder",
+    )
+
+
+class CapsuleModel(keras.Model):
+    """Functional model from images ``(b, H, W, C)`` to the lengths ``(b, M)`` of its class capsules.
+
+    Args:
+        inputs: KerasTensor ``(b, H, W, C)``.
+        capsules: KerasTensor ``(b, M, e)``, the class capsules.
+        taps: dict from names to KerasTensors, the intermediates besides ``capsules`` and ``lengths``.
+        reconstruction: None; ``"conditional"``, a decoder that sees only the capsule of the true class (in training)
+            or the longest one (else); or ``"unconditional"``, a decoder that sees all class capsules.
+        reconstruction_weight: float, weight of the squared error, summed over an image's pixels, beside the loss.
+        reconstruction_units: ints, hidden widths of the decoder.
+
+    ``fit``, ``evaluate`` and ``predict`` are Keras's; labels are integers or multi-hot. The reconstruction error
+    enters the loss in ``fit`` and ``evaluate`` and is reported as ``reconstruction_error``.
+    """
+
+    def __init__(
+        self,
+        inputs,
+        capsules,
+        *,
+        taps,
+        reconstruction=None,
+        reconstruction_weight=0.0005,
+        reconstruction_units=(512, 1024),
+        **kwargs,
+    ):
+        if reconstruction not in RECONSTRUCTIONS:
+            raise ValueError(f"reconstruction must be one of {RECONSTRUCTIONS}; received {reconstruction!r}.")
+        lengths = CapsuleLength(name="lengths")(capsules)
+        super().__init__(inputs=inputs, outputs=lengths, **kwargs)
+        self.reconstruction = reconstruction
+        self.reconstruction_weight = reconstruction_weight
+        self.reconstruction_units = tuple(reconstruction_units)
+        self.taps = {**taps, "capsules": capsules, "lengths": lengths}
+        self._capsules_wanted = False
+        if reconstruction is not None:
+            self.decoder = build_decoder(capsules.shape[1:], inputs.shape[1:], reconstruction_units)
+            self._mask = CapsuleMask(name="mask")
+            self._reconstruction_error = keras.metrics.Mean(name="reconstruction_error")
+            self._lengths_and_capsules = keras.Function(inputs, {"lengths": lengths, "capsules": capsules})
+            self.taps["reconstruction"] = self._decode(capsules)
+
+    def reconstruct(self, x, labels=None):
+        """Decode images from their class capsules.
+
+        Args:
+            x: images ``(b, H, W, C)``.
+            labels: class ids ``(b,)`` or multi-hot ``(b, M)`` that choose the capsule; None for the longest one.
+                An unconditional decoder takes no labels.
+
+        Returns:
+            Tensor ``(b, H, W, C)`` in [0, 1].
+
+        Raises:
+            ValueError: if the model was built without a decoder, if labels are out of range, or if an unconditional
+                decoder is given labels.
+        """
+        if self.reconstruction is None:
+            raise ValueError(
+                "This model has no decoder; build it with reconstruction='conditional' or 'unconditional'."
+            )
+        if labels is not None:
+            if self.reconstruction == "unconditional":
+                raise ValueError("An unconditional decoder sees all capsules and takes no labels; pass labels=None.")
+            self._check_labels(labels)
+            labels = ops.convert_to_tensor(labels)
+        return self._decode(tap(self, "capsules")(x), labels)
+
+    def _decode(self, capsules, labels=None):
+        if self.reconstruction == "conditional":
+            capsules = self._mask(capsules, labels)
+        return self.decoder(capsules)
+
+    def _check_labels(self, labels):
+        """Refuse labels that one-hot encoding would silently turn into "no class"; None passes."""
+        if labels is None:
+            return
+        labels = ops.convert_to_numpy(labels)
+        classes = self.output_shape[-1]
+        as_multi_hot(labels, classes)  # its shape
+        is_multi_hot = labels.ndim == 2 and labels.shape[1] == classes
+        lowest, highest = (0, 1) if is_multi_hot else (0, classes - 1)
+        if labels.size and not (labels.min() >= lowest and labels.max() <= highest):
+            what = "multi-hot entries" if is_multi_hot else "class ids"
+            raise ValueError(
+                f"Expected {what} between {lowest} and {highest}; received values between {labels.min()} and "
+                f"{labels.max()}."
+            )
+
+    # Keras's own steps, with the capsules kept for the decoder. Everybody else, a plain call as well as the step of an
+    # outer model that contains this one, gets lengths.
+
+    def train_step(self, *args):
+        with self._keep_capsules():
+            return super().train_step(*args)
+
+    def test_step(self, *args):
+        with self._keep_capsules():
+            return super().test_step(*args)
+
+    @contextlib.contextmanager
+    def _keep_capsules(self):
+        self._capsules_wanted = self.reconstruction is not None
+        try:
+            yield
+        finally:
+            self._capsules_wanted = False
+
+    def call(self, inputs, training=None, mask=None):
+        if self._capsules_wanted:
+            return self._lengths_and_capsules(inputs)
+        return super().call(inputs, training=training, mask=mask)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        if not isinstance(y_pred, dict):
+            return super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
+        loss = super().compute_loss(x=x, y=y, y_pred=y_pred["lengths"], sample_weight=sample_weight, training=training)
+        decoded = self._decode(y_pred["capsules"], y)
+        error = ops.sum(ops.square(decoded - ops.cast(x, decoded.dtype)), axis=(1, 2, 3))
+        if sample_weight is not None:
+            error = error * ops.cast(ops.reshape(sample_weight, (-1,)), error.dtype)
+        error = ops.mean(error)
+        self._reconstruction_error.update_state(error)
+        return loss + self.reconstruction_weight * error
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        lengths = y_pred["lengths"] if isinstance(y_pred, dict) else y_pred
+        return super().compute_metrics(x, y, lengths, sample_weight)
+
+    # Labels in arrays are checked before anything runs; those in streams are the stream's business (``data`` checks).
+
+    def fit(self, x=None, y=None, *args, **kwargs):
+        self._check_labels(y)
+        return super().fit(x, y, *args, **kwargs)
+
+    def evaluate(self, x=None, y=None, *args, **kwargs):
+        self._check_labels(y)
+        return super().evaluate(x, y, *args, **kwargs)
+
+    def train_on_batch(self, x, y=None, *args, **kwargs):
+        self._check_labels(y)
+        return super().train_on_batch(x, y, *args, **kwargs)

@@ -1,0 +1,71 @@
+"""Capsule arithmetic: ``safe_norm`` and ``squash``, on any Keras backend."""
+
+from keras import ops
+
+
+def _at_least_float32(x):
+    # Squares of half-precision numbers under- and overflow where the numbers themselves do not.
+    return ops.cast(x, "float32") if x.dtype in ("float16", "bfloat16") else x
+
+
+def safe_norm(x, axis=-1, keepdims=False):
+    """Euclidean length whose gradient at the zero vector is zero instead of NaN.
+
+    Args:
+        x: float tensor of any shape.
+        axis: int, the axis that holds the vectors.
+        keepdims: bool, whether that axis stays, with size 1.
+
+    Returns:
+        Tensor of the lengths, the shape of ``x`` without ``axis`` (or with size 1 there). Half-precision
+        input is measured and returned in float32.
+    """
+    x = _at_least_float32(ops.convert_to_tensor(x))
+    squared = ops.sum(ops.square(x), axis=axis, keepdims=keepdims)
+    positive = squared > 0
+    # The inner `where` keeps the square root's infinite slope out of the backward pass as well.
+    return ops.where(positive, ops.sqrt(ops.where(positive, squared, 1.0)), 0.0)
+
+
+def squash(x, axis=-1):
+    """Shrink vectors to a length below 1 and keep their direction.
+
+    ``squash(s) = ||s||^2 / (1 + ||s||^2) * s / ||s||`` (thesis Eq. 3.5; Sabour et al. 2017, Eq. 1).
+
+    Args:
+        x: float tensor of any shape.
+        axis: int, the axis that holds the vectors.
+
+    Returns:
+        Tensor of the shape and dtype of ``x``; lengths in [0, 1). (In float32 a vector longer than about 4,000
+        rounds to length 1.) The zero vector stays zero, with a zero gradient.
+    """
+    x = ops.convert_to_tensor(x)
+    norm = safe_norm(x, axis=axis, keepdims=True)
+    # ||s|| / (1 + ||s||^2), without the division by ||s|| that Eq. 5 has at the origin.
+    return x * ops.cast(norm / (1.0 + ops.square(norm)), x.dtype)
+
+
+def as_multi_hot(labels, num_classes):
+    """Class ids or multi-hot labels as a multi-hot tensor.
+
+    Args:
+        labels: integer class ids of shape ``(b,)`` or ``(b, 1)``, or a multi-hot tensor ``(b, num_classes)``.
+        num_classes: int.
+
+    Returns:
+        float32 tensor ``(b, num_classes)``.
+
+    Raises:
+        ValueError: for labels of any other shape.
+    """
+    labels = ops.convert_to_tensor(labels)
+    shape = tuple(labels.shape)
+    if len(shape) == 2 and shape[1] == num_classes:
+        return ops.cast(labels, "float32")
+    if len(shape) == 1 or (len(shape) == 2 and shape[1] == 1):
+        return ops.one_hot(ops.cast(ops.reshape(labels, (-1,)), "int32"), num_classes, dtype="float32")
+    raise ValueError(
+        f"Labels must be class ids of shape (batch,) or multi-hot of shape (batch, {num_classes}); "
+        f"received shape {shape}."
+    )

@@ -1,0 +1,45 @@
+"""Taps: named intermediates of a model, as callables that share its weights.
+
+Anything with a mapping ``taps`` has them. Its values are the symbolic tensors of a live functional model, or, where
+there is no live model (a SavedModel), callables from images to the intermediate.
+"""
+
+import keras
+
+
+def names(model):
+    """Names of the taps of ``model``.
+
+    Args:
+        model: live model, served model, or any callable.
+
+    Returns:
+        Sorted list of str; empty for a plain callable.
+    """
+    return sorted(getattr(model, "taps", {}))
+
+
+def tap(model, name):
+    """Callable from images to a named intermediate.
+
+    Args:
+        model: live or served model that has taps.
+        name: str, one of ``names(model)``; or a list of such, for one pass that returns the list of intermediates.
+
+    Returns:
+        Callable ``x`` → tensor. For a live model it is a ``keras.Model``, so it has ``predict`` as well.
+
+    Raises:
+        ValueError: if the model has no such tap; the message lists those it has.
+    """
+    wanted = [name] if isinstance(name, str) else list(name)
+    for one in wanted:
+        if one not in names(model):
+            raise ValueError(
+                f"{getattr(model, 'name', type(model).__name__)} has no tap {one!r}; it has {names(model)}."
+            )
+    found = [model.taps[one] for one in wanted]
+    if all(callable(one) for one in found):
+        return found[0] if isinstance(name, str) else lambda x: [one(x) for one in found]
+    inputs = model.inputs[0] if len(model.inputs) == 1 else model.inputs
+    return keras.Model(inputs, found[0] if isinstance(name, str) else found, name=f"{model.name}_tap")

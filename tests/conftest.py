@@ -1,0 +1,74 @@
+"""Shared by all tests: quiet logs, a fixed seed, the backend switch, and small models of real shape."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import settings
+from sklearn.datasets import load_digits
+
+from keras_capsvit import GraCapsNet
+
+settings.register_profile("tests", max_examples=25, deadline=None)
+settings.load_profile("tests")
+
+
+def pytest_collection_modifyitems(items):
+    if keras.backend.backend() != "tensorflow":
+        skip = pytest.mark.skip(reason="TensorFlow only")
+        for item in items:
+            if item.get_closest_marker("tensorflow"):
+                item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """All 1,797 real digits: images (n, 8, 8, 1) in [0, 1] and labels (n,)."""
+    found = load_digits()
+    return (found.images[..., None] / 16).astype("float32"), found.target.astype("int64")
+
+
+@pytest.fixture
+def small_model():
+    """Builder of small graph capsule networks."""
+
+    def build(input_shape=(12, 12, 1), num_classes=10, **kwargs):
+        settings = {"num_heads": 4, "primary_dim": 4, "capsule_dim": 6, "filters": 16, **kwargs}
+        return GraCapsNet(input_shape, num_classes, **settings)
+
+    return build
+
+
+@pytest.fixture
+def fresh_process():
+    """Run Python code in a new interpreter; returns what it printed."""
+
+    def run(code, *args):
+        done = subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def resized(digits):
+    """First n digits, enlarged to size x size, with a number of channels."""
+
+    def make(n, size, channels=1):
+        images = keras.ops.image.resize(digits[0][:n], (size, size), data_format="channels_last")
+        return np.repeat(keras.ops.convert_to_numpy(images), channels, axis=-1).clip(0, 1)
+
+    return make

@@ -1,0 +1,163 @@
+import keras
+import numpy as np
+import pytest
+import replicas
+from hypothesis import given
+from hypothesis import strategies as st
+from keras import ops
+
+from keras_capsvit import CapsuleLength, CapsuleMask, CapsuleTransform, GraphCapsPool, PrimaryCaps
+from keras_capsvit.autodiff import value_and_gradient
+from keras_capsvit.layers import CapsuleInitializer, gaussian_adjacency
+
+rng = np.random.default_rng(0)
+IMAGES = rng.uniform(size=(2, 9, 8, 3)).astype("float32")
+CAPSULES = rng.normal(size=(2, 3, 4, 5, 6)).astype("float32")
+LAYERS = [
+    (lambda: PrimaryCaps(5, 4, kernel_size=3, strides=(2, 1), padding="same"), IMAGES, (2, 5, 8, 5, 4)),
+    (lambda: PrimaryCaps(2, 3), np.zeros((1, 28, 28, 1), "float32"), (1, 10, 10, 2, 3)),
+    (lambda: CapsuleTransform(7, kernel_initializer=CapsuleInitializer(3.0, seed=1)), CAPSULES, (2, 3, 4, 5, 7)),
+    (lambda: CapsuleTransform(7, shared=True), CAPSULES, (2, 3, 4, 5, 7)),
+    (lambda: CapsuleTransform(7, num_capsules=3), CAPSULES, (2, 60, 3, 7)),
+    (lambda: CapsuleTransform(7, num_capsules=3, shared=True), CAPSULES, (2, 60, 3, 7)),
+    (lambda: GraphCapsPool(7), CAPSULES, (2, 7, 6)),
+    (
+        lambda: GraphCapsPool(
+            7, sigma=2.0, self_loops=True, normalize=True, use_bias=False, kernel_initializer="zeros"
+        ),
+        CAPSULES,
+        (2, 7, 6),
+    ),
+    (CapsuleLength, CAPSULES, (2, 3, 4, 5)),
+    (CapsuleMask, CAPSULES[:, 0, 0], (2, 5, 6)),
+]
+
+
+@pytest.mark.parametrize(("make", "x", "shape"), LAYERS)
+def test_shapes_config_and_mixed_precision(make, x, shape):
+    layer = make()
+    y = layer(x)
+    assert y.shape == shape
+    assert layer.compute_output_spec(keras.KerasTensor(x.shape)).shape == shape
+    twin = keras.layers.deserialize(keras.layers.serialize(layer))
+    assert twin.get_config() == layer.get_config()
+    twin.set_weights(layer.get_weights())
+    np.testing.assert_array_equal(twin(x), y)
+
+    half = type(layer).from_config({**twin.get_config(), "dtype": "mixed_float16"})
+    half.build(x.shape)
+    half.set_weights(layer.get_weights())
+    np.testing.assert_allclose(ops.cast(half(x), "float32"), y, atol=2e-2)
+
+
+def test_primary_capsules_are_the_squashed_convolution():
+    layer = PrimaryCaps(5, 4, kernel_size=3)
+    y = ops.convert_to_numpy(layer(IMAGES))
+    channels = ops.convert_to_numpy(layer.conv(IMAGES)).reshape(*y.shape)
+    expected = np.apply_along_axis(replicas.squash, -1, channels.astype("float64"))
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("num_capsules", [None, 3])
+def test_transform_is_one_product_per_capsule(shared, num_capsules):
+    layer = CapsuleTransform(7, num_capsules=num_capsules, shared=shared)
+    y = ops.convert_to_numpy(layer(CAPSULES))
+    kernel = ops.convert_to_numpy(layer.kernel)
+    flat = CAPSULES.reshape(2, 60, 6)
+    for i in range(60):
+        w = kernel[0 if shared else i]
+        expected = np.tensordot(flat[:, i], w, axes=1)  # (b, e) or (b, j, e)
+        np.testing.assert_allclose(
+            y.reshape(2, 60, *y.shape[-1 - (num_capsules is not None) :])[:, i], expected, atol=1e-5
+        )
+
+
+def test_transform_initial_scale_counts_the_capsule_dimension_only():
+    layer = CapsuleTransform(16, kernel_initializer=CapsuleInitializer(2.0, seed=0))
+    layer.build((None, 6, 6, 32, 8))
+    assert abs(np.var(layer.get_weights()[0]) - 2.0 / 8) < 0.01
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1.0, 3.0])
+def test_adjacency_is_equation_1(sigma):
+    a = gaussian_adjacency(3, 4, sigma)
+    np.testing.assert_allclose(a, replicas.adjacency(3, 4, sigma), atol=1e-6)
+    np.testing.assert_allclose(gaussian_adjacency(3, 4, sigma, self_loops=True), a + np.eye(12), atol=1e-6)
+    degree = a.sum(1)
+    np.testing.assert_allclose(
+        gaussian_adjacency(3, 4, sigma, normalize=True), a / np.sqrt(np.outer(degree, degree)), atol=1e-6
+    )
+
+
+def test_adjacency_without_neighbours_is_the_identity():
+    for normalize in (False, True):
+        np.testing.assert_array_equal(gaussian_adjacency(3, 4, 0, normalize=normalize), np.eye(12))
+    with pytest.raises(ValueError, match="sigma=-1"):
+        GraphCapsPool(3, sigma=-1)
+
+
+@pytest.mark.parametrize("settings", [{}, {"sigma": 2.0, "normalize": True}, {"self_loops": True}])
+def test_graph_pooling_is_equations_2_to_4(settings):
+    layer = GraphCapsPool(7, **settings)
+    layer.build(CAPSULES.shape)
+    layer.bias.assign(rng.normal(size=7))
+    capsules, attention = layer(CAPSULES, return_attention_scores=True)
+    a = layer.adjacency.astype("float64")
+    if not settings:
+        np.testing.assert_allclose(a, replicas.adjacency(3, 4, 1.0), atol=1e-6)
+    kernel, bias = (w.astype("float64") for w in layer.get_weights())
+    for i in range(2):
+        expected, expected_attention = replicas.graph_pooling(CAPSULES[i].astype("float64"), a, kernel, bias)
+        np.testing.assert_allclose(capsules[i], expected, atol=1e-5)
+        np.testing.assert_allclose(attention[i], expected_attention, atol=1e-5)
+
+
+@given(st.integers(0, 2**31), st.floats(0, 3), st.booleans())
+def test_attention_sums_to_one_over_the_nodes_of_each_head_and_class(seed, sigma, normalize):
+    x = np.random.default_rng(seed).normal(scale=3, size=(1, 3, 4, 2, 6)).astype("float32")
+    _, attention = GraphCapsPool(3, sigma=sigma, normalize=normalize)(x, return_attention_scores=True)
+    np.testing.assert_allclose(ops.sum(attention, axis=(1, 2)), np.ones((1, 2, 3)), atol=1e-5)
+
+
+@given(st.permutations(range(12)))
+def test_permuting_nodes_and_adjacency_permutes_the_attention(order):
+    keras.utils.set_random_seed(0)
+    layer = GraphCapsPool(7)
+    capsules, attention = layer(CAPSULES, return_attention_scores=True)
+    layer.adjacency = layer.adjacency[np.ix_(order, order)]
+    permuted = CAPSULES.reshape(2, 12, 5, 6)[:, order].reshape(CAPSULES.shape)
+    capsules_2, attention_2 = layer(permuted, return_attention_scores=True)
+    expected = ops.convert_to_numpy(attention).reshape(2, 12, 5, 7)[:, order]
+    np.testing.assert_allclose(ops.convert_to_numpy(attention_2).reshape(2, 12, 5, 7), expected, atol=1e-5)
+    np.testing.assert_allclose(capsules_2, capsules, atol=1e-5)
+
+
+def test_bias_acts_through_the_degrees_only():
+    for normalize, sigma, acts in ((False, 1.0, True), (False, 0, False)):
+        layer = GraphCapsPool(7, sigma=sigma, normalize=normalize)
+        before = ops.convert_to_numpy(layer(CAPSULES))
+        layer.bias.assign(np.full(7, 2.0))
+        assert (np.abs(ops.convert_to_numpy(layer(CAPSULES)) - before).max() > 1e-3) == acts
+
+
+@pytest.mark.parametrize(("make", "x", "shape"), LAYERS)
+def test_gradient_at_zero_is_finite(make, x, shape):
+    layer = make()
+    layer.build(x.shape)
+    _, gradient = value_and_gradient(layer, layer.variables)(np.zeros_like(x))
+    assert np.isfinite(ops.convert_to_numpy(gradient)).all()
+
+
+def test_mask_chooses_by_label_by_length_and_by_multi_hot():
+    capsules = np.array([[[1, 0], [0, 3], [2, 0]]], "float32")
+    np.testing.assert_array_equal(CapsuleMask()(capsules), [[[0, 0], [0, 3], [0, 0]]])
+    np.testing.assert_array_equal(CapsuleMask()(capsules, np.array([2])), [[[0, 0], [0, 0], [2, 0]]])
+    np.testing.assert_array_equal(CapsuleMask()(capsules, np.array([[1, 0, 1]])), [[[1, 0], [0, 0], [2, 0]]])
+
+
+def test_layers_say_what_they_expect():
+    with pytest.raises(ValueError, match=r"CapsuleTransform needs .* received shape \(None, 8\)"):
+        CapsuleTransform(4).build((None, 8))
+    with pytest.raises(ValueError, match=r"GraphCapsPool needs .* received shape \(None, None, 6, 32, 8\)"):
+        GraphCapsPool(4).build((None, None, 6, 32, 8))

@@ -1,0 +1,91 @@
+"""The architecture of the README: who imports whom, and what the package promises about itself."""
+
+import ast
+import importlib
+import pathlib
+
+import keras
+import pytest
+
+import keras_capsvit
+from keras_capsvit import models
+
+PACKAGE = pathlib.Path(keras_capsvit.__file__).parent
+ALLOWED = {
+    "ops": set(),
+    "taps": set(),
+    "autodiff": set(),
+    "data": {"data"},
+    "plot": set(),
+    "serving": {"taps"},
+    "losses": {"ops"},
+    "layers": {"ops", "layers"},
+    "models": {"ops", "taps", "layers", "models"},
+    "explain": {"ops", "taps", "autodiff", "explain"},
+    "__init__": {"layers", "losses", "models"},
+}
+KNOWS_TENSORFLOW = {"autodiff", "data", "serving"}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_arrows_point_one_way(path):
+    names = list(imports(path))
+    inside = {name.split(".")[1] for name in names if name.startswith("keras_capsvit.")}
+    assert inside <= ALLOWED[part(path)]
+    if part(path) not in KNOWS_TENSORFLOW:
+        assert not [name for name in names if name.split(".")[0] in ("tensorflow", "jax", "torch")]
+
+
+def test_every_part_has_its_arrows_listed():
+    assert {part(path) for path in FILES} == set(ALLOWED)
+
+
+def test_import_needs_neither_tensorflow_nor_matplotlib(fresh_process):
+    code = """
+import os, sys
+os.environ["KERAS_BACKEND"] = "jax"
+for name in ("tensorflow", "matplotlib", "tensorflow_datasets"):
+    sys.modules[name] = None  # as if it were not installed
+try:
+    import jax
+except ImportError:
+    print("no jax")
+else:
+    import keras_capsvit
+    print(keras_capsvit.GraCapsNet((9, 9, 1), 3, filters=8, num_heads=2).count_params() > 0)
+"""
+    assert fresh_process(code).split()[-1] in ("True", "jax")
+
+
+def test_everything_public_has_a_docstring():
+    for name in keras_capsvit.__all__:
+        assert getattr(keras_capsvit, name).__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'resnet'"):
+        _ = keras_capsvit.resnet
+
+
+def test_every_keras_object_of_the_package_is_registered():
+    kinds = (keras.Layer, keras.losses.Loss, keras.initializers.Initializer)
+    found = 0
+    for path in FILES:
+        module = importlib.import_module(".".join(("keras_capsvit", *path.relative_to(PACKAGE).with_suffix("").parts)))
+        own = [thing for thing in vars(module).values() if getattr(thing, "__module__", "") == module.__name__]
+        for thing in own:
+            if isinstance(thing, type) and issubclass(thing, kinds) and thing is not models.CapsuleModel:
+                assert keras.saving.get_registered_name(thing) == f"keras_capsvit>{thing.__name__}"
+                found += 1
+    assert found >= 8

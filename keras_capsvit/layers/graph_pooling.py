@@ -48,9 +48,11 @@ class GraphCapsPool(keras.layers.Layer):
         sigma: float >= 0, width of the Gaussian adjacency in grid cells (Eq. 3.1); 0: no neighbours.
         self_loops: bool, add the identity to the adjacency.
         normalize: bool, degree-normalise the adjacency.
-        use_bias: bool. The bias reaches the attention through a node's degree, hence has an effect only where
-            degrees differ (``sigma > 0`` without ``normalize``); elsewhere the softmax cancels it.
-        kernel_initializer: initialiser of ``W``, ``(e, j)``; its values are divided by the mean of A's diagonal.
+        use_bias: bool. The bias reaches the attention through the row sums of A, hence acts only where they differ: not
+            for ``sigma=0``, where the softmax cancels it.
+        kernel_initializer: initialiser of ``W``, ``(e, j)``; its values are divided by the mean of A's diagonal. None
+            for columns of length about 16: training starts from an attention that chooses nodes, hence from class
+            capsules that differ; from a uniform attention it has to find that first.
 
     Call arguments:
         capsules: tensor ``(b, h, w, l, e)``.
@@ -69,7 +71,7 @@ class GraphCapsPool(keras.layers.Layer):
         self_loops=False,
         normalize=False,
         use_bias=True,
-        kernel_initializer="lecun_normal",
+        kernel_initializer=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -80,7 +82,9 @@ class GraphCapsPool(keras.layers.Layer):
         self.self_loops = self_loops
         self.normalize = normalize
         self.use_bias = use_bias
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.kernel_initializer = keras.initializers.get(
+            kernel_initializer or keras.initializers.VarianceScaling(256.0)
+        )
 
     def build(self, input_shape):
         if len(input_shape) != 5 or None in input_shape[1:]:

@@ -91,8 +91,9 @@ class GraCapsNet(CapsuleModel):
         primary = PrimaryCaps(
             num_heads, primary_dim, kernel_size=kernel_size, strides=strides[1], name="primary_capsules"
         )(features)
+        # Primary capsules are at most 1 long whatever their dimension, hence a variance that does not depend on it.
         nodes = CapsuleTransform(
-            capsule_dim, kernel_initializer=CapsuleInitializer(2.0 * primary_dim), name="projection"
+            capsule_dim, kernel_initializer=CapsuleInitializer(primary_dim / 8), name="projection"
         )(primary)
         capsules, attention = GraphCapsPool(
             num_classes, sigma=sigma, self_loops=self_loops, normalize=normalize, name="graph_pooling"

@@ -26,7 +26,8 @@ def parse():
     parser.add_argument("--dataset", default="digits", choices=list(data.DATASETS))
     parser.add_argument("--epochs", type=int, help="default: 15 for digits, else 5")
     parser.add_argument("--batch-size", type=int, help="default: 32 for digits, else 128")
-    parser.add_argument("--learning-rate", type=float, default=0.001, help="first learning rate of the cosine decay")
+    parser.add_argument("--image-size", type=int, help="side to resize images to")
+    parser.add_argument("--learning-rate", type=float, default=0.003, help="first learning rate of the cosine decay")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, help="default: saved_models/gracapsnet_DATASET")
     parser.add_argument("--data-dir", help="where the TFDS folders are")
@@ -45,15 +46,20 @@ def main():
     keras.utils.set_random_seed(args.seed)
     about = data.info(args.dataset)
     train, test = data.load(
-        args.dataset, batch_size=args.batch_size, data_dir=args.data_dir, download=args.download, seed=args.seed
+        args.dataset,
+        batch_size=args.batch_size,
+        image_size=args.image_size,
+        data_dir=args.data_dir,
+        download=args.download,
+        seed=args.seed,
     )
 
-    model = GraCapsNet(about.image_shape, about.num_classes)
+    model = GraCapsNet(train.element_spec[0].shape[1:], about.num_classes)
     nodes = model.taps["attention"].shape[1:3]
     print(f"{model.name}: {model.count_params():,} parameters, {nodes[0]}x{nodes[1]} = {nodes[0] * nodes[1]} nodes")
     schedule = keras.optimizers.schedules.CosineDecay(args.learning_rate, args.epochs * len(train))
     model.compile(keras.optimizers.Adam(schedule), MarginLoss(), metrics=["accuracy"])
-    model.fit(train, validation_data=test, epochs=args.epochs)
+    model.fit(train, validation_data=test, epochs=args.epochs, shuffle=False)  # the stream shuffles itself
     accuracy = model.evaluate(test, verbose=0, return_dict=True)["accuracy"]
 
     args.out.mkdir(parents=True, exist_ok=True)

@@ -57,15 +57,46 @@ def as_multi_hot(labels, num_classes):
         float32 tensor ``(b, num_classes)``.
 
     Raises:
-        ValueError: for labels of any other shape.
+        ValueError: see ``check_labels``. Inside a compiled function ids out of range are an error of the backend
+            (TensorFlow on CPU) or become NaN (JAX), never a silent "no class".
     """
     labels = ops.convert_to_tensor(labels)
+    if check_labels(labels, num_classes) == "multi-hot":
+        return ops.cast(labels, "float32")
+    ids = ops.cast(ops.reshape(labels, (-1,)), "int32")
+    return ops.take(ops.eye(num_classes, dtype="float32"), ids, axis=0)
+
+
+def check_labels(labels, num_classes):
+    """Refuse labels of a wrong shape, and, where their values are known, out of range.
+
+    Args:
+        labels: array or tensor; inside a compiled function only its shape is known.
+        num_classes: int.
+
+    Returns:
+        str, ``"ids"`` for class ids ``(b,)`` or ``(b, 1)``, ``"multi-hot"`` for ``(b, num_classes)``.
+
+    Raises:
+        ValueError: for another shape, ids outside ``0 ... num_classes - 1``, or multi-hot entries outside [0, 1].
+    """
     shape = tuple(labels.shape)
     if len(shape) == 2 and shape[1] == num_classes:
-        return ops.cast(labels, "float32")
-    if len(shape) == 1 or (len(shape) == 2 and shape[1] == 1):
-        return ops.one_hot(ops.cast(ops.reshape(labels, (-1,)), "int32"), num_classes, dtype="float32")
-    raise ValueError(
-        f"Labels must be class ids of shape (batch,) or multi-hot of shape (batch, {num_classes}); "
-        f"received shape {shape}."
-    )
+        kind, highest = "multi-hot", 1
+    elif len(shape) == 1 or (len(shape) == 2 and shape[1] == 1):
+        kind, highest = "ids", num_classes - 1
+    else:
+        raise ValueError(
+            f"Labels must be class ids of shape (batch,) or multi-hot of shape (batch, {num_classes}); "
+            f"received shape {shape}."
+        )
+    try:
+        values = ops.convert_to_numpy(labels)
+    except (NotImplementedError, TypeError, ValueError, AttributeError):  # traced: no values yet
+        return kind
+    if values.size and not (values.min() >= 0 and values.max() <= highest):
+        what = "class ids" if kind == "ids" else "multi-hot entries"
+        raise ValueError(
+            f"Expected {what} between 0 and {highest}; received values between {values.min()} and {values.max()}."
+        )
+    return kind

@@ -166,3 +166,12 @@ def test_says_what_is_wrong_with_the_input(small_model, resized):
                 call(x, np.array(labels))
     with pytest.raises(ValueError, match=r"received shape \(4, 3\)"):
         model.fit(x, np.zeros((4, 3)))
+
+
+@pytest.mark.tensorflow
+def test_a_stream_with_a_label_out_of_range_stops(small_model, resized):
+    import tensorflow as tf
+
+    stream = tf.data.Dataset.from_tensor_slices((resized(8, 12), np.arange(8) + 3)).batch(4)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"= 10 is not in \[0, 10\)"):
+        compiled(small_model()).fit(stream, verbose=0)

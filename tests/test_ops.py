@@ -61,6 +61,8 @@ def test_multi_hot_of_ids_and_of_multi_hot():
         np.testing.assert_array_equal(as_multi_hot(np.array(labels), 3), expected)
     with pytest.raises(ValueError, match=r"multi-hot of shape \(batch, 3\); received shape \(2, 4\)"):
         as_multi_hot(np.zeros((2, 4)), 3)
+    with pytest.raises(ValueError, match=r"class ids between 0 and 2; received values between 0 and 3"):
+        as_multi_hot(np.array([0, 3]), 3)
 
 
 def test_gradient_follows_the_variables(small_model):

@@ -54,6 +54,7 @@ def main():
         train,
         validation_data=test,
         epochs=args.epochs,
+        shuffle=False,  # the stream shuffles itself
         callbacks=[
             keras.callbacks.BackupAndRestore(folder / "checkpoint"),
             keras.callbacks.CSVLogger(folder / "epochs.csv", append=True),
@@ -67,7 +68,7 @@ def main():
             "published": PUBLISHED[args.dataset],
             "epochs": (folder / "epochs.csv").read_text().splitlines(),
         },
-        settings=vars(args),
+        options=args,
         model=model.get_config(),
         test_examples=sum(len(y) for _, y in test),
         seconds=round(time.perf_counter() - started),

@@ -7,16 +7,21 @@ import platform
 import keras
 
 
-def write_json(path, *, result, **how):
-    """Write ``result`` with ``how`` it was obtained and the versions and machine of this process.
+PLACES = ("out", "work", "data_dir")  # options that say where, not how
+
+
+def write_json(path, *, result, options, **how):
+    """Write ``result`` with how it was obtained and the versions of this process.
 
     Args:
         path: pathlib.Path of the file; its folder is made.
         result: what was measured; anything JSON takes.
-        **how: settings, seeds, sample counts, seconds; what JSON does not take is written as str.
+        options: argparse.Namespace, the script's options; those that name places are left out.
+        **how: model, sample counts, seconds.
     """
+    options = {name: value for name, value in vars(options).items() if name not in PLACES}
     packages = ("keras-capsvit", "keras", "tensorflow", "numpy")
     versions = {name: importlib.metadata.version(name) for name in packages}
     machine = {"python": platform.python_version(), "backend": keras.backend.backend(), **versions}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"result": result, **how, "versions": machine}, indent=1, default=str) + "\n")
+    path.write_text(json.dumps({"result": result, "options": options, **how, "versions": machine}, indent=1) + "\n")

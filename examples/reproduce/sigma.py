@@ -51,12 +51,12 @@ def main():
             schedule = keras.optimizers.schedules.CosineDecay(args.learning_rate, args.epochs * len(train))
             model.compile(keras.optimizers.Adam(schedule), MarginLoss(), metrics=["accuracy"])
             started = time.perf_counter()
-            history = model.fit(train, epochs=args.epochs, verbose=0).history
+            history = model.fit(train, epochs=args.epochs, shuffle=False, verbose=0).history
             found = model.evaluate(test, verbose=0, return_dict=True)
             row = {"train_loss": history["loss"][-1], "test_loss": found["loss"], "test_accuracy": found["accuracy"]}
             rows.append({**key, **row, "seconds": round(time.perf_counter() - started)})
             print(rows[-1], flush=True)
-            write_json(args.out, result=rows, settings=vars(args))
+            write_json(args.out, result=rows, options=args)
 
 
 if __name__ == "__main__":

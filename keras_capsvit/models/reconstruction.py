@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_capsvit.layers import CapsuleLength, CapsuleMask
-from keras_capsvit.ops import as_multi_hot
+from keras_capsvit.ops import check_labels
 from keras_capsvit.taps import tap
 
 RECONSTRUCTIONS = (None, "conditional", "unconditional")
@@ -102,7 +102,6 @@ class CapsuleModel(keras.Model):
         if labels is not None:
             if self.reconstruction == "unconditional":
                 raise ValueError("An unconditional decoder sees all capsules and takes no labels; pass labels=None.")
-            self._check_labels(labels)
             labels = ops.convert_to_tensor(labels)
         return self._decode(tap(self, "capsules")(x), labels)
 
@@ -112,20 +111,8 @@ class CapsuleModel(keras.Model):
         return self.decoder(capsules)
 
     def _check_labels(self, labels):
-        """Refuse labels that one-hot encoding would silently turn into "no class"; None passes."""
-        if labels is None:
-            return
-        labels = ops.convert_to_numpy(labels)
-        classes = self.output_shape[-1]
-        as_multi_hot(labels, classes)  # its shape
-        is_multi_hot = labels.ndim == 2 and labels.shape[1] == classes
-        lowest, highest = (0, 1) if is_multi_hot else (0, classes - 1)
-        if labels.size and not (labels.min() >= lowest and labels.max() <= highest):
-            what = "multi-hot entries" if is_multi_hot else "class ids"
-            raise ValueError(
-                f"Expected {what} between {lowest} and {highest}; received values between {labels.min()} and "
-                f"{labels.max()}."
-            )
+        if labels is not None:
+            check_labels(ops.convert_to_tensor(labels), self.output_shape[-1])
 
     # Keras's own steps, with the capsules kept for the decoder. Everybody else, a plain call as well as the step of an
     # outer model that contains this one, gets lengths.

@@ -1,0 +1,44 @@
+"""The examples run as a newcomer runs them; the README shows what they print and no more."""
+
+import pathlib
+import subprocess
+import sys
+
+import keras
+import pytest
+
+from keras_capsvit import serving
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def run(script, *args):
+    command = [sys.executable, str(ROOT / "examples" / script), *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.tensorflow
+def test_quickstart_writes_what_it_says(tmp_path):
+    printed = run("quickstart.py", "--epochs", 1, "--image-size", 12, "--out", tmp_path).strip().splitlines()
+    assert "gracapsnet: 658,346 parameters, 4x4 = 16 nodes" in printed[0]
+    assert printed[-2].startswith("Test accuracy ")
+    assert printed[-1].startswith(f"In {tmp_path}: ")
+    assert f"--model_base_path={tmp_path}" in printed[-1]
+    assert (tmp_path / "explanations.png").stat().st_size > 20_000
+    assert keras.saving.load_model(tmp_path / "model.keras").count_params() == 658_346
+    assert serving.load(tmp_path).input_shape == (None, 12, 12, 1)
+
+
+@pytest.mark.tensorflow
+def test_train_step_benchmark_compares_the_two(tmp_path):
+    printed = run("benchmarks/train_step.py", "--batch-size", 2, "--size", 9, "--rounds", 2)
+    assert [line.split()[0] for line in printed.splitlines()] == ["convolutions", "GraCapsNet", "ratio"]
+
+
+def test_ci_finds_the_test_command_in_the_readme():
+    commands = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("python3 -m venv ")]
+    assert len(commands) == 2
+    assert commands[0].endswith(".venv/bin/python examples/quickstart.py")
+    assert commands[1].endswith(".venv/bin/python -m pytest")

@@ -6,7 +6,6 @@ import platform
 
 import keras
 
-
 PLACES = ("out", "work", "data_dir")  # options that say where, not how
 
 

@@ -1,0 +1,63 @@
+"""Compare variants of a model at one small budget, the same for all; an interrupted comparison goes on."""
+
+import argparse
+import json
+import os
+import pathlib
+import time
+
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+from provenance import write_json
+
+from keras_capsvit import MarginLoss, data
+
+
+def parse(description, *, dataset, out):
+    """Options of a comparison; ``out`` is the name of its JSON in results/."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default=dataset)
+    parser.add_argument("--train", type=int, default=6400, help="training images")
+    parser.add_argument("--test", type=int, default=4000, help="test images")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--learning-rate", type=float, default=0.003, help="first learning rate of the cosine decay")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--data-dir")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results" / out)
+    return parser.parse_args()
+
+
+def compare(args, variants, build):
+    """Train and test every variant with every seed; one JSON row each.
+
+    Args:
+        args: what ``parse`` returned.
+        variants: list of dict, what distinguishes the variants; ``learning_rate`` in it overrides the option.
+        build: callable ``(variant, info) → keras.Model``.
+    """
+    about = data.info(args.dataset)
+    splits = (f"train[:{args.train}]", f"test[:{args.test}]")
+    rows = json.loads(args.out.read_text())["result"] if args.out.exists() else []
+    for seed in args.seeds:
+        for variant in variants:
+            key = {**variant, "seed": seed}
+            if any(key.items() <= row.items() for row in rows):
+                continue
+            keras.utils.set_random_seed(seed)
+            train, test = data.load(
+                args.dataset, split=splits, batch_size=args.batch_size, data_dir=args.data_dir, seed=seed
+            )
+            model = build(variant, about)
+            rate = variant.get("learning_rate", args.learning_rate)
+            schedule = keras.optimizers.schedules.CosineDecay(rate, args.epochs * len(train))
+            model.compile(keras.optimizers.Adam(schedule), MarginLoss(), metrics=["accuracy"])
+            started = time.perf_counter()
+            history = model.fit(train, epochs=args.epochs, shuffle=False, verbose=0).history
+            found = model.evaluate(test, verbose=0, return_dict=True)
+            row = {"train_loss": history["loss"][-1], "test_loss": found["loss"], "test_accuracy": found["accuracy"]}
+            rows.append({**key, **row, "seconds": round(time.perf_counter() - started)})
+            print(rows[-1], flush=True)
+            write_json(args.out, result=rows, options=args)

@@ -25,8 +25,8 @@ def convolutions_only(model):
     first, primary = model.get_layer("conv"), model.get_layer("primary_capsules")
     images = keras.Input(model.input_shape[1:])
     features = images
-    for conv in (first, primary.conv):
-        features = keras.layers.Conv2D.from_config(conv.get_config())(features)
+    for name, conv in (("first", first), ("second", primary.conv)):
+        features = keras.layers.Conv2D.from_config({**conv.get_config(), "name": name})(features)
     pooled = keras.layers.GlobalAveragePooling2D()(features)
     return keras.Model(images, keras.layers.Dense(model.output_shape[-1])(pooled))
 

@@ -24,7 +24,7 @@ from keras_capsvit import GraCapsNet, MarginLoss, data, explain, plot, serving
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="digits", choices=list(data.DATASETS))
-    parser.add_argument("--epochs", type=int, help="default: 15 for digits, else 5")
+    parser.add_argument("--epochs", type=int, help="default: 8 for digits, else 5")
     parser.add_argument("--batch-size", type=int, help="default: 32 for digits, else 128")
     parser.add_argument("--image-size", type=int, help="side to resize images to")
     parser.add_argument("--learning-rate", type=float, default=0.003, help="first learning rate of the cosine decay")
@@ -34,7 +34,7 @@ def parse():
     parser.add_argument("--download", action="store_true", help="let TFDS fetch the data set if it is missing")
     args = parser.parse_args()
     small = args.dataset == "digits"
-    args.epochs = args.epochs or (15 if small else 5)
+    args.epochs = args.epochs or (8 if small else 5)
     args.batch_size = args.batch_size or (32 if small else 128)
     args.out = args.out or pathlib.Path("saved_models") / f"gracapsnet_{args.dataset}"
     return args

@@ -1,6 +1,7 @@
 """The examples run as a newcomer runs them; the README shows what they print and no more."""
 
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -35,6 +36,18 @@ def test_quickstart_writes_what_it_says(tmp_path):
 def test_train_step_benchmark_compares_the_two(tmp_path):
     printed = run("benchmarks/train_step.py", "--batch-size", 2, "--size", 9, "--rounds", 2)
     assert [line.split()[0] for line in printed.splitlines()] == ["convolutions", "GraCapsNet", "ratio"]
+
+
+@pytest.mark.tensorflow
+def test_python_in_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    code = "\n".join(blocks).replace("epochs=10", "epochs=1").replace('load("digits")', 'load("digits", image_size=12)')
+    names = {}
+    exec(code.replace("(28, 28, 1)", "(12, 12, 1)"), names)
+    assert len(blocks) >= 4
+    assert (tmp_path / "maps.png").exists()
+    assert (tmp_path / "saved_models" / "gracapsnet" / "1" / "saved_model.pb").exists()
 
 
 def test_ci_finds_the_test_command_in_the_readme():

@@ -67,6 +67,7 @@ class PrimaryCaps(keras.layers.Layer):
             kernel_size,
             strides=strides,
             padding=padding,
+            data_format="channels_last",
             kernel_initializer=kernel_initializer or keras.initializers.VarianceScaling(16.0 / capsule_dim),
             dtype=self.dtype_policy,
             name="conv",

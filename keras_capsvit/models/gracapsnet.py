@@ -86,7 +86,13 @@ class GraCapsNet(CapsuleModel):
         }
         images = keras.Input(input_shape, name="images")
         features = keras.layers.Conv2D(
-            filters, kernel_size, strides=strides[0], activation="relu", kernel_initializer="he_normal", name="conv"
+            filters,
+            kernel_size,
+            strides=strides[0],
+            activation="relu",
+            data_format="channels_last",
+            kernel_initializer="he_normal",
+            name="conv",
         )(images)
         primary = PrimaryCaps(
             num_heads, primary_dim, kernel_size=kernel_size, strides=strides[1], name="primary_capsules"

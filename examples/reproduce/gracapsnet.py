@@ -49,6 +49,7 @@ def main():
 
     folder = args.work / name
     folder.mkdir(parents=True, exist_ok=True)
+    resuming = (folder / "checkpoint").exists()  # a finished training deletes it
     started = time.perf_counter()
     model.fit(
         train,
@@ -57,7 +58,7 @@ def main():
         shuffle=False,  # the stream shuffles itself
         callbacks=[
             keras.callbacks.BackupAndRestore(folder / "checkpoint"),
-            keras.callbacks.CSVLogger(folder / "epochs.csv", append=True),
+            keras.callbacks.CSVLogger(folder / "epochs.csv", append=resuming),
         ],
     )
     model.save(folder / "model.keras")

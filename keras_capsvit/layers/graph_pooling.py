@@ -96,8 +96,8 @@ class GraphCapsPool(keras.layers.Layer):
         self.adjacency = gaussian_adjacency(
             height, width, self.sigma, self_loops=self.self_loops, normalize=self.normalize
         )
-        # A node's own features reach its score times A's diagonal; divided by it, training starts from the same
-        # attention for every sigma and normalisation.
+        # A node's own features reach its score times A's diagonal; divided by it, their part does not depend on the
+        # normalisation. Neighbours' part still grows with sigma.
         own_share = float(self.adjacency.diagonal().mean())
         self.kernel = self.add_weight(
             name="kernel",

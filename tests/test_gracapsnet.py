@@ -54,6 +54,12 @@ def test_initial_lengths_on_photographs(num_classes):
     check_lengths(ops.convert_to_numpy(GraCapsNet((32, 32, 3), num_classes)(crops)))
 
 
+@pytest.mark.parametrize("sigma, normalize", [(0, False), (0.5, True), (1, True), (2, False), (2, True), (4, False)])
+def test_initial_lengths_for_any_adjacency(resized, sigma, normalize):
+    model = GraCapsNet((28, 28, 1), 10, sigma=sigma, normalize=normalize)
+    check_lengths(ops.convert_to_numpy(model(resized(32, 28))))
+
+
 def check_lengths(lengths):
     assert 0.05 < lengths.mean() < 0.7
     low, high = np.quantile(lengths, [0.05, 0.95])

@@ -20,7 +20,7 @@ def parse(description, *, dataset, out):
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default=dataset)
     parser.add_argument("--train", type=int, default=6400, help="training images")
-    parser.add_argument("--test", type=int, default=4000, help="test images")
+    parser.add_argument("--validation", type=int, default=4000, help="images to judge by, the last of the training set")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=0.003, help="first learning rate of the cosine decay")
@@ -31,7 +31,7 @@ def parse(description, *, dataset, out):
 
 
 def compare(args, variants, build):
-    """Train and test every variant with every seed; one JSON row each.
+    """Train every variant with every seed and judge it on held-out training images; one JSON row each.
 
     Args:
         args: what ``parse`` returned.
@@ -39,7 +39,7 @@ def compare(args, variants, build):
         build: callable ``(variant, info) → keras.Model``.
     """
     about = data.info(args.dataset)
-    splits = (f"train[:{args.train}]", f"test[:{args.test}]")
+    splits = (f"train[:{args.train}]", f"train[-{args.validation}:]")
     rows = json.loads(args.out.read_text())["result"] if args.out.exists() else []
     for seed in args.seeds:
         for variant in variants:
@@ -47,7 +47,7 @@ def compare(args, variants, build):
             if any(key.items() <= row.items() for row in rows):
                 continue
             keras.utils.set_random_seed(seed)
-            train, test = data.load(
+            train, held_out = data.load(
                 args.dataset, split=splits, batch_size=args.batch_size, data_dir=args.data_dir, seed=seed
             )
             model = build(variant, about)
@@ -56,8 +56,8 @@ def compare(args, variants, build):
             model.compile(keras.optimizers.Adam(schedule), MarginLoss(), metrics=["accuracy"])
             started = time.perf_counter()
             history = model.fit(train, epochs=args.epochs, shuffle=False, verbose=0).history
-            found = model.evaluate(test, verbose=0, return_dict=True)
-            row = {"train_loss": history["loss"][-1], "test_loss": found["loss"], "test_accuracy": found["accuracy"]}
+            found = model.evaluate(held_out, verbose=0, return_dict=True)
+            row = {"train_loss": history["loss"][-1], "loss": found["loss"], "accuracy": found["accuracy"]}
             rows.append({**key, **row, "seconds": round(time.perf_counter() - started)})
             print(rows[-1], flush=True)
             write_json(args.out, result=rows, options=args)

@@ -35,6 +35,27 @@ def gaussian_adjacency(height, width, sigma, *, self_loops=False, normalize=Fals
     return adjacency.astype("float32")
 
 
+def relative_reach(adjacency, height, width):
+    """How far an adjacency reaches over its grid, relative to the Gaussian of sigma 1, for initial scales.
+
+    Reach is the root mean squared row norm over the mean of the diagonal: 1 for the identity, about 1.8 sigma for a
+    Gaussian. Scores grow with it, and what attention picks is a mean over so wide a neighbourhood.
+
+    Args:
+        adjacency: array ``(height * width, height * width)``.
+        height: int, rows of the grid.
+        width: int, columns of the grid.
+
+    Returns:
+        Positive float; 1 for ``gaussian_adjacency(height, width, 1.0)``.
+    """
+
+    def reach(matrix):
+        return np.sqrt(np.square(matrix).sum(axis=1).mean()) / matrix.diagonal().mean()
+
+    return float(reach(adjacency) / reach(gaussian_adjacency(height, width, 1.0)))
+
+
 @keras.saving.register_keras_serializable(package="keras_capsvit")
 class GraphCapsPool(keras.layers.Layer):
     """Pool each head's graph of capsules into class capsules by attention, and average the heads.
@@ -50,9 +71,10 @@ class GraphCapsPool(keras.layers.Layer):
         normalize: bool, degree-normalise the adjacency.
         use_bias: bool. The bias reaches the attention through the row sums of A, hence acts only where they differ: not
             for ``sigma=0``, where the softmax cancels it.
-        kernel_initializer: initialiser of ``W``, ``(e, j)``; its values are divided by the mean of A's diagonal. None
-            for columns of length about 16: training starts from an attention that chooses nodes, hence from class
-            capsules that differ; from a uniform attention it has to find that first.
+        kernel_initializer: initialiser of ``W``, ``(e, j)``; its values are divided by the mean of A's diagonal and by
+            its ``relative_reach``. None for columns of length about 16 (at sigma 1): training starts from an attention
+            that chooses nodes, hence from class capsules that differ; from a uniform attention it has to find that
+            first.
 
     Call arguments:
         capsules: tensor ``(b, h, w, l, e)``.
@@ -96,13 +118,12 @@ class GraphCapsPool(keras.layers.Layer):
         self.adjacency = gaussian_adjacency(
             height, width, self.sigma, self_loops=self.self_loops, normalize=self.normalize
         )
-        # A node's own features reach its score times A's diagonal; divided by it, their part does not depend on the
-        # normalisation. Neighbours' part still grows with sigma.
-        own_share = float(self.adjacency.diagonal().mean())
+        # Neither degree normalisation nor a wide sigma changes the size of the products W X A that much then.
+        size = float(self.adjacency.diagonal().mean()) * relative_reach(self.adjacency, height, width)
         self.kernel = self.add_weight(
             name="kernel",
             shape=(dim, self.num_capsules),
-            initializer=lambda shape, dtype: self.kernel_initializer(shape, dtype) / own_share,
+            initializer=lambda shape, dtype: self.kernel_initializer(shape, dtype) / size,
         )
         self.bias = (
             self.add_weight(name="bias", shape=(self.num_capsules,), initializer="zeros") if self.use_bias else None

@@ -3,6 +3,7 @@
 import keras
 
 from keras_capsvit.layers import CapsuleInitializer, CapsuleTransform, GraphCapsPool, PrimaryCaps
+from keras_capsvit.layers.graph_pooling import gaussian_adjacency, relative_reach
 from keras_capsvit.models.reconstruction import CapsuleModel
 
 
@@ -97,10 +98,12 @@ class GraCapsNet(CapsuleModel):
         primary = PrimaryCaps(
             num_heads, primary_dim, kernel_size=kernel_size, strides=strides[1], name="primary_capsules"
         )(features)
-        # Primary capsules are at most 1 long whatever their dimension, hence a variance that does not depend on it.
-        nodes = CapsuleTransform(
-            capsule_dim, kernel_initializer=CapsuleInitializer(primary_dim / 8), name="projection"
-        )(primary)
+        # Primary capsules are at most 1 long whatever their dimension, hence a variance of 1/8 that does not depend on
+        # it; the more nodes are averaged, the larger each has to be.
+        height, width = primary.shape[1:3]
+        adjacency = gaussian_adjacency(height, width, sigma, self_loops=self_loops, normalize=normalize)
+        scale = primary_dim / 8 * relative_reach(adjacency, height, width) ** 2
+        nodes = CapsuleTransform(capsule_dim, kernel_initializer=CapsuleInitializer(scale), name="projection")(primary)
         capsules, attention = GraphCapsPool(
             num_classes, sigma=sigma, self_loops=self_loops, normalize=normalize, name="graph_pooling"
         )(nodes, return_attention_scores=True)

@@ -6,25 +6,73 @@ from keras_capsvit.layers import (
     CapsuleLength,
     CapsuleMask,
     CapsuleTransform,
+    DynamicRouting,
+    EMRouting,
     GraphCapsPool,
     PrimaryCaps,
+    SelfRouting,
+    TopKGraphPool,
+    TrainableRouting,
+    UniformRouting,
 )
 from keras_capsvit.losses import MarginLoss
-from keras_capsvit.models import GraCapsNet
+from keras_capsvit.models import (
+    VGG19,
+    AffCapsNet,
+    CapsNet,
+    ConvNetAvg,
+    ConvNetCR,
+    ConvNetCRSF,
+    ConvNetFC,
+    ConvNetR,
+    GraCapsNet,
+    ResNet18,
+    ResNet20,
+    load_weights,
+)
 
 __version__ = "0.1.0"
 
 # Imported at first use: data and serving need TensorFlow, which a JAX machine may not have, and plot needs matplotlib.
-_SUBMODULES = ("autodiff", "data", "explain", "layers", "losses", "models", "ops", "plot", "serving", "taps")
+_SUBMODULES = (
+    "autodiff",
+    "data",
+    "evaluate",
+    "explain",
+    "layers",
+    "losses",
+    "models",
+    "ops",
+    "plot",
+    "serving",
+    "taps",
+)
 
 __all__ = [
+    "VGG19",
+    "AffCapsNet",
+    "CapsNet",
     "CapsuleLength",
     "CapsuleMask",
     "CapsuleTransform",
+    "ConvNetAvg",
+    "ConvNetCR",
+    "ConvNetCRSF",
+    "ConvNetFC",
+    "ConvNetR",
+    "DynamicRouting",
+    "EMRouting",
     "GraCapsNet",
     "GraphCapsPool",
     "MarginLoss",
     "PrimaryCaps",
+    "ResNet18",
+    "ResNet20",
+    "SelfRouting",
+    "TopKGraphPool",
+    "TrainableRouting",
+    "UniformRouting",
+    "load_weights",
     *_SUBMODULES,
 ]
 

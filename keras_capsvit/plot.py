@@ -1,4 +1,4 @@
-"""Pictures: heat maps over images, and grids of them."""
+"""Pictures: heat maps over images, grids of them, and sweeps through a decoder."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -73,6 +73,38 @@ def grid(images, maps, *, titles=None, columns=8, cmap="jet", label="attention")
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7)
     bar.solids.set(alpha=1)
+    return figure
+
+
+def sweep(images, offsets, dims=None):
+    """Decoded images of a capsule, one row per moved dimension, one column per offset (thesis Fig. 3.7, 4.4 and 5.4).
+
+    Args:
+        images: array ``(n_dims, n_offsets, H, W, C)`` in [0, 1], what ``evaluate.sweep`` returns.
+        offsets: n_offsets floats, over the columns.
+        dims: n_dims ints, beside the rows; None for 0, 1, 2, ...
+
+    Returns:
+        matplotlib Figure (``.savefig(path)``).
+
+    Raises:
+        ValueError: for images of another rank, none, or numbers of dimensions or offsets that differ from theirs.
+    """
+    images, offsets = np.asarray(images), list(offsets)
+    dims = list(range(len(images))) if dims is None else list(dims)
+    if images.ndim != 5 or not images.size or images.shape[:2] != (len(dims), len(offsets)):
+        raise ValueError(
+            f"Expected images of shape (dimensions, offsets, height, width, channels), at least 1; received shape "
+            f"{images.shape} with {len(dims)} dimensions and {len(offsets)} offsets."
+        )
+    figure = Figure(figsize=(0.7 * len(offsets) + 0.7, 0.7 * len(dims) + 0.3), layout="constrained")
+    axes = figure.subplots(len(dims), len(offsets), squeeze=False)
+    for row, dim in enumerate(dims):
+        for column, image in enumerate(images[row]):
+            _show(axes[row, column], image)
+        axes[row, 0].text(-0.1, 0.5, f"dim {dim}", transform=axes[row, 0].transAxes, ha="right", va="center", size=8)
+    for ax, offset in zip(axes[0], offsets, strict=True):
+        ax.set_title(f"{offset:+.2f}", fontsize=8)
     return figure
 
 

@@ -40,3 +40,74 @@ def margin_loss(labels, lengths, m_plus=0.9, m_minus=0.1, lam=0.5):
             loss += max(0, m_plus - length) ** 2 if k == label else lam * max(0, length - m_minus) ** 2
         losses.append(loss)
     return np.mean(losses)
+
+
+def softmax(x):
+    """One vector."""
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+def dynamic_routing(votes, iterations, finish=squash):
+    """Procedure 1 of Sabour et al. for one image: votes (i, j, e) to class capsules (j, e) and coupling (i, j)."""
+    inputs, outputs, _ = votes.shape
+    logits = np.zeros((inputs, outputs))
+    for iteration in range(iterations):
+        coupling = np.array([softmax(row) for row in logits])
+        capsules = weighted_sums(coupling, votes, finish)
+        if iteration < iterations - 1:
+            for i in range(inputs):
+                for j in range(outputs):
+                    logits[i, j] += votes[i, j] @ capsules[j]
+    return capsules, coupling
+
+
+def weighted_sums(coupling, votes, finish=squash):
+    """Eq. 4.1, 4.2 for one image: coupling (i, j), votes (i, j, e) to class capsules (j, e)."""
+    inputs, outputs, _ = votes.shape
+    return np.array([finish(sum(coupling[i, j] * votes[i, j] for i in range(inputs))) for j in range(outputs)])
+
+
+def em_routing(votes, activations, beta_u, beta_a, iterations, inverse_temperature, eps):
+    """Procedure 1 of Hinton et al. 2018 for one image, masses relative to N / M: poses (j, e), activations (j,)."""
+    inputs, outputs, dim = votes.shape
+    r = np.full((inputs, outputs), 1 / outputs)
+    for step in range(1, iterations + 1):
+        mu, sigma2, a = np.zeros((outputs, dim)), np.zeros((outputs, dim)), np.zeros(outputs)
+        temperature = inverse_temperature * (1 - 0.95**step)
+        used = r.copy()
+        for j in range(outputs):
+            weights = r[:, j] * activations
+            for h in range(dim):
+                mu[j, h] = weights @ votes[:, j, h] / (weights.sum() + eps)
+                sigma2[j, h] = weights @ (votes[:, j, h] - mu[j, h]) ** 2 / (weights.sum() + eps) + eps
+            cost = sum(beta_u[j] + np.log(np.sqrt(sigma2[j, h])) for h in range(dim)) * weights.sum() * outputs / inputs
+            a[j] = 1 / (1 + np.exp(-temperature * (beta_a[j] - cost)))
+        for i in range(inputs):
+            log_p = [
+                -np.sum((votes[i, j] - mu[j]) ** 2 / (2 * sigma2[j]) + np.log(sigma2[j]) / 2) for j in range(outputs)
+            ]
+            r[i] = softmax(np.log(a) + np.array(log_p))
+    return mu, a, used
+
+
+def self_routing(votes, capsules, activations, kernel, bias):
+    """Hahn et al. 2019 for one image: weighted poses (j, e), activations (j,), coupling (i, j)."""
+    inputs, outputs, _ = votes.shape
+    coupling = np.array([softmax(capsules[i] @ kernel[i] + bias[i, 0]) for i in range(inputs)])
+    weights = coupling * activations[:, None]
+    poses = np.array([weights[:, j] @ votes[:, j] / weights[:, j].sum() for j in range(outputs)])
+    return poses, weights.sum(0) / activations.sum(), coupling
+
+
+def top_k_pooling(capsules, kernel, bias, kept):
+    """Gao & Ji 2019 for one image: capsules (h, w, l, e) to class capsules (j, e)."""
+    height, width, heads, dim = capsules.shape
+    total = np.zeros((kernel.shape[1], dim))
+    for head in range(heads):
+        x = capsules[:, :, head].reshape(height * width, dim)
+        scores = x @ kernel + bias
+        for j in range(kernel.shape[1]):
+            for n in np.argsort(scores[:, j])[-kept:]:
+                total[j] += x[n] / (1 + np.exp(-scores[n, j])) / kept
+    return np.array([squash(s) for s in total / heads])

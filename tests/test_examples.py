@@ -34,8 +34,11 @@ def test_quickstart_writes_what_it_says(tmp_path):
 
 @pytest.mark.tensorflow
 def test_train_step_benchmark_compares_the_two(tmp_path):
-    printed = run("benchmarks/train_step.py", "--batch-size", 2, "--size", 9, "--rounds", 2)
-    assert [line.split()[0] for line in printed.splitlines()] == ["convolutions", "GraCapsNet", "ratio"]
+    printed = run("benchmarks/train_step.py", "--batch-size", 2, "--size", 9, "--rounds", 2).splitlines()
+    assert [line.split()[0] for line in printed] == ["median", "convolutions", "gracapsnet", "batch"]
+    ratio, pairwise, megabytes = map(float, printed[2].split()[-3:])
+    assert min(ratio, pairwise) > 0.5
+    assert 100 < megabytes < 10_000
 
 
 @pytest.mark.tensorflow

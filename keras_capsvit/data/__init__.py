@@ -1,5 +1,6 @@
 """Data sets as ``tf.data`` streams."""
 
+from keras_capsvit.data import affine, multidigit
 from keras_capsvit.data.datasets import DATASETS, Info, from_arrays, info, load, take
 
-__all__ = ["DATASETS", "Info", "from_arrays", "info", "load", "take"]
+__all__ = ["DATASETS", "Info", "affine", "from_arrays", "info", "load", "multidigit", "take"]

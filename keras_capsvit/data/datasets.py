@@ -1,10 +1,14 @@
-"""Image data sets as streams of ``(images, labels)``: digits without any file, the others from TFDS folders."""
+"""Image data sets as streams of ``(images, labels)``: digits without any file, others from files or made of those."""
 
 import dataclasses
+import functools
+import os
 import pathlib
 
 import numpy as np
 import tensorflow as tf
+
+from keras_capsvit.data import affine, multidigit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +37,23 @@ DATASETS = {
         ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     ),
     "svhn_cropped": Info((32, 32, 3), _DIGITS),
+    "affnist": Info((40, 40, 1), _DIGITS),
+    "affine_mnist": Info((40, 40, 1), _DIGITS),
+    "expanded_mnist": Info((40, 40, 1), _DIGITS),
+    "multi_mnist": Info((36, 36, 1), _DIGITS),
+}
+DATASETS["affine_cifar10"] = DATASETS["cifar10"]
+# What a made set is made of, by which function, and the options of that function.
+_MADE = {
+    "affine_mnist": ("mnist", affine.affine_mnist, ("rotation", "shear", "scale", "translation")),
+    "expanded_mnist": ("mnist", affine.expanded_mnist, ()),
+    "affine_cifar10": ("cifar10", affine.affine_cifar10, ("rotation", "translation")),
+    "multi_mnist": ("mnist", multidigit.multi_mnist, ("pairs",)),
+}
+
+_AFFNIST_FILES = {
+    "train": ("training_and_validation_batches/*.mat", "training_batches/*.mat"),
+    "test": ("test_batches/*.mat", "test.mat"),
 }
 
 
@@ -53,35 +74,69 @@ def info(name):
     return DATASETS[name]
 
 
-def load(name, *, split=("train", "test"), batch_size=128, image_size=None, data_dir=None, download=False, seed=0):
+def load(
+    name,
+    *,
+    split=("train", "test"),
+    batch_size=128,
+    image_size=None,
+    data_dir=None,
+    download=False,
+    seed=0,
+    **options,
+):
     """Stream a data set in batches of float32 images in [0, 1] and int64 labels.
+
+    Made when they are read, from the TFDS folders of MNIST or CIFAR-10: ``"affine_mnist"`` (options ``rotation``,
+    ``shear``, ``scale``, ``translation``), ``"expanded_mnist"``, ``"affine_cifar10"`` (``rotation``, ``translation``)
+    and ``"multi_mnist"`` (``pairs``); ``data.affine`` and ``data.multidigit`` describe them. ``"affnist"`` reads the
+    files that the University of Toronto publishes (32 versions of each of 60,000 and 10,000 digits), from ``data_dir``,
+    a folder ``transformed``, ``affnist`` or ``affnist/transformed`` in it.
 
     Args:
         name: ``"digits"`` (1,797 real 8x8 digits that scikit-learn carries, enlarged; 1,437 to train, 360 to test,
-            stratified), or ``"mnist"``, ``"fashion_mnist"``, ``"cifar10"``, ``"svhn_cropped"`` through TFDS.
-        split: str or tuple of str. TFDS slices such as ``"train[:1000]"`` work, except for digits. Splits that begin
-            with ``"train"`` are shuffled anew in every epoch, the others keep their order.
+            stratified), or ``"mnist"``, ``"fashion_mnist"``, ``"cifar10"``, ``"svhn_cropped"`` through TFDS, or one of
+            those above.
+        split: str or tuple of str. TFDS slices such as ``"train[:1000]"`` work, except for digits and affnist. Splits
+            that begin with ``"train"`` are shuffled anew in every epoch, and moved anew in the affine and expanded
+            sets; the others keep their order and images.
         batch_size: int.
-        image_size: int or pair of ints to resize to (bilinear); None for 28x28 (digits) or the data set's own.
-        data_dir: path of the TFDS folders; None for TFDS's own default.
-        download: bool, let TFDS download and prepare what is missing.
-        seed: int, of the order of training examples.
+        image_size: int or pair of ints to resize to (bilinear); None for 28x28 (digits) or the data set's own. Made
+            sets and affnist have only their own.
+        data_dir: path of the TFDS folders, or of AffNIST's files; None for TFDS's own default.
+        download: bool, let TFDS download and prepare what is missing (not affnist).
+        seed: int, of the order of training examples, and of what is made.
+        **options: of the made sets, see above.
 
     Returns:
-        One ``tf.data.Dataset`` per split, of ``(images (b, H, W, C), labels (b,))``; not in a tuple if ``split`` is a
-        str.
+        One ``tf.data.Dataset`` per split, of ``(images (b, H, W, C), labels (b,))`` (for multi_mnist see there); not
+        in a tuple if ``split`` is a str.
 
     Raises:
-        ValueError: for an unknown data set or split.
+        ValueError: for an unknown data set or split, an option that the set does not have, or one out of range.
         FileNotFoundError: if the TFDS folder is missing and ``download`` is false; names the folder.
     """
     shape = info(name).image_shape
+    base, make, known = _MADE.get(name, (name, None, ()))
+    if not set(options) <= set(known):
+        raise ValueError(
+            f"The options of {name} are {', '.join(known) or 'none'}; received {', '.join(sorted(options))}."
+        )
     if image_size is not None:
+        if make or name == "affnist":
+            raise ValueError(f"{name} has images of {shape[0]}x{shape[1]} only; received image_size={image_size}.")
         height_width = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         shape = (*height_width, shape[-1])
-    read = _read_digits() if name == "digits" else _read_tfds(name, data_dir, download)
+    if name == "affnist":
+        make = functools.partial(_affnist, data_dir=data_dir)
+        read = str  # it reads by the name of the split
+    else:
+        read = _read_digits() if name == "digits" else _read_tfds(base, data_dir, download)
+        make = make or functools.partial(_batches, shape=shape)
     splits = (split,) if isinstance(split, str) else split
-    streams = tuple(_batches(read(one), shape, batch_size, one.startswith("train"), seed) for one in splits)
+    streams = tuple(
+        make(read(one), batch_size=batch_size, shuffle=one.startswith("train"), seed=seed, **options) for one in splits
+    )
     return streams[0] if isinstance(split, str) else streams
 
 
@@ -120,7 +175,7 @@ def from_arrays(images, labels, *, batch_size=128, shuffle=False, seed=0):
             )
         images = images.astype("float32")
     stream = tf.data.Dataset.from_tensor_slices((images, labels.astype("int64")))
-    return _batches(stream, images.shape[1:], batch_size, shuffle, seed)
+    return _batches(stream, shape=images.shape[1:], batch_size=batch_size, shuffle=shuffle, seed=seed)
 
 
 def take(dataset, n):
@@ -131,22 +186,21 @@ def take(dataset, n):
         n: int.
 
     Returns:
-        Images ``(n, H, W, C)`` float32 and labels ``(n,)`` int64, NumPy.
+        Images ``(n, H, W, C)`` float32 and labels ``(n,)`` int64 (for multi_mnist the dictionary of labels), NumPy.
 
     Raises:
         ValueError: if the stream holds fewer than ``n`` examples.
     """
-    images, labels, found = [], [], 0
-    for x, y in dataset:
-        images.append(x.numpy())
-        labels.append(y.numpy())
-        found += len(labels[-1])
+    batches, found = [], 0
+    for batch in dataset.as_numpy_iterator():
+        batches.append(batch)
+        found += len(batch[0])
         if found >= n:
-            return np.concatenate(images)[:n], np.concatenate(labels)[:n]
+            return tf.nest.map_structure(lambda *arrays: np.concatenate(arrays)[:n], *batches)
     raise ValueError(f"Expected at least {n} examples in the stream; it holds {found}.")
 
 
-def _batches(stream, shape, batch_size, shuffle, seed):
+def _batches(stream, *, shape, batch_size, shuffle, seed):
     def prepare(image, label):
         image = tf.image.convert_image_dtype(image, "float32")
         if image.shape[1:] != shape:
@@ -194,3 +248,56 @@ def _read_tfds(name, data_dir, download):
         return builder.as_dataset(split=split, as_supervised=True)
 
     return read
+
+
+def _affnist(split, *, data_dir, batch_size, shuffle, seed):
+    if split not in _AFFNIST_FILES:
+        raise ValueError(f"affnist has the splits 'train' and 'test', without slices; received {split!r}.")
+    root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    folders = [root, root / "transformed", root / "affnist", root / "affnist" / "transformed"]
+    found = (sorted(folder.glob(pattern)) for folder in folders for pattern in _AFFNIST_FILES[split])
+    files = next(filter(None, found), None)
+    if files is None:
+        raise FileNotFoundError(
+            f"The files of affnist were expected as {' or '.join(_AFFNIST_FILES[split])} in one of the folders "
+            f"{', '.join(map(str, folders))}; there are none. The University of Toronto publishes the data set as "
+            "'affNIST' (the transformed images, 32 files per split); unpack it there or name its folder with data_dir. "
+            "Similar digits are made here by load('affine_mnist')."
+        )
+    _read_affnist(files[0])  # refuses another format now, not in the middle of a training
+
+    def read(file):  # one file in memory at a time: all of them are gigabytes
+        images, labels = tf.numpy_function(lambda name: _read_affnist(name.decode()), [file], ["uint8", "int64"])
+        return tf.data.Dataset.from_tensor_slices(
+            (tf.ensure_shape(images, [None, 40, 40, 1]), tf.ensure_shape(labels, [None]))
+        )
+
+    stream = tf.data.Dataset.from_tensor_slices([str(file) for file in files])
+    if shuffle:
+        stream = stream.shuffle(len(files), seed=seed, reshuffle_each_iteration=True).flat_map(read)
+        stream = stream.shuffle(20_000, seed=seed, reshuffle_each_iteration=True)
+    else:
+        stream = stream.flat_map(read)
+    return (
+        stream.batch(batch_size)
+        .map(lambda x, y: (tf.image.convert_image_dtype(x, "float32"), y), tf.data.AUTOTUNE)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+def _read_affnist(file):
+    from scipy.io import loadmat
+
+    expected = "expected a struct 'affNISTdata' with 'image' (1600, n) of uint8 and 'label_int' (1, n) of 0 to 9"
+    try:
+        struct = loadmat(file)["affNISTdata"][0, 0]
+        images, labels = struct["image"], struct["label_int"].ravel()
+    except (KeyError, ValueError, IndexError, TypeError) as error:
+        raise ValueError(f"{file} is no AffNIST file: {expected}; reading it failed with {error!r}.") from error
+    if images.dtype != np.uint8 or images.shape != (1600, len(labels)) or not np.isin(labels, range(10)).all():
+        raise ValueError(
+            f"{file} is no AffNIST file: {expected}; received {images.shape} of {images.dtype} and {labels.shape} "
+            f"labels from {labels.min()} to {labels.max()}."
+        )
+    # A column holds its image row by row.
+    return np.ascontiguousarray(images.T).reshape(-1, 40, 40, 1), labels.astype("int64")

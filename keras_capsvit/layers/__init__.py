@@ -6,15 +6,24 @@ from keras_capsvit.layers.capsules import (
     CapsuleMask,
     CapsuleTransform,
     PrimaryCaps,
+    votes_bytes,
 )
-from keras_capsvit.layers.graph_pooling import GraphCapsPool, gaussian_adjacency
+from keras_capsvit.layers.graph_pooling import GraphCapsPool, TopKGraphPool, gaussian_adjacency
+from keras_capsvit.layers.routing import DynamicRouting, EMRouting, SelfRouting, TrainableRouting, UniformRouting
 
 __all__ = [
     "CapsuleInitializer",
     "CapsuleLength",
     "CapsuleMask",
     "CapsuleTransform",
+    "DynamicRouting",
+    "EMRouting",
     "GraphCapsPool",
     "PrimaryCaps",
+    "SelfRouting",
+    "TopKGraphPool",
+    "TrainableRouting",
+    "UniformRouting",
     "gaussian_adjacency",
+    "votes_bytes",
 ]

@@ -1,6 +1,7 @@
 """Primary capsules, the transformation of capsules, and what is read off them: lengths and masks."""
 
 import math
+import os
 
 import keras
 from keras import ops
@@ -39,7 +40,8 @@ class PrimaryCaps(keras.layers.Layer):
     Args:
         num_types: int, capsule types ``l`` (= heads of a graph capsule network).
         capsule_dim: int, dimension ``d`` of a capsule.
-        kernel_size: int or pair of ints.
+        squash: bool; without, capsules are the grouped channels themselves.
+        kernel_size: int or pair of ints; None groups the input's channels as they are, without a convolution.
         strides: int or pair of ints.
         padding: ``"valid"`` or ``"same"``.
         kernel_initializer: initialiser of the convolution; None for normal weights of variance ``16 / (d fan_in)``, so
@@ -53,6 +55,7 @@ class PrimaryCaps(keras.layers.Layer):
         num_types,
         capsule_dim,
         *,
+        squash=True,
         kernel_size=9,
         strides=2,
         padding="valid",
@@ -62,38 +65,72 @@ class PrimaryCaps(keras.layers.Layer):
         super().__init__(**kwargs)
         self.num_types = num_types
         self.capsule_dim = capsule_dim
-        self.conv = keras.layers.Conv2D(
-            num_types * capsule_dim,
-            kernel_size,
-            strides=strides,
-            padding=padding,
-            data_format="channels_last",
-            kernel_initializer=kernel_initializer or keras.initializers.VarianceScaling(16.0 / capsule_dim),
-            dtype=self.dtype_policy,
-            name="conv",
+        self.squash = squash
+        self.kernel_size = kernel_size
+        self.strides = strides
+        self.padding = padding
+        self.kernel_initializer = keras.initializers.get(
+            kernel_initializer or keras.initializers.VarianceScaling(16.0 / capsule_dim)
         )
+        self.conv = None
+        if kernel_size is not None:
+            self.conv = keras.layers.Conv2D(
+                num_types * capsule_dim,
+                kernel_size,
+                strides=strides,
+                padding=padding,
+                data_format="channels_last",
+                kernel_initializer=self.kernel_initializer,
+                dtype=self.dtype_policy,
+                name="conv",
+            )
 
     def build(self, input_shape):
-        self.conv.build(input_shape)
+        if self.conv is not None:
+            self.conv.build(input_shape)
+        elif input_shape[-1] != self.num_types * self.capsule_dim:
+            raise ValueError(
+                f"Without a convolution, num_types * capsule_dim must be the number of channels; received "
+                f"{self.num_types} * {self.capsule_dim} for {input_shape[-1]} channels."
+            )
 
     def call(self, inputs):
-        features = self.conv(inputs)
+        features = inputs if self.conv is None else self.conv(inputs)
         grid = ops.shape(features)[1:3]
-        return squash(ops.reshape(features, (-1, *grid, self.num_types, self.capsule_dim)))
+        capsules = ops.reshape(features, (-1, *grid, self.num_types, self.capsule_dim))
+        return squash(capsules) if self.squash else capsules
 
     def compute_output_shape(self, input_shape):
-        return (*self.conv.compute_output_shape(input_shape)[:3], self.num_types, self.capsule_dim)
+        shape = input_shape if self.conv is None else self.conv.compute_output_shape(input_shape)
+        return (*shape[:3], self.num_types, self.capsule_dim)
 
     def get_config(self):
         return {
             **super().get_config(),
             "num_types": self.num_types,
             "capsule_dim": self.capsule_dim,
-            "kernel_size": self.conv.kernel_size,
-            "strides": self.conv.strides,
-            "padding": self.conv.padding,
-            "kernel_initializer": keras.initializers.serialize(self.conv.kernel_initializer),
+            "squash": self.squash,
+            "kernel_size": self.kernel_size,
+            "strides": self.strides,
+            "padding": self.padding,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }
+
+
+def votes_bytes(num_inputs, num_capsules, capsule_dim, batch_size=1, dtype="float32"):
+    """Memory of the votes ``(b, i, j, e)``; a training step holds about four tensors of this size at a time.
+
+    Args:
+        num_inputs: int, input capsules ``i``.
+        num_capsules: int, output capsules ``j``.
+        capsule_dim: int, dimension ``e`` of a vote.
+        batch_size: int.
+        dtype: str.
+
+    Returns:
+        int, bytes.
+    """
+    return batch_size * num_inputs * num_capsules * capsule_dim * (2 if dtype in ("float16", "bfloat16") else 4)
 
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
@@ -108,18 +145,27 @@ class CapsuleTransform(keras.layers.Layer):
         capsule_dim: int, dimension ``e`` of the result.
         num_capsules: int ``j`` or None.
         shared: bool.
-        kernel_initializer: initialiser of the matrices, of shape ``(i, d, e)`` or ``(i, d, j, e)``; ``i`` is 1 when
-            shared.
+        matrix: bool, capsules are square matrices (flattened, row by row) and ``W`` multiplies each row, as in matrix
+            capsules (Hinton et al. 2018); ``e`` equals ``d``, a square number.
+        kernel_initializer: initialiser of the matrices, of shape ``(i, d, e)`` or ``(i, d, j, e)``, for ``matrix``
+            with the square roots of ``d`` and ``e``; ``i`` is 1 when shared.
 
     Input shape: ``(b, ..., d)``, the axes between counting as input capsules ``i``.
     Output shape: ``(b, ..., e)``; with ``num_capsules``, ``(b, i, j, e)``.
+
+    Raises:
+        ValueError: for unknown sizes, for matrix capsules whose dimensions are no equal squares, and for votes that
+            do not fit into this machine's memory (``votes_bytes``).
     """
 
-    def __init__(self, capsule_dim, *, num_capsules=None, shared=False, kernel_initializer=None, **kwargs):
+    def __init__(
+        self, capsule_dim, *, num_capsules=None, shared=False, matrix=False, kernel_initializer=None, **kwargs
+    ):
         super().__init__(**kwargs)
         self.capsule_dim = capsule_dim
         self.num_capsules = num_capsules
         self.shared = shared
+        self.matrix = matrix
         self.kernel_initializer = keras.initializers.get(kernel_initializer or CapsuleInitializer())
 
     def build(self, input_shape):
@@ -128,24 +174,49 @@ class CapsuleTransform(keras.layers.Layer):
                 f"CapsuleTransform needs capsules of shape (batch, ..., capsule_dim) with known sizes; "
                 f"received shape {tuple(input_shape)}. Give the model a fixed input_shape."
             )
+        dim = input_shape[-1]
+        self.rows = math.isqrt(dim) if self.matrix else 1
+        if self.matrix and not self.rows**2 == dim == self.capsule_dim:
+            raise ValueError(
+                "Matrix capsules are square and keep their size: the input's dimension and capsule_dim must be the "
+                f"same square number; received {dim} and {self.capsule_dim}."
+            )
         self.num_inputs = math.prod(input_shape[1:-1])
-        outputs = (self.capsule_dim,) if self.num_capsules is None else (self.num_capsules, self.capsule_dim)
+        columns = self.capsule_dim // self.rows
+        outputs = (columns,) if self.num_capsules is None else (self.num_capsules, columns)
         self.kernel = self.add_weight(
             name="kernel",
-            shape=(1 if self.shared else self.num_inputs, input_shape[-1], *outputs),
+            shape=(1 if self.shared else self.num_inputs, dim // self.rows, *outputs),
             initializer=self.kernel_initializer,
         )
 
     def call(self, inputs):
-        d = inputs.shape[-1]
-        capsules = ops.reshape(inputs, (-1, self.num_inputs, d))
+        self._check_memory(inputs.shape[0])
+        rows, dim = self.rows, inputs.shape[-1] // self.rows
+        columns, outputs = self.capsule_dim // rows, self.num_capsules or 1
         if self.shared:
-            outputs = ops.matmul(capsules, ops.reshape(self.kernel, (d, -1)))
+            product = ops.matmul(ops.reshape(inputs, (-1, dim)), ops.reshape(self.kernel, (dim, -1)))
+            product = ops.reshape(product, (-1, self.num_inputs, rows, outputs, columns))
+            product = ops.transpose(product, (0, 1, 3, 2, 4)) if rows > 1 else product
         else:  # one product per capsule, batched over capsules
-            kernel = ops.reshape(self.kernel, (self.num_inputs, d, -1))
-            outputs = ops.matmul(ops.transpose(capsules, (1, 0, 2)), kernel)
-            outputs = ops.transpose(outputs, (1, 0, 2))
-        return ops.reshape(outputs, (-1, *self.compute_output_shape(inputs.shape)[1:]))
+            capsules = ops.reshape(inputs, (-1, self.num_inputs, inputs.shape[-1]))
+            capsules = ops.reshape(ops.transpose(capsules, (1, 0, 2)), (self.num_inputs, -1, dim))
+            product = ops.matmul(capsules, ops.reshape(self.kernel, (self.num_inputs, dim, -1)))
+            product = ops.reshape(product, (self.num_inputs, -1, rows, outputs, columns))
+            product = ops.transpose(product, (1, 0, 3, 2, 4))
+        return ops.reshape(product, (-1, *self.compute_output_shape(inputs.shape)[1:]))
+
+    def _check_memory(self, batch_size):
+        batch_size = batch_size or 1
+        needed = votes_bytes(self.num_inputs, self.num_capsules or 1, self.capsule_dim, batch_size, self.compute_dtype)
+        memory = _physical_memory()
+        if needed > memory:
+            raise ValueError(
+                f"The votes of {batch_size} example(s) from {self.num_inputs} input capsules for {self.num_capsules} "
+                f"capsules of dimension {self.capsule_dim} take {needed / 2**30:.1f} GiB, and this machine has "
+                f"{memory / 2**30:.1f} GiB. Use a smaller batch, larger strides, fewer capsule types, or "
+                "routing without votes (GraCapsNet)."
+            )
 
     def compute_output_shape(self, input_shape):
         if self.num_capsules is None:
@@ -158,8 +229,16 @@ class CapsuleTransform(keras.layers.Layer):
             "capsule_dim": self.capsule_dim,
             "num_capsules": self.num_capsules,
             "shared": self.shared,
+            "matrix": self.matrix,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }
+
+
+def _physical_memory():
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not told on this system
+        return math.inf
 
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")

@@ -56,8 +56,74 @@ def relative_reach(adjacency, height, width):
     return float(reach(adjacency) / reach(gaussian_adjacency(height, width, 1.0)))
 
 
+class _NodePool(keras.layers.Layer):
+    """Base: scores ``X W + bias`` of the nodes for every class, weights from the scores, pooling, mean over heads.
+
+    Subclasses define ``weigh``: scores ``(b, h w, l j)`` → weights of the same shape.
+    """
+
+    def __init__(self, num_capsules, *, use_bias, kernel_initializer, **kwargs):
+        super().__init__(**kwargs)
+        self.num_capsules = num_capsules
+        self.use_bias = use_bias
+        self.kernel_initializer = keras.initializers.get(
+            kernel_initializer or keras.initializers.VarianceScaling(256.0)
+        )
+
+    def build(self, input_shape):
+        if len(input_shape) != 5 or None in input_shape[1:]:
+            raise ValueError(
+                f"{type(self).__name__} needs capsules of shape (batch, height, width, types, dim) with known sizes; "
+                f"received shape {tuple(input_shape)}."
+            )
+        size = self.prepare(*input_shape[1:3])
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(input_shape[-1], self.num_capsules),
+            initializer=lambda shape, dtype: self.kernel_initializer(shape, dtype) / size,
+        )
+        self.bias = (
+            self.add_weight(name="bias", shape=(self.num_capsules,), initializer="zeros") if self.use_bias else None
+        )
+
+    def prepare(self, height, width):
+        """Set up what depends on the grid; returns what the initial kernel is divided by."""
+        return 1.0
+
+    def call(self, capsules, return_attention_scores=False):
+        _, height, width, types, dim = capsules.shape
+        nodes, classes = height * width, self.num_capsules
+        flat = ops.reshape(capsules, (-1, nodes * types, dim))
+        scores = ops.matmul(flat, self.kernel)
+        if self.use_bias:
+            scores = scores + self.bias
+        attention = self.weigh(ops.reshape(scores, (-1, nodes, types * classes)))
+        # Eq. 3 and the mean of Eq. 4 in one product: the sum over nodes and heads, over the number of heads.
+        attention = ops.reshape(attention, (-1, nodes * types, classes))
+        outputs = squash(ops.matmul(ops.transpose(attention, (0, 2, 1)), flat) / types)
+        if return_attention_scores:
+            return outputs, ops.reshape(attention, (-1, height, width, types, classes))
+        return outputs
+
+    def compute_output_spec(self, capsules, return_attention_scores=False):
+        batch, height, width, types, dim = capsules.shape
+        outputs = keras.KerasTensor((batch, self.num_capsules, dim), dtype=self.compute_dtype)
+        if return_attention_scores:
+            attention = keras.KerasTensor((batch, height, width, types, self.num_capsules), dtype=self.compute_dtype)
+            return outputs, attention
+        return outputs
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_capsules": self.num_capsules,
+            "use_bias": self.use_bias,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }
+
+
 @keras.saving.register_keras_serializable(package="keras_capsvit")
-class GraphCapsPool(keras.layers.Layer):
+class GraphCapsPool(_NodePool):
     """Pool each head's graph of capsules into class capsules by attention, and average the heads.
 
     With ``X^l`` the ``n = h w`` nodes of head ``l`` and ``A`` the adjacency of the grid (thesis Eq. 3.2 to 3.4)::
@@ -96,73 +162,66 @@ class GraphCapsPool(keras.layers.Layer):
         kernel_initializer=None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__(num_capsules, use_bias=use_bias, kernel_initializer=kernel_initializer, **kwargs)
         if sigma < 0:
             raise ValueError(f"sigma is a width in grid cells and must be >= 0; received sigma={sigma}.")
-        self.num_capsules = num_capsules
         self.sigma = sigma
         self.self_loops = self_loops
         self.normalize = normalize
-        self.use_bias = use_bias
-        self.kernel_initializer = keras.initializers.get(
-            kernel_initializer or keras.initializers.VarianceScaling(256.0)
-        )
 
-    def build(self, input_shape):
-        if len(input_shape) != 5 or None in input_shape[1:]:
-            raise ValueError(
-                "GraphCapsPool needs capsules of shape (batch, height, width, types, dim) with known sizes; "
-                f"received shape {tuple(input_shape)}."
-            )
-        _, height, width, _, dim = input_shape
+    def prepare(self, height, width):
         self.adjacency = gaussian_adjacency(
             height, width, self.sigma, self_loops=self.self_loops, normalize=self.normalize
         )
-        # Neither degree normalisation nor a wide sigma changes the size of the products W X A that much then.
-        size = float(self.adjacency.diagonal().mean()) * relative_reach(self.adjacency, height, width)
-        self.kernel = self.add_weight(
-            name="kernel",
-            shape=(dim, self.num_capsules),
-            initializer=lambda shape, dtype: self.kernel_initializer(shape, dtype) / size,
-        )
-        self.bias = (
-            self.add_weight(name="bias", shape=(self.num_capsules,), initializer="zeros") if self.use_bias else None
-        )
+        # So neither degree normalisation nor a wide sigma changes much how large W X A is.
+        return float(self.adjacency.diagonal().mean()) * relative_reach(self.adjacency, height, width)
 
-    def call(self, capsules, return_attention_scores=False):
-        _, height, width, types, dim = capsules.shape
-        nodes, classes = height * width, self.num_capsules
-        flat = ops.reshape(capsules, (-1, nodes * types, dim))
-        scores = ops.matmul(flat, self.kernel)
-        if self.use_bias:
-            scores = scores + self.bias
+    def weigh(self, scores):
         # All heads share A: one product for the (l, j) columns of an image.
-        scores = ops.reshape(scores, (-1, nodes, types * classes))
         scores = ops.matmul(ops.cast(self.adjacency, scores.dtype), scores)
-        attention = ops.cast(ops.softmax(ops.cast(scores, "float32"), axis=1), scores.dtype)
-        # Eq. 3 and the mean of Eq. 4 in one product: the sum over nodes and heads, over the number of heads.
-        attention = ops.reshape(attention, (-1, nodes * types, classes))
-        pooled = ops.matmul(ops.transpose(attention, (0, 2, 1)), flat) / types
-        outputs = squash(pooled)
-        if return_attention_scores:
-            return outputs, ops.reshape(attention, (-1, height, width, types, classes))
-        return outputs
-
-    def compute_output_spec(self, capsules, return_attention_scores=False):
-        batch, height, width, types, dim = capsules.shape
-        outputs = keras.KerasTensor((batch, self.num_capsules, dim), dtype=self.compute_dtype)
-        if return_attention_scores:
-            attention = keras.KerasTensor((batch, height, width, types, self.num_capsules), dtype=self.compute_dtype)
-            return outputs, attention
-        return outputs
+        return ops.cast(ops.softmax(ops.cast(scores, "float32"), axis=1), scores.dtype)
 
     def get_config(self):
         return {
             **super().get_config(),
-            "num_capsules": self.num_capsules,
             "sigma": self.sigma,
             "self_loops": self.self_loops,
             "normalize": self.normalize,
-            "use_bias": self.use_bias,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }
+
+
+@keras.saving.register_keras_serializable(package="keras_capsvit")
+class TopKGraphPool(_NodePool):
+    """Pool, for each head and class, the nodes of highest score, gated by it, without the graph (Gao & Ji 2019).
+
+    With ``y = X^l W + bias``: the mean over the K best nodes of ``sigmoid(y_n) x_n``, then over heads, then squash. The
+    baseline of thesis Fig. 3.3.
+
+    Args:
+        num_capsules: int, class capsules ``j``.
+        ratio: float in (0, 1], share of the nodes that is kept; K is at least 1.
+        use_bias: bool.
+        kernel_initializer: initialiser of ``W``, ``(e, j)``; None as for ``GraphCapsPool``.
+
+    Call arguments:
+        capsules: tensor ``(b, h, w, l, e)``.
+        return_attention_scores: bool.
+
+    Returns:
+        Class capsules ``(b, j, e)``, lengths in [0, 1); with ``return_attention_scores`` also the weights
+        ``(b, h, w, l, j)``, zero for nodes that were left out.
+    """
+
+    def __init__(self, num_capsules, *, ratio=0.5, use_bias=True, kernel_initializer=None, **kwargs):
+        super().__init__(num_capsules, use_bias=use_bias, kernel_initializer=kernel_initializer, **kwargs)
+        if not 0 < ratio <= 1:
+            raise ValueError(f"ratio is the share of nodes that is kept and must be in (0, 1]; received {ratio}.")
+        self.ratio = ratio
+
+    def weigh(self, scores):
+        kept = max(1, round(self.ratio * scores.shape[1]))
+        best = ops.top_k(ops.transpose(scores, (0, 2, 1)), kept)[0][..., -1]
+        return ops.where(scores >= best[:, None], ops.sigmoid(scores), 0.0) / kept
+
+    def get_config(self):
+        return {**super().get_config(), "ratio": self.ratio}

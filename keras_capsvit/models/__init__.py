@@ -1,6 +1,26 @@
 """Models, each a functional ``keras.Model`` that returns class scores."""
 
+from keras_capsvit.models.capsnet import AffCapsNet, CapsNet
+from keras_capsvit.models.convnet import VGG19, ConvNetAvg, ConvNetFC
+from keras_capsvit.models.decoded_convnet import ConvNetCR, ConvNetCRSF, ConvNetR
 from keras_capsvit.models.gracapsnet import GraCapsNet
 from keras_capsvit.models.reconstruction import CapsuleModel, build_decoder
+from keras_capsvit.models.resnet import ResNet18, ResNet20
+from keras_capsvit.models.weights import load_weights
 
-__all__ = ["CapsuleModel", "GraCapsNet", "build_decoder"]
+__all__ = [
+    "VGG19",
+    "AffCapsNet",
+    "CapsNet",
+    "CapsuleModel",
+    "ConvNetAvg",
+    "ConvNetCR",
+    "ConvNetCRSF",
+    "ConvNetFC",
+    "ConvNetR",
+    "GraCapsNet",
+    "ResNet18",
+    "ResNet20",
+    "build_decoder",
+    "load_weights",
+]

@@ -2,8 +2,10 @@
 
 import keras
 
-from keras_capsvit.layers import CapsuleInitializer, CapsuleTransform, GraphCapsPool, PrimaryCaps
+from keras_capsvit.layers import CapsuleInitializer, CapsuleTransform, GraphCapsPool, TopKGraphPool
 from keras_capsvit.layers.graph_pooling import gaussian_adjacency, relative_reach
+from keras_capsvit.models.checks import check_images
+from keras_capsvit.models.primary import primary_capsules, smallest_size
 from keras_capsvit.models.reconstruction import CapsuleModel
 
 
@@ -28,6 +30,10 @@ class GraCapsNet(CapsuleModel):
             thesis gives none; the default is the result of ``examples/reproduce/sigma.py``.
         self_loops: bool, add the identity to the adjacency.
         normalize: bool, degree-normalise the adjacency.
+        pooling: ``"attention"``, graph pooling; or ``"top_k"``, which leaves the graph out (ablation of Fig. 3.3).
+        shared_transform: bool, one projection for all nodes instead of one for each.
+        backbone: model whose features replace the first convolution, such as ``ResNet20(...)`` (Table 3.2); the second
+            is then a "same" convolution of stride 1, or left out if ``kernel_size`` is None.
         reconstruction: None, ``"conditional"`` or ``"unconditional"``, the decoder (see ``CapsuleModel``).
         reconstruction_weight: float, weight of the summed squared error.
         reconstruction_units: ints, hidden widths of the decoder.
@@ -61,6 +67,9 @@ class GraCapsNet(CapsuleModel):
         sigma=1.0,
         self_loops=False,
         normalize=False,
+        pooling="attention",
+        shared_transform=False,
+        backbone=None,
         reconstruction=None,
         reconstruction_weight=0.0005,
         reconstruction_units=(512, 1024),
@@ -68,8 +77,8 @@ class GraCapsNet(CapsuleModel):
         **kwargs,
     ):
         input_shape = tuple(input_shape)
-        _check_arguments(input_shape, num_classes, kernel_size, strides)
-        self._config = {
+        check_images(input_shape, num_classes, smallest=smallest_size(kernel_size, strides, backbone))
+        arguments = {
             "input_shape": input_shape,
             "num_classes": num_classes,
             "num_heads": num_heads,
@@ -81,59 +90,46 @@ class GraCapsNet(CapsuleModel):
             "sigma": sigma,
             "self_loops": self_loops,
             "normalize": normalize,
-            "reconstruction": reconstruction,
-            "reconstruction_weight": reconstruction_weight,
-            "reconstruction_units": tuple(reconstruction_units),
+            "pooling": pooling,
+            "shared_transform": shared_transform,
+            "backbone": backbone,
         }
         images = keras.Input(input_shape, name="images")
-        features = keras.layers.Conv2D(
-            filters,
-            kernel_size,
-            strides=strides[0],
-            activation="relu",
-            data_format="channels_last",
-            kernel_initializer="he_normal",
-            name="conv",
-        )(images)
-        primary = PrimaryCaps(
-            num_heads, primary_dim, kernel_size=kernel_size, strides=strides[1], name="primary_capsules"
-        )(features)
+        _, primary = primary_capsules(
+            images,
+            num_types=num_heads,
+            primary_dim=primary_dim,
+            filters=filters,
+            kernel_size=kernel_size,
+            strides=strides,
+            backbone=backbone,
+        )
         # Primary capsules are at most 1 long whatever their dimension, hence a variance of 1/8 that does not depend on
         # it; the more nodes are averaged, the larger each has to be.
         height, width = primary.shape[1:3]
         adjacency = gaussian_adjacency(height, width, sigma, self_loops=self_loops, normalize=normalize)
         scale = primary_dim / 8 * relative_reach(adjacency, height, width) ** 2
-        nodes = CapsuleTransform(capsule_dim, kernel_initializer=CapsuleInitializer(scale), name="projection")(primary)
-        capsules, attention = GraphCapsPool(
-            num_classes, sigma=sigma, self_loops=self_loops, normalize=normalize, name="graph_pooling"
-        )(nodes, return_attention_scores=True)
+        if pooling == "attention":
+            pool = GraphCapsPool(
+                num_classes, sigma=sigma, self_loops=self_loops, normalize=normalize, name="graph_pooling"
+            )
+        elif pooling == "top_k":
+            pool = TopKGraphPool(num_classes, name="graph_pooling")
+            scale *= 25.0  # a mean over half the nodes, not over the few that attention chooses
+        else:
+            raise ValueError(f"pooling must be 'attention' or 'top_k'; received {pooling!r}.")
+        nodes = CapsuleTransform(
+            capsule_dim, shared=shared_transform, kernel_initializer=CapsuleInitializer(scale), name="projection"
+        )(primary)
+        capsules, attention = pool(nodes, return_attention_scores=True)
         super().__init__(
             images,
             capsules,
+            arguments=arguments,
             taps={"primary_capsules": primary, "attention": attention},
             reconstruction=reconstruction,
             reconstruction_weight=reconstruction_weight,
             reconstruction_units=reconstruction_units,
             name=name,
             **kwargs,
-        )
-
-    def get_config(self):
-        return {**self._config, "name": self.name, "trainable": self.trainable}
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        return cls(**config)
-
-
-def _check_arguments(input_shape, num_classes, kernel_size, strides):
-    if len(input_shape) != 3 or any(not isinstance(size, int) or size < 1 for size in input_shape):
-        raise ValueError(f"input_shape must be (height, width, channels), positive ints; received {input_shape}.")
-    if num_classes < 2:
-        raise ValueError(f"num_classes must be at least 2; received {num_classes}.")
-    smallest = kernel_size + (kernel_size - 1) * strides[0]  # a single node is left
-    if min(input_shape[:2]) < smallest:
-        raise ValueError(
-            f"Images of {input_shape[0]}x{input_shape[1]} are too small for two {kernel_size}x{kernel_size} "
-            f"convolutions with strides {tuple(strides)}; the smallest legal size is {smallest}x{smallest}."
         )

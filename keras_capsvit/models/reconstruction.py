@@ -1,4 +1,4 @@
-"""What every capsule model shares: lengths as output, taps, and a decoder trained by the same ``fit(x, y)``."""
+"""What models with capsules share: scores as output, taps, and a decoder trained by the same ``fit(x, y)``."""
 
 import contextlib
 import math
@@ -38,19 +38,27 @@ def build_decoder(capsules_shape, image_shape, units=(512, 1024)):
 
 
 class CapsuleModel(keras.Model):
-    """Functional model from images ``(b, H, W, C)`` to the lengths ``(b, M)`` of its class capsules.
+    """Functional model from images ``(b, H, W, C)`` to scores ``(b, M)``: the lengths of its class capsules, or logits.
 
     Args:
         inputs: KerasTensor ``(b, H, W, C)``.
-        capsules: KerasTensor ``(b, M, e)``, the class capsules.
-        taps: dict from names to KerasTensors, the intermediates besides ``capsules`` and ``lengths``.
+        capsules: KerasTensor ``(b, M, e)``, the class capsules, or whatever the decoder decodes.
+        arguments: dict, the subclass's constructor arguments besides those below, for ``get_config``; values that JSON
+            takes, or a ``keras.Model``.
+        taps: dict from names to KerasTensors, the intermediates besides ``capsules`` and the scores.
+        logits: KerasTensor ``(b, M)``; None for a model whose scores are the capsules' lengths. The scores' tap is
+            called ``logits`` or ``lengths``.
         reconstruction: None; ``"conditional"``, a decoder that sees only the capsule of the true class (in training)
-            or the longest one (else); or ``"unconditional"``, a decoder that sees all class capsules.
+            or of the highest score (else); or ``"unconditional"``, a decoder that sees all class capsules.
         reconstruction_weight: float, weight of the squared error, summed over an image's pixels, beside the loss.
         reconstruction_units: ints, hidden widths of the decoder.
 
     ``fit``, ``evaluate`` and ``predict`` are Keras's; labels are integers or multi-hot. The reconstruction error
     enters the loss in ``fit`` and ``evaluate`` and is reported as ``reconstruction_error``.
+
+    For images made of several (``multi_mnist``) labels are a dict: ``classes (b, k)``, and ``parts (b, k, H, W, C)``,
+    the image of each. Loss and metrics get the classes multi-hot; a conditional decoder makes each part from its class
+    (thesis 5.3.2), an unconditional one the whole image.
     """
 
     def __init__(
@@ -58,7 +66,9 @@ class CapsuleModel(keras.Model):
         inputs,
         capsules,
         *,
+        arguments,
         taps,
+        logits=None,
         reconstruction=None,
         reconstruction_weight=0.0005,
         reconstruction_units=(512, 1024),
@@ -66,19 +76,36 @@ class CapsuleModel(keras.Model):
     ):
         if reconstruction not in RECONSTRUCTIONS:
             raise ValueError(f"reconstruction must be one of {RECONSTRUCTIONS}; received {reconstruction!r}.")
-        lengths = CapsuleLength(name="lengths")(capsules)
-        super().__init__(inputs=inputs, outputs=lengths, **kwargs)
+        kind = "lengths" if logits is None else "logits"
+        scores = CapsuleLength(name="lengths")(capsules) if logits is None else logits
+        super().__init__(inputs=inputs, outputs=scores, **kwargs)
+        self._arguments = {
+            **{name: _plain(value) for name, value in arguments.items()},
+            "reconstruction": reconstruction,
+            "reconstruction_weight": reconstruction_weight,
+            "reconstruction_units": tuple(reconstruction_units),
+        }
         self.reconstruction = reconstruction
         self.reconstruction_weight = reconstruction_weight
-        self.reconstruction_units = tuple(reconstruction_units)
-        self.taps = {**taps, "capsules": capsules, "lengths": lengths}
+        self.taps = {**taps, "capsules": capsules, kind: scores}
         self._capsules_wanted = False
         if reconstruction is not None:
             self.decoder = build_decoder(capsules.shape[1:], inputs.shape[1:], reconstruction_units)
             self._mask = CapsuleMask(name="mask")
             self._reconstruction_error = keras.metrics.Mean(name="reconstruction_error")
-            self._lengths_and_capsules = keras.Function(inputs, {"lengths": lengths, "capsules": capsules})
-            self.taps["reconstruction"] = self._decode(capsules)
+            self._scores_and_capsules = keras.Function(inputs, {"scores": scores, "capsules": capsules})
+            self.taps["reconstruction"] = self._decode(capsules, ops.argmax(scores, axis=-1))
+
+    def get_config(self):
+        return {**self._arguments, "name": self.name, "trainable": self.trainable}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        def live(value):
+            is_model = isinstance(value, dict) and "class_name" in value
+            return keras.saving.deserialize_keras_object(value, custom_objects) if is_model else value
+
+        return cls(**{name: live(value) for name, value in config.items()})
 
     def reconstruct(self, x, labels=None):
         """Decode images from their class capsules.
@@ -99,19 +126,21 @@ class CapsuleModel(keras.Model):
             raise ValueError(
                 "This model has no decoder; build it with reconstruction='conditional' or 'unconditional'."
             )
-        if labels is not None:
-            if self.reconstruction == "unconditional":
-                raise ValueError("An unconditional decoder sees all capsules and takes no labels; pass labels=None.")
-            labels = ops.convert_to_tensor(labels)
-        return self._decode(tap(self, "capsules")(x), labels)
+        if labels is not None and self.reconstruction == "unconditional":
+            raise ValueError("An unconditional decoder sees all capsules and takes no labels; pass labels=None.")
+        if labels is None:
+            return tap(self, "reconstruction")(x)
+        return self._decode(tap(self, "capsules")(x), ops.convert_to_tensor(labels))
 
-    def _decode(self, capsules, labels=None):
+    def _decode(self, capsules, labels):
         if self.reconstruction == "conditional":
             capsules = self._mask(capsules, labels)
         return self.decoder(capsules)
 
     def _check_labels(self, labels):
-        if labels is not None:
+        if isinstance(labels, dict):
+            check_labels(ops.reshape(ops.convert_to_tensor(labels["classes"]), (-1,)), self.output_shape[-1])
+        elif labels is not None:
             check_labels(ops.convert_to_tensor(labels), self.output_shape[-1])
 
     # Keras's own steps, with the capsules kept for the decoder. Everybody else, a plain call as well as the step of an
@@ -135,15 +164,20 @@ class CapsuleModel(keras.Model):
 
     def call(self, inputs, training=None, mask=None):
         if self._capsules_wanted:
-            return self._lengths_and_capsules(inputs)
+            return self._scores_and_capsules(inputs)
         return super().call(inputs, training=training, mask=mask)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        labels, scores = self._labels(y), _scores(y_pred)
+        loss = super().compute_loss(x=x, y=labels, y_pred=scores, sample_weight=sample_weight, training=training)
         if not isinstance(y_pred, dict):
-            return super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
-        loss = super().compute_loss(x=x, y=y, y_pred=y_pred["lengths"], sample_weight=sample_weight, training=training)
-        decoded = self._decode(y_pred["capsules"], y)
-        error = ops.sum(ops.square(decoded - ops.cast(x, decoded.dtype)), axis=(1, 2, 3))
+            return loss
+        if self.reconstruction == "conditional" and isinstance(y, dict):
+            error = 0.0
+            for k in range(y["classes"].shape[1]):
+                error = error + _squared_error(self._decode(y_pred["capsules"], y["classes"][:, k]), y["parts"][:, k])
+        else:
+            error = _squared_error(self._decode(y_pred["capsules"], labels), x)
         if sample_weight is not None:
             error = error * ops.cast(ops.reshape(sample_weight, (-1,)), error.dtype)
         error = ops.mean(error)
@@ -151,8 +185,12 @@ class CapsuleModel(keras.Model):
         return loss + self.reconstruction_weight * error
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        lengths = y_pred["lengths"] if isinstance(y_pred, dict) else y_pred
-        return super().compute_metrics(x, y, lengths, sample_weight)
+        return super().compute_metrics(x, self._labels(y), _scores(y_pred), sample_weight)
+
+    def _labels(self, y):
+        if not isinstance(y, dict):
+            return y
+        return ops.max(ops.one_hot(y["classes"], self.output_shape[-1], dtype="float32"), axis=1)
 
     # Labels in arrays are checked before anything runs; those in streams are the stream's business (``data`` checks).
 
@@ -167,3 +205,15 @@ class CapsuleModel(keras.Model):
     def train_on_batch(self, x, y=None, *args, **kwargs):
         self._check_labels(y)
         return super().train_on_batch(x, y, *args, **kwargs)
+
+
+def _scores(y_pred):
+    return y_pred["scores"] if isinstance(y_pred, dict) else y_pred
+
+
+def _squared_error(decoded, images):
+    return ops.sum(ops.square(decoded - ops.cast(images, decoded.dtype)), axis=(1, 2, 3))
+
+
+def _plain(value):
+    return keras.saving.serialize_keras_object(value) if isinstance(value, keras.Model | keras.Layer) else value

@@ -1,0 +1,58 @@
+"""From images to primary capsules: two convolutions, or a backbone and one convolution."""
+
+import keras
+
+from keras_capsvit.layers import PrimaryCaps
+
+
+def primary_capsules(images, *, num_types, primary_dim, filters, kernel_size, strides, backbone=None, squash=True):
+    """Feature maps and primary capsules of symbolic images.
+
+    Args:
+        images: KerasTensor ``(b, H, W, C)``.
+        num_types: int, capsule types ``l``.
+        primary_dim: int, dimension ``d``.
+        filters: int, channels of the first convolution.
+        kernel_size: int, of both convolutions; with a backbone, of the one on its features ("same", stride 1), or None
+            to group its channels as they are.
+        strides: pair of ints, of the first and the second convolution; not used with a backbone.
+        backbone: None or a model with a tap ``features``; or one from images to feature maps ``(b, h, w, c)``.
+        squash: bool, of the primary capsules.
+
+    Returns:
+        KerasTensors: features ``(b, h', w', c)`` and primary capsules ``(b, h, w, l, d)``.
+
+    Raises:
+        ValueError: for a backbone without feature maps.
+    """
+    if backbone is not None:
+        features = _extractor(backbone)(images)
+        convolution = {"kernel_size": kernel_size, "strides": 1, "padding": "same"}
+    else:
+        features = keras.layers.Conv2D(
+            filters,
+            kernel_size,
+            strides=strides[0],
+            activation="relu",
+            data_format="channels_last",
+            kernel_initializer="he_normal",
+            name="conv",
+        )(images)
+        convolution = {"kernel_size": kernel_size, "strides": strides[1], "padding": "valid"}
+    primary = PrimaryCaps(num_types, primary_dim, squash=squash, **convolution, name="primary_capsules")
+    return features, primary(features)
+
+
+def smallest_size(kernel_size, strides, backbone=None):
+    """Side of the smallest image of which the two convolutions leave a node; with a backbone, that is its business."""
+    return 1 if backbone is not None else kernel_size + (kernel_size - 1) * strides[0]
+
+
+def _extractor(backbone):
+    features = getattr(backbone, "taps", {}).get("features", backbone.outputs[0])
+    if len(features.shape) != 4:
+        raise ValueError(
+            "A backbone needs a tap 'features', or an output, of shape (batch, height, width, channels); received "
+            f"shape {tuple(features.shape)}."
+        )
+    return keras.Model(backbone.inputs, features, name="backbone")

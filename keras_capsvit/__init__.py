@@ -46,6 +46,7 @@ _SUBMODULES = (
     "plot",
     "serving",
     "taps",
+    "training",
 )
 
 __all__ = [

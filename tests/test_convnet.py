@@ -19,8 +19,6 @@ SMALL = {
     "ResNet20 fc": (lambda *a: ResNet20(*a, filters=2, head="fc"), (7, 4, 1), (2, 1, 8)),
     "ResNet18": (lambda *a: ResNet18(*a, filters=2), (9, 3, 3), (2, 1, 16)),
 }
-
-
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 # JAX compiles these for minutes; they are made of what the others are made of.
 NAMES = [name for name in SMALL if TENSORFLOW or name not in ("VGG19", "ResNet20 fc", "ResNet18")]
@@ -129,7 +127,7 @@ def test_says_what_is_wrong():
         (lambda: ConvNetAvg((28, 28), 10), r"\(height, width, channels\).*received \(28, 28\)"),
         (lambda: ResNet18((32, 0, 3), 10), r"positive ints; received \(32, 0, 3\)"),
         (lambda: ResNet20((32, 32, 3), 1), "at least 2; received 1"),
-        (lambda: VGG19((32, 32, 3), 10.0), "expected a positive integer. Received: units=10.0"),
+        (lambda: VGG19((32, 32, 3), 10.0), "an int, at least 2; received 10.0"),
         (lambda: ConvNetFC((28, 28, 1), 10, units=(328, 0)), r"units must .* received \(328, 0\)"),
         (lambda: ConvNetAvg((28, 28, 1), 10, kernel_size=2.5), "kernel_size must .* received 2.5"),
     ]:

@@ -18,6 +18,7 @@ ALLOWED = {
     "plot": set(),
     "serving": {"taps"},
     "losses": {"ops"},
+    "training": {"losses", "taps"},
     "layers": {"ops", "layers"},
     "models": {"ops", "taps", "layers", "models"},
     "evaluate": {"ops", "taps", "autodiff", "evaluate"},

@@ -2,9 +2,10 @@
 
     python examples/reproduce/affine.py --seeds 0 1
 
-Every model gets the same budget. The default is one that two CPU cores can do: a quarter of the channels and capsule
-types of the thesis, fewer images and epochs; ``--filters 256 --num-types 32 --train 60000 --epochs 100 --stop-at 0.9922``
-is the thesis's. Interrupted, the same command goes on with the next model. Writes results/affine.json.
+Every model gets the same budget. The default is one that two CPU cores can do: a quarter of the thesis's channels and
+capsule types, fewer images and epochs. The thesis's is
+``--filters 256 --num-types 32 --train 60000 --epochs 100 --stop-at 0.9922``. Interrupted, the same command goes on with
+the next model. Writes results/affine.json.
 """
 
 import argparse

@@ -175,6 +175,18 @@ def test_says_what_is_wrong_with_the_input(small_model, resized):
 
 
 @pytest.mark.tensorflow
+def test_a_stream_that_does_not_tell_its_size(small_model, resized, digits):
+    import tensorflow as tf
+
+    x, y = resized(20, 12), digits[1][:20]
+    signature = (tf.TensorSpec((None, None, None, 1)), tf.TensorSpec((None,), "int64"))
+    stream = tf.data.Dataset.from_generator(lambda: iter([(x, y)]), output_signature=signature)
+    model = compiled(small_model())
+    model.fit(stream, verbose=0)
+    np.testing.assert_allclose(model.predict(stream, verbose=0), model(x), atol=1e-6)
+
+
+@pytest.mark.tensorflow
 def test_a_stream_with_a_label_out_of_range_stops(small_model, resized):
     import tensorflow as tf
 

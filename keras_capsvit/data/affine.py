@@ -77,7 +77,7 @@ def warp(images, matrices, shifts):
     centre = tf.stack([width - 1, height - 1]) / 2
     back = tf.linalg.inv(matrices)
     offset = centre - tf.linalg.matvec(back, centre + shifts)
-    return _pull(images, back, offset, tf.shape(images)[1:3])
+    return _pull(images, back, offset, _size(images))
 
 
 def place(images, size, seed, *, keys=None):
@@ -302,7 +302,7 @@ def _fitting_shifts(images, matrices):
 def _pull(images, back, offset, size):
     """Pixel ``q = (x, y)`` of the result is what lies at ``back q + offset`` of the image."""
     rows = tf.concat([back, offset[:, :, None]], axis=-1)
-    return tf.raw_ops.ImageProjectiveTransformV3(
+    moved = tf.raw_ops.ImageProjectiveTransformV3(
         images=images,
         transforms=tf.concat([tf.reshape(rows, (-1, 6)), tf.zeros((tf.shape(rows)[0], 2))], axis=-1),
         output_shape=size,
@@ -310,3 +310,9 @@ def _pull(images, back, offset, size):
         interpolation="BILINEAR",
         fill_mode="CONSTANT",
     )
+    return moved if tf.is_tensor(size) else tf.ensure_shape(moved, [None, *size, images.shape[-1]])
+
+
+def _size(images):
+    size = images.shape[1:3]
+    return list(size) if size.is_fully_defined() else tf.shape(images)[1:3]

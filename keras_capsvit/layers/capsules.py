@@ -93,10 +93,12 @@ class PrimaryCaps(keras.layers.Layer):
                 f"Without a convolution, num_types * capsule_dim must be the number of channels; received "
                 f"{self.num_types} * {self.capsule_dim} for {input_shape[-1]} channels."
             )
+        self.grid = self.compute_output_shape(input_shape)[1:3]
 
     def call(self, inputs):
         features = inputs if self.conv is None else self.conv(inputs)
-        grid = ops.shape(features)[1:3]
+        # Streams may not know their images' size; a model that was built for one does.
+        grid = ops.shape(features)[1:3] if None in self.grid else self.grid
         capsules = ops.reshape(features, (-1, *grid, self.num_types, self.capsule_dim))
         return squash(capsules) if self.squash else capsules
 

@@ -55,4 +55,4 @@ def _extractor(backbone):
             "A backbone needs a tap 'features', or an output, of shape (batch, height, width, channels); received "
             f"shape {tuple(features.shape)}."
         )
-    return keras.Model(backbone.inputs, features, name="backbone")
+    return keras.Model(backbone.inputs[0], features, name="backbone")

@@ -17,10 +17,9 @@ from keras_capsvit.layers import CapsuleInitializer
 
 # start → scale of the projections' initialiser, factor on the pooling kernel
 SCALES = {"uniform": (16.0, 1 / 16), "between": (4.0, 1 / 4), "sharp": (1.0, 1.0)}
-VARIANTS = [
-    {"start": start, "learning_rate": rate}
-    for start, rate in (("keras", 0.003), ("uniform", 0.003), ("between", 0.003), ("sharp", 0.003), ("sharp", 0.001))
-]
+VARIANTS = [{"start": start, "learning_rate": 0.003} for start in ("keras", *SCALES)]
+VARIANTS += [{"start": start, "learning_rate": 0.01} for start in ("between", "sharp")]
+VARIANTS += [{"start": "sharp", "learning_rate": 0.001}]
 
 
 def build(variant, about):

@@ -20,10 +20,12 @@ import numpy as np
 
 from keras_capsvit import GraCapsNet, MarginLoss, data, explain, plot, serving
 
+DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10", "svhn_cropped")
+
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="digits", choices=list(data.DATASETS))
+    parser.add_argument("--dataset", default="digits", choices=DATASETS)
     parser.add_argument("--epochs", type=int, help="default: 8 for digits, else 5")
     parser.add_argument("--batch-size", type=int, help="default: 32 for digits, else 128")
     parser.add_argument("--image-size", type=int, help="side to resize images to")

@@ -16,24 +16,11 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
-import tensorflow as tf
 from provenance import write_json
 
-from keras_capsvit import GraCapsNet, MarginLoss, data
+from keras_capsvit import GraCapsNet, data, training
 
 PUBLISHED = {"mnist": 0.9950, "fashion_mnist": 0.931, "cifar10": 0.8221}
-
-
-def shifted(stream, pixels, shape, batch_size, seed):
-    """Move every image by up to ``pixels`` in both directions, zeros coming in (Sabour et al. 2017, MNIST)."""
-
-    def move(image, label):
-        padded = tf.pad(image, [[pixels, pixels], [pixels, pixels], [0, 0]])
-        return tf.image.random_crop(padded, shape, seed=seed), label
-
-    batches = stream.cardinality()
-    stream = stream.unbatch().map(move).batch(batch_size)
-    return stream.apply(tf.data.experimental.assert_cardinality(batches)).prefetch(tf.data.AUTOTUNE)
 
 
 def main():
@@ -50,35 +37,22 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, help="JSON file")
     args = parser.parse_args()
     name = f"gracapsnet_{args.dataset}_{args.epochs}_epochs_seed_{args.seed}"
-    if args.shift:
-        name += f"_shift_{args.shift}"
-    if args.reconstruction:
-        name += f"_{args.reconstruction}"
+    for option in ("learning_rate", "shift", "reconstruction"):
+        if getattr(args, option) != parser.get_default(option):
+            name += f"_{option}_{getattr(args, option)}"
     out = args.out or pathlib.Path(__file__).parent / "results" / f"{name}.json"
 
     keras.utils.set_random_seed(args.seed)
     about = data.info(args.dataset)
     train, test = data.load(args.dataset, batch_size=args.batch_size, data_dir=args.data_dir, seed=args.seed)
-    if args.shift:
-        train = shifted(train, args.shift, about.image_shape, args.batch_size, args.seed)
-    model = GraCapsNet(about.image_shape, about.num_classes, reconstruction=args.reconstruction)
-    schedule = keras.optimizers.schedules.CosineDecay(args.learning_rate, args.epochs * len(train))
-    model.compile(keras.optimizers.Adam(schedule), MarginLoss(), metrics=["accuracy"])
-
-    folder = args.work / name
-    folder.mkdir(parents=True, exist_ok=True)
-    resuming = (folder / "checkpoint").exists()  # a finished training deletes it
-    started = time.perf_counter()
-    model.fit(
-        train,
-        validation_data=test,
-        epochs=args.epochs,
-        shuffle=False,  # the stream shuffles itself
-        callbacks=[
-            keras.callbacks.BackupAndRestore(folder / "checkpoint"),
-            keras.callbacks.CSVLogger(folder / "epochs.csv", append=resuming),
-        ],
+    recipe = training.Recipe(
+        args.epochs, args.batch_size, learning_rate=args.learning_rate, schedule="cosine", shift=args.shift
     )
+    train = data.augment(train, shift=recipe.shift, flip=recipe.flip, seed=args.seed)
+    model = GraCapsNet(about.image_shape, about.num_classes, reconstruction=args.reconstruction)
+    folder = args.work / name
+    started = time.perf_counter()
+    training.fit(model, train, test, recipe, work=folder)
     model.save(folder / "model.keras")
     write_json(
         out,

@@ -24,6 +24,9 @@ def augment(stream, *, shift=0, flip=False, seed=0):
     if shift < 0:
         raise ValueError(f"shift is a number of pixels and must be at least 0; received {shift}.")
 
+    if not (shift or flip):
+        return stream
+
     def change(key, batch):
         images, labels = batch
         n = tf.shape(images)[0]

@@ -98,6 +98,8 @@ def main():
             step()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
+    # Before this process grows: a child's peak counts from its parent's size on some systems.
+    memory = {name: peak_memory(name, args) for name in args.models}
     steps, reference_of = steppers(args.models, x, y)
     times = {name: [] for name in steps}
     for turn in range(args.rounds + 3):
@@ -112,7 +114,7 @@ def main():
             reference = times[reference_of[name]]
             ratio = statistics.median(found) / statistics.median(reference)
             pairwise = statistics.median(b / a for a, b in zip(reference, found, strict=True))
-            line = f"{line:44} {ratio:6.3f}  {pairwise:7.3f}  {peak_memory(name, args):8.0f}"
+            line = f"{line:44} {ratio:6.3f}  {pairwise:7.3f}  {memory[name]:8.0f}"
         print(line)
     print(
         f"batch {args.batch_size}, {args.size}x{args.size}, {args.rounds} rounds, "

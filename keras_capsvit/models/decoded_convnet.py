@@ -112,7 +112,8 @@ class ConvNetCR(_DecodedConvNet):
 class ConvNetCRSF(FixedCapsNet):
     """ConvNet with class-conditional reconstruction and squashing, which is CapsNet without routing (thesis 5.3.3).
 
-    Arguments, call and taps are those of ``CapsNet`` without ``routing`` and ``reconstruction``.
+    Images ``(b, H, W, C)`` → lengths ``(b, M)``; arguments and taps are those of ``CapsNet`` without ``routing`` and
+    ``reconstruction``.
     """
 
     fixed: ClassVar = {"routing": "uniform", "reconstruction": "conditional"}

@@ -44,7 +44,16 @@ def primary_capsules(images, *, num_types, primary_dim, filters, kernel_size, st
 
 
 def smallest_size(kernel_size, strides, backbone=None):
-    """Side of the smallest image of which the two convolutions leave a node; with a backbone, that is its business."""
+    """Side of the smallest image of which two convolutions leave a node; with a backbone, that is its business.
+
+    Args:
+        kernel_size: int, of both.
+        strides: pair of ints.
+        backbone: model or None.
+
+    Returns:
+        int, pixels.
+    """
     return 1 if backbone is not None else kernel_size + (kernel_size - 1) * strides[0]
 
 

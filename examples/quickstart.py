@@ -29,7 +29,7 @@ def parse():
     parser.add_argument("--epochs", type=int, help="default: 8 for digits, else 5")
     parser.add_argument("--batch-size", type=int, help="default: 32 for digits, else 128")
     parser.add_argument("--image-size", type=int, help="side to resize images to")
-    parser.add_argument("--learning-rate", type=float, default=0.003, help="first learning rate of the cosine decay")
+    parser.add_argument("--learning-rate", type=float, default=0.01, help="first learning rate of the cosine decay")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, help="default: saved_models/gracapsnet_DATASET")
     parser.add_argument("--data-dir", help="where the TFDS folders are")

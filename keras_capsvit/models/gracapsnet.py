@@ -109,18 +109,19 @@ class GraCapsNet(CapsuleModel):
         height, width = primary.shape[1:3]
         adjacency = gaussian_adjacency(height, width, sigma, self_loops=self_loops, normalize=normalize)
         scale = primary_dim / 8 * relative_reach(adjacency, height, width) ** 2
-        if pooling == "attention":
-            pool = GraphCapsPool(
-                num_classes, sigma=sigma, self_loops=self_loops, normalize=normalize, name="graph_pooling"
-            )
-        elif pooling == "top_k":
-            pool = TopKGraphPool(num_classes, name="graph_pooling")
+        if pooling == "top_k":
             scale *= 25.0  # a mean over half the nodes, not over the few that attention chooses
-        else:
+        elif pooling != "attention":
             raise ValueError(f"pooling must be 'attention' or 'top_k'; received {pooling!r}.")
         nodes = CapsuleTransform(
             capsule_dim, shared=shared_transform, kernel_initializer=CapsuleInitializer(scale), name="projection"
         )(primary)
+        if pooling == "top_k":
+            pool = TopKGraphPool(num_classes, name="graph_pooling")
+        else:
+            pool = GraphCapsPool(
+                num_classes, sigma=sigma, self_loops=self_loops, normalize=normalize, name="graph_pooling"
+            )
         capsules, attention = pool(nodes, return_attention_scores=True)
         super().__init__(
             images,

@@ -12,7 +12,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 from provenance import write_json
 
-from keras_capsvit import MarginLoss, data
+from keras_capsvit import data, training
+
+MEASURED = {"train_loss": "loss", "loss": "val_loss", "accuracy": "val_accuracy"}
 
 
 def parse(description, *, dataset, out):
@@ -52,12 +54,10 @@ def compare(args, variants, build):
             )
             model = build(variant, about)
             rate = variant.get("learning_rate", args.learning_rate)
-            schedule = keras.optimizers.schedules.CosineDecay(rate, args.epochs * len(train))
-            model.compile(keras.optimizers.Adam(schedule), MarginLoss(), metrics=["accuracy"])
+            recipe = training.Recipe(args.epochs, args.batch_size, learning_rate=rate, schedule="cosine")
             started = time.perf_counter()
-            history = model.fit(train, epochs=args.epochs, shuffle=False, verbose=0).history
-            found = model.evaluate(held_out, verbose=0, return_dict=True)
-            row = {"train_loss": history["loss"][-1], "loss": found["loss"], "accuracy": found["accuracy"]}
+            history = training.fit(model, train, held_out, recipe, verbose=0).history
+            row = {name: history[measured][-1] for name, measured in MEASURED.items()}
             rows.append({**key, **row, "seconds": round(time.perf_counter() - started)})
             print(rows[-1], flush=True)
             write_json(args.out, result=rows, options=args)

@@ -98,9 +98,7 @@ class DynamicRouting(_Linear):
 
     def __init__(self, num_iterations=3, *, rolled=False, **kwargs):
         super().__init__(**kwargs)
-        if num_iterations < 1:
-            raise ValueError(f"num_iterations must be at least 1; received {num_iterations}.")
-        self.num_iterations = num_iterations
+        self.num_iterations = _check_iterations(num_iterations)
         self.rolled = rolled
 
     def route(self, votes):
@@ -157,9 +155,7 @@ class EMRouting(Routing):
 
     def __init__(self, num_iterations=3, *, inverse_temperature=0.5, eps=1e-4, **kwargs):
         super().__init__(**kwargs)
-        if num_iterations < 1:
-            raise ValueError(f"num_iterations must be at least 1; received {num_iterations}.")
-        self.num_iterations = num_iterations
+        self.num_iterations = _check_iterations(num_iterations)
         self.inverse_temperature = inverse_temperature
         self.eps = eps
 
@@ -189,10 +185,11 @@ class EMRouting(Routing):
             cost = mass * (outputs / inputs) * (dim * beta_u + entropy)
             temperature = self.inverse_temperature * (1.0 - 0.95**step)
             logits = temperature * (beta_a - cost)
+            if step == self.num_iterations:
+                break
             # E step, in logarithms.
             likelihood = -entropy[..., None] - _agreement(deviation, 0.5 / variance)
-            posterior = ops.softmax(ops.log_sigmoid(logits)[..., None] + likelihood, axis=1)
-            coupling = posterior if step < self.num_iterations else coupling
+            coupling = ops.softmax(ops.log_sigmoid(logits)[..., None] + likelihood, axis=1)
         return ops.sigmoid(logits)[..., None] * _direction(mean, self.eps), coupling
 
     def get_config(self):
@@ -266,6 +263,12 @@ class SelfRouting(Routing):
 
 def _direction(x, eps):
     return x / ops.maximum(safe_norm(x, keepdims=True), eps)
+
+
+def _check_iterations(num_iterations):
+    if num_iterations < 1:
+        raise ValueError(f"num_iterations must be at least 1; received {num_iterations}.")
+    return num_iterations
 
 
 def _check_per_input(layer, name, shape, expected):

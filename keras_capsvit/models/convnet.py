@@ -201,7 +201,7 @@ def _conv(filters, kernel_size, *, strides=1, name):
 
 
 def batch_norm(name):
-    """Batch normalisation with the constants that published weights assume."""
+    """Batch normalisation, called ``name`` (str), with the constants that published weights assume."""
     return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)
 
 

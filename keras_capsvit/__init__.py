@@ -16,6 +16,7 @@ from keras_capsvit.layers import (
     UniformRouting,
 )
 from keras_capsvit.losses import MarginLoss
+from keras_capsvit.metrics import SubsetAccuracy
 from keras_capsvit.models import (
     VGG19,
     AffCapsNet,
@@ -35,12 +36,14 @@ __version__ = "0.1.0"
 
 # Imported at first use: data and serving need TensorFlow, which a JAX machine may not have, and plot needs matplotlib.
 _SUBMODULES = (
+    "attacks",
     "autodiff",
     "data",
     "evaluate",
     "explain",
     "layers",
     "losses",
+    "metrics",
     "models",
     "ops",
     "plot",
@@ -70,6 +73,7 @@ __all__ = [
     "ResNet18",
     "ResNet20",
     "SelfRouting",
+    "SubsetAccuracy",
     "TopKGraphPool",
     "TrainableRouting",
     "UniformRouting",

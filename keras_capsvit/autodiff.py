@@ -1,4 +1,4 @@
-"""Gradients with respect to inputs, compiled, on the TensorFlow and the JAX backend."""
+"""Gradients with respect to inputs, and compiled functions, on the TensorFlow and the JAX backend."""
 
 import keras
 
@@ -8,51 +8,144 @@ def value_and_gradient(function, variables=()):
 
     Args:
         function: callable ``(x, *args) → values``; tensors in, one tensor out, of any shape.
-        variables: ``keras.Variable`` objects that ``function`` reads, such as ``model.variables``. Their current values
-            are used at every call; on JAX, a variable not listed here is frozen at its value in the first call.
+        variables: see ``compile``.
 
     Returns:
-        Callable ``(x, *args) → (values, gradient)``: the values, and the gradient of their sum, of the shape of ``x``
-        (zeros where ``x`` has no influence). Traced once per shape.
+        Callable ``(x, *args) → (values, gradient)``, see ``gradient``. Traced once per shape.
 
     Raises:
         ValueError: on a backend other than TensorFlow and JAX.
     """
+    return compile(gradient(function), variables)
+
+
+def gradient(function, has_aux=False):
+    """``function`` together with its gradient with respect to its first argument, for use inside ``compile``.
+
+    Args:
+        function: callable ``(x, *args) → values``; tensors in, one tensor out, of any shape.
+        has_aux: bool, whether ``function`` returns ``(values, aux)``, of which ``aux`` is passed through.
+
+    Returns:
+        Callable ``(x, *args) → (values, gradient)``: the values (or ``(values, aux)``), and the gradient of the sum of
+        the values, of the shape of ``x`` (zeros where ``x`` has no influence).
+
+    Raises:
+        ValueError: on a backend other than TensorFlow and JAX.
+    """
+    if _backend() == "jax":
+        return _gradient_with_jax(function, has_aux)
+    return _gradient_with_tensorflow(function, has_aux)
+
+
+def jacobian(function):
+    """``function`` together with the gradients of all its columns, for use inside ``compile``.
+
+    Args:
+        function: callable ``(x, *args) → values (b, k)``, each row a function of the same row of ``x (b, ...)``.
+
+    Returns:
+        Callable ``(x, *args) → (values (b, k), gradients (b, k, ...))``.
+
+    Raises:
+        ValueError: on a backend other than TensorFlow and JAX.
+    """
+    if _backend() == "jax":
+        return _jacobian_with_jax(function)
+    return _jacobian_with_tensorflow(function)
+
+
+def compile(function, variables=()):
+    """Compile a function of tensors.
+
+    Args:
+        function: callable of tensors, which returns tensors in any structure.
+        variables: ``keras.Variable`` objects that ``function`` reads, such as ``model.variables``. Their current values
+            are used at every call; on JAX, a variable not listed here is frozen at its value in the first call.
+
+    Returns:
+        Callable of the same arguments, tensors or arrays. Traced once per shape.
+
+    Raises:
+        ValueError: on a backend other than TensorFlow and JAX.
+    """
+    if _backend() == "jax":
+        return _compile_with_jax(function, list(variables))
+    return _compile_with_tensorflow(function)
+
+
+def _backend():
     backend = keras.backend.backend()
-    if backend == "tensorflow":
-        return _with_tensorflow(function)
-    if backend == "jax":
-        return _with_jax(function, list(variables))
-    raise ValueError(f"Gradients need the tensorflow or the jax backend; received KERAS_BACKEND={backend!r}.")
+    if backend not in ("tensorflow", "jax"):
+        raise ValueError(f"Gradients need the tensorflow or the jax backend; received KERAS_BACKEND={backend!r}.")
+    return backend
 
 
-def _with_tensorflow(function):
+def _gradient_with_tensorflow(function, has_aux):
     import tensorflow as tf
 
-    @tf.function(reduce_retracing=True)
-    def compiled(x, *args):
+    def evaluate(x, *args):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(x)
+            result = function(x, *args)
+            values = result[0] if has_aux else result
+        return result, tape.gradient(values, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+    return evaluate
+
+
+def _gradient_with_jax(function, has_aux):
+    import jax
+    import jax.numpy as jnp
+
+    def evaluate(x, *args):
+        values, pull_back, *aux = jax.vjp(lambda x: function(x, *args), x, has_aux=has_aux)
+        return (values, *aux) if has_aux else values, pull_back(jnp.ones_like(values))[0]
+
+    return evaluate
+
+
+def _jacobian_with_tensorflow(function):
+    import tensorflow as tf
+
+    def evaluate(x, *args):
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            tape.watch(x)
             values = function(x, *args)
-        return values, tape.gradient(values, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            columns = tf.unstack(values, axis=1)
+        rows = [tape.gradient(one, x, unconnected_gradients=tf.UnconnectedGradients.ZERO) for one in columns]
+        return values, tf.stack(rows, axis=1)
 
-    def call(x, *args):
-        return compiled(tf.convert_to_tensor(x), *map(tf.convert_to_tensor, args))
-
-    return call
+    return evaluate
 
 
-def _with_jax(function, variables):
+def _jacobian_with_jax(function):
+    import jax
+    import jax.numpy as jnp
+
+    def evaluate(x, *args):
+        values, pull_back = jax.vjp(lambda x: function(x, *args), x)
+        columns = jnp.eye(values.shape[1], dtype=values.dtype)
+        gradients = jax.vmap(lambda one: pull_back(jnp.broadcast_to(one, values.shape))[0], out_axes=1)(columns)
+        return values, gradients
+
+    return evaluate
+
+
+def _compile_with_tensorflow(function):
+    import tensorflow as tf
+
+    compiled = tf.function(function, reduce_retracing=True)
+    return lambda *args: compiled(*map(tf.convert_to_tensor, args))
+
+
+def _compile_with_jax(function, variables):
     import jax
     import jax.numpy as jnp
 
     @jax.jit
-    def compiled(state, x, *args):
+    def compiled(state, *args):
         with keras.StatelessScope(state_mapping=list(zip(variables, state, strict=True))):
-            values, pull_back = jax.vjp(lambda x: function(x, *args), x)
-            return values, pull_back(jnp.ones_like(values))[0]
+            return function(*args)
 
-    def call(x, *args):
-        return compiled([v.value for v in variables], jnp.asarray(x), *map(jnp.asarray, args))
-
-    return call
+    return lambda *args: compiled([v.value for v in variables], *map(jnp.asarray, args))

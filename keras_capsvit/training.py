@@ -7,6 +7,7 @@ import keras
 
 from keras_capsvit import taps
 from keras_capsvit.losses import MarginLoss
+from keras_capsvit.metrics import SubsetAccuracy
 
 LOSSES = ("margin", "cross_entropy", "binary_cross_entropy")
 
@@ -99,8 +100,10 @@ def loss_for(model, name):
     return MarginLoss()
 
 
-def fit(model, train, validation, recipe, *, work=None, metrics=("accuracy",), verbose="auto"):
+def fit(model, train, validation, recipe, *, work=None, verbose="auto"):
     """Compile and train a model by a recipe; interrupted, the same call goes on after the last finished epoch.
+
+    The accuracy that it reports and stops at is ``SubsetAccuracy``, the usual one where images have one class.
 
     Args:
         model: model that returns lengths or logits.
@@ -108,7 +111,6 @@ def fit(model, train, validation, recipe, *, work=None, metrics=("accuracy",), v
         validation: stream judged by after every epoch.
         recipe: Recipe, or the name of one in ``RECIPES``.
         work: path of a folder for checkpoints and ``epochs.csv``; None for neither.
-        metrics: for ``compile``; the first is what ``stop_at`` looks at.
         verbose: Keras's.
 
     Returns:
@@ -121,10 +123,10 @@ def fit(model, train, validation, recipe, *, work=None, metrics=("accuracy",), v
         if recipe not in RECIPES:
             raise ValueError(f"Unknown recipe {recipe!r}; expected a Recipe or one of {', '.join(RECIPES)}.")
         recipe = RECIPES[recipe]
-    model.compile(_optimizer(recipe, len(train)), loss_for(model, recipe.loss), metrics=list(metrics))
+    model.compile(_optimizer(recipe, len(train)), loss_for(model, recipe.loss), metrics=[SubsetAccuracy("accuracy")])
     callbacks = []
     if recipe.stop_at is not None:
-        callbacks.append(StopAt(recipe.stop_at, f"val_{metrics[0]}"))
+        callbacks.append(StopAt(recipe.stop_at))
     if work is not None:
         work = pathlib.Path(work)
         resuming = (work / "checkpoint").exists()  # a finished training deletes it

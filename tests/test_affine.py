@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.io import savemat
 
 from keras_capsvit import data
-from keras_capsvit.data import affine, datasets
+from keras_capsvit.data import affine, affine_sets, datasets
 
 RANGES = {"rotation": 20.0, "shear": 45.0, "scale": (0.8, 1.2), "translation": 8.0}
 MNIST = pathlib.Path("~/tensorflow_datasets/mnist").expanduser()
@@ -192,7 +192,7 @@ def test_streams_repeat_with_the_seed_and_train_streams_change_with_the_epoch(sm
 
 def test_a_single_image_moves_with_every_epoch():
     base = tf.data.Dataset.from_tensors((np.ones((28, 28, 1), "float32"), 0))
-    stream = affine.expanded_mnist(base, batch_size=1, shuffle=True, seed=0)
+    stream = affine_sets.expanded_mnist(base, batch_size=1, shuffle=True, seed=0)
     assert len(np.unique([data.take(stream, 1)[0] for _ in range(5)], axis=0)) > 3
 
 
@@ -277,7 +277,7 @@ def test_options_and_sizes_of_other_sets_are_refused(small_base):
     endless = tf.data.Dataset.from_tensors((np.zeros((28, 28, 1)), 0)).repeat()
     for base, cardinality in [(endless, -1), (endless.take(0), 0)]:
         with pytest.raises(ValueError, match=f"known length; received cardinality {cardinality}. Choose"):
-            affine.expanded_mnist(base, batch_size=1, shuffle=False, seed=0)
+            affine_sets.expanded_mnist(base, batch_size=1, shuffle=False, seed=0)
 
 
 def write_affnist(file, images, labels):

@@ -42,6 +42,16 @@ def test_train_step_benchmark_compares_the_two(tmp_path):
 
 
 @pytest.mark.tensorflow
+def test_attack_benchmark_compares_with_what_is_installed():
+    printed = run("benchmarks/attacks.py", "--steps", 2, "--batch-size", 2, "--rounds", 1).splitlines()
+    names = [line[2:20].strip() for line in printed[1:]]
+    assert names[:2] == ["gradients alone", "keras_capsvit"]
+    assert names[-3:-1] == ["to the end", "fooled ones leave"]
+    assert float(printed[2].split()[-1]) > 0.05
+    assert printed[-1].startswith("  robust accuracy ")
+
+
+@pytest.mark.tensorflow
 def test_python_in_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

@@ -44,8 +44,12 @@ PHOTOS = np.stack([np.asarray(photo, "float32") / 255 for photo in load_sample_i
 @pytest.mark.parametrize("num_heads", [1, 4, 32, 128])
 @pytest.mark.parametrize("size", [12, 20, 28, 40])
 def test_initial_lengths_leave_the_squash_a_slope(resized, num_heads, size):
-    model = GraCapsNet((size, size, 1), 10, num_heads=num_heads, primary_dim=256 // num_heads)
-    check_lengths(ops.convert_to_numpy(model(resized(32, size))))
+    lengths = []
+    for seed in range(3):
+        keras.utils.set_random_seed(seed)
+        model = GraCapsNet((size, size, 1), 10, num_heads=num_heads, primary_dim=256 // num_heads)
+        lengths.append(ops.convert_to_numpy(model(resized(32, size))))
+    check_lengths(np.concatenate(lengths))
 
 
 @pytest.mark.parametrize("num_classes", [2, 100])
@@ -54,7 +58,7 @@ def test_initial_lengths_on_photographs(num_classes):
     check_lengths(ops.convert_to_numpy(GraCapsNet((32, 32, 3), num_classes)(crops)))
 
 
-@pytest.mark.parametrize("sigma, normalize", [(0, False), (0.5, True), (1, True), (2, False), (2, True), (4, False)])
+@pytest.mark.parametrize("sigma, normalize", [(0, False), (0.5, True), (1, False), (1, True), (2, True), (4, False)])
 def test_initial_lengths_for_any_adjacency(resized, sigma, normalize):
     model = GraCapsNet((28, 28, 1), 10, sigma=sigma, normalize=normalize)
     check_lengths(ops.convert_to_numpy(model(resized(32, 28))))
@@ -64,7 +68,7 @@ def check_lengths(lengths):
     assert 0.05 < lengths.mean() < 0.7
     low, high = np.quantile(lengths, [0.05, 0.95])
     assert low > 0.02, low
-    assert high < 0.8, high
+    assert high < 0.7, high
 
 
 @pytest.mark.parametrize("reconstruction", [None, "conditional", "unconditional"])

@@ -97,15 +97,18 @@ def test_adjacency_without_neighbours_is_the_identity():
         GraphCapsPool(3, sigma=-1)
 
 
-@pytest.mark.parametrize("settings", [{}, {"sigma": 2.0, "normalize": True}, {"self_loops": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"sigma": 0}, {"normalize": True}, {"self_loops": True}, {"sigma": 1, "normalize": True, "self_loops": True}],
+)
 def test_graph_pooling_is_equations_2_to_4(settings):
     layer = GraphCapsPool(7, **settings)
     layer.build(CAPSULES.shape)
     layer.bias.assign(rng.normal(size=7))
     capsules, attention = layer(CAPSULES, return_attention_scores=True)
-    a = layer.adjacency.astype("float64")
+    a = gaussian_adjacency(3, 4, **{"sigma": 2.0, **settings}).astype("float64")
     if not settings:
-        np.testing.assert_allclose(a, replicas.adjacency(3, 4, 1.0), atol=1e-6)
+        np.testing.assert_allclose(a, replicas.adjacency(3, 4, 2.0), atol=1e-6)
     kernel, bias = (w.astype("float64") for w in layer.get_weights())
     for i in range(2):
         expected, expected_attention = replicas.graph_pooling(CAPSULES[i].astype("float64"), a, kernel, bias)
@@ -125,7 +128,8 @@ def test_permuting_nodes_and_adjacency_permutes_the_attention(order):
     keras.utils.set_random_seed(0)
     layer = GraphCapsPool(7)
     capsules, attention = layer(CAPSULES, return_attention_scores=True)
-    layer.adjacency = layer.adjacency[np.ix_(order, order)]
+    adjacency = gaussian_adjacency(3, 4, layer.sigma)[np.ix_(order, order)]
+    layer.spread = lambda scores: ops.matmul(adjacency, scores)
     permuted = CAPSULES.reshape(2, 12, 5, 6)[:, order].reshape(CAPSULES.shape)
     capsules_2, attention_2 = layer(permuted, return_attention_scores=True)
     expected = ops.convert_to_numpy(attention).reshape(2, 12, 5, 7)[:, order]

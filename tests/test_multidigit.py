@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_capsvit import data
+from keras_capsvit import CapsNet, ConvNetAvg, data, training
 from keras_capsvit.data import datasets
 from keras_capsvit.data.multidigit import multi_mnist
 
@@ -83,6 +83,28 @@ def test_training_sees_the_same_examples_in_a_new_order_every_epoch(base):
     np.testing.assert_array_equal(data.take(stream(base, pairs=2, shuffle=True), 60)[0], first)
 
 
+def test_without_parts_the_labels_are_multi_hot(base):
+    images, y = data.take(stream(base, pairs=2), 60)
+    same, labels = data.take(stream(base, pairs=2, parts=False), 60)
+    np.testing.assert_array_equal(same, images)
+    np.testing.assert_array_equal(labels, np.eye(10, dtype="float32")[y["classes"]].sum(axis=1))
+
+
+@pytest.mark.parametrize("parts", [True, False])
+def test_a_recipe_trains_on_pairs_and_counts_pairs(base, parts):
+    few = training.Recipe(epochs=1, loss="margin" if parts else "binary_cross_entropy")
+    if parts:
+        model = CapsNet((36, 36, 1), 10, filters=4, num_types=1, reconstruction="conditional")
+    else:
+        model = ConvNetAvg((36, 36, 1), 10, filters=4)
+    train, test = (stream(base, pairs=2, parts=parts, shuffle=shuffle) for shuffle in (True, False))
+    accuracy = training.fit(model, train, test, few, verbose=0).history["val_accuracy"][-1]
+    x, y = data.take(test, 60)
+    multi_hot = np.eye(10)[y["classes"]].sum(axis=1) if parts else y
+    best = np.argsort(model.predict(x, verbose=0), axis=1)[:, -2:]
+    np.testing.assert_allclose(accuracy, np.mean(np.take_along_axis(multi_hot, best, axis=1).all(axis=1)), atol=1e-6)
+
+
 def test_a_thousand_pairs_per_image_are_streamed(base):
     long = stream(base, pairs=1000, batch_size=128, shuffle=True)
     assert int(long.cardinality()) == int(np.ceil(30_000 / 128))
@@ -103,7 +125,7 @@ def test_it_is_loaded_by_name(base, monkeypatch):
     x, y = data.take(test, 90)
     tf.nest.map_structure(np.testing.assert_array_equal, (x, y), data.take(stream(base, pairs=3, seed=2), 90))
     assert data.info("multi_mnist").image_shape == x.shape[1:]
-    with pytest.raises(ValueError, match="options of multi_mnist are pairs; received rotation"):
+    with pytest.raises(ValueError, match="options of multi_mnist are pairs, parts; received rotation"):
         data.load("multi_mnist", rotation=3)
 
 

@@ -24,7 +24,7 @@ VARIANTS += [{"start": "sharp", "learning_rate": 0.001}]
 
 def build(variant, about):
     """GraCapsNet whose weights start as the variant says."""
-    model = GraCapsNet(about.image_shape, about.num_classes)
+    model = GraCapsNet(about.image_shape, about.num_classes, sigma=1)  # starts came first, sigma was compared from them
     projection, pooling = model.get_layer("projection"), model.get_layer("graph_pooling")
     if variant["start"] == "keras":
         for kernel in (model.get_layer("conv").kernel, model.get_layer("primary_capsules").conv.kernel):

@@ -2,13 +2,12 @@
 
 import dataclasses
 import functools
-import os
 import pathlib
 
 import numpy as np
 import tensorflow as tf
 
-from keras_capsvit.data import affine, multidigit
+from keras_capsvit.data import affine_sets, affnist, multidigit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,15 +44,10 @@ DATASETS = {
 DATASETS["affine_cifar10"] = DATASETS["cifar10"]
 # What a made set is made of, by which function, and the options of that function.
 _MADE = {
-    "affine_mnist": ("mnist", affine.affine_mnist, ("rotation", "shear", "scale", "translation")),
-    "expanded_mnist": ("mnist", affine.expanded_mnist, ()),
-    "affine_cifar10": ("cifar10", affine.affine_cifar10, ("rotation", "translation")),
-    "multi_mnist": ("mnist", multidigit.multi_mnist, ("pairs",)),
-}
-
-_AFFNIST_FILES = {
-    "train": ("training_and_validation_batches/*.mat", "training_batches/*.mat"),
-    "test": ("test_batches/*.mat", "test.mat"),
+    "affine_mnist": ("mnist", affine_sets.affine_mnist, ("rotation", "shear", "scale", "translation")),
+    "expanded_mnist": ("mnist", affine_sets.expanded_mnist, ()),
+    "affine_cifar10": ("cifar10", affine_sets.affine_cifar10, ("rotation", "translation")),
+    "multi_mnist": ("mnist", multidigit.multi_mnist, ("pairs", "parts")),
 }
 
 
@@ -89,9 +83,9 @@ def load(
 
     Made when they are read, from the TFDS folders of MNIST or CIFAR-10: ``"affine_mnist"`` (options ``rotation``,
     ``shear``, ``scale``, ``translation``), ``"expanded_mnist"``, ``"affine_cifar10"`` (``rotation``, ``translation``)
-    and ``"multi_mnist"`` (``pairs``); ``data.affine`` and ``data.multidigit`` describe them. ``"affnist"`` reads the
-    files that the University of Toronto publishes (32 versions of each of 60,000 and 10,000 digits), from ``data_dir``,
-    a folder ``transformed``, ``affnist`` or ``affnist/transformed`` in it.
+    and ``"multi_mnist"`` (``pairs``, ``parts``); ``data.affine_sets`` and ``data.multidigit`` describe them.
+    ``"affnist"`` reads the files that the University of Toronto publishes (32 versions of each of 60,000 and 10,000
+    digits), from ``data_dir``, a folder ``transformed``, ``affnist`` or ``affnist/transformed`` in it.
 
     Args:
         name: ``"digits"`` (1,797 real 8x8 digits that scikit-learn carries, enlarged; 1,437 to train, 360 to test,
@@ -128,7 +122,7 @@ def load(
         height_width = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         shape = (*height_width, shape[-1])
     if name == "affnist":
-        make = functools.partial(_affnist, data_dir=data_dir)
+        make = functools.partial(affnist.affnist, data_dir=data_dir)
         read = str  # it reads by the name of the split
     else:
         read = _read_digits() if name == "digits" else _read_tfds(base, data_dir, download)
@@ -248,56 +242,3 @@ def _read_tfds(name, data_dir, download):
         return builder.as_dataset(split=split, as_supervised=True)
 
     return read
-
-
-def _affnist(split, *, data_dir, batch_size, shuffle, seed):
-    if split not in _AFFNIST_FILES:
-        raise ValueError(f"affnist has the splits 'train' and 'test', without slices; received {split!r}.")
-    root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
-    folders = [root, root / "transformed", root / "affnist", root / "affnist" / "transformed"]
-    found = (sorted(folder.glob(pattern)) for folder in folders for pattern in _AFFNIST_FILES[split])
-    files = next(filter(None, found), None)
-    if files is None:
-        raise FileNotFoundError(
-            f"The files of affnist were expected as {' or '.join(_AFFNIST_FILES[split])} in one of the folders "
-            f"{', '.join(map(str, folders))}; there are none. The University of Toronto publishes the data set as "
-            "'affNIST' (the transformed images, 32 files per split); unpack it there or name its folder with data_dir. "
-            "Similar digits are made here by load('affine_mnist')."
-        )
-    _read_affnist(files[0])  # refuses another format now, not in the middle of a training
-
-    def read(file):  # one file in memory at a time: all of them are gigabytes
-        images, labels = tf.numpy_function(lambda name: _read_affnist(name.decode()), [file], ["uint8", "int64"])
-        return tf.data.Dataset.from_tensor_slices(
-            (tf.ensure_shape(images, [None, 40, 40, 1]), tf.ensure_shape(labels, [None]))
-        )
-
-    stream = tf.data.Dataset.from_tensor_slices([str(file) for file in files])
-    if shuffle:
-        stream = stream.shuffle(len(files), seed=seed, reshuffle_each_iteration=True).flat_map(read)
-        stream = stream.shuffle(20_000, seed=seed, reshuffle_each_iteration=True)
-    else:
-        stream = stream.flat_map(read)
-    return (
-        stream.batch(batch_size)
-        .map(lambda x, y: (tf.image.convert_image_dtype(x, "float32"), y), tf.data.AUTOTUNE)
-        .prefetch(tf.data.AUTOTUNE)
-    )
-
-
-def _read_affnist(file):
-    from scipy.io import loadmat
-
-    expected = "expected a struct 'affNISTdata' with 'image' (1600, n) of uint8 and 'label_int' (1, n) of 0 to 9"
-    try:
-        struct = loadmat(file)["affNISTdata"][0, 0]
-        images, labels = struct["image"], struct["label_int"].ravel()
-    except (KeyError, ValueError, IndexError, TypeError) as error:
-        raise ValueError(f"{file} is no AffNIST file: {expected}; reading it failed with {error!r}.") from error
-    if images.dtype != np.uint8 or images.shape != (1600, len(labels)) or not np.isin(labels, range(10)).all():
-        raise ValueError(
-            f"{file} is no AffNIST file: {expected}; received {images.shape} of {images.dtype} and {labels.shape} "
-            f"labels from {labels.min()} to {labels.max()}."
-        )
-    # A column holds its image row by row.
-    return np.ascontiguousarray(images.T).reshape(-1, 40, 40, 1), labels.astype("int64")

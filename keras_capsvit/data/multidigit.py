@@ -3,13 +3,14 @@
 import numpy as np
 import tensorflow as tf
 
-from keras_capsvit.data.affine import length, place, uniform
+from keras_capsvit.data.affine import place, uniform
+from keras_capsvit.data.affine_sets import length
 
 # Numbers of examples that are shuffled at once; more of them would fill the memory with numbers.
 _WINDOW = 100_000
 
 
-def multi_mnist(base, *, pairs=1, batch_size, shuffle, seed):
+def multi_mnist(base, *, pairs=1, parts=True, batch_size, shuffle, seed):
     """Digits overlaid by digits of other classes (Sabour et al. 2017, section 6; thesis chapter 5, section 3.2).
 
     Each digit is shifted by up to 4 whole pixels along each axis, which makes 36x36 of 28x28. The two are added and
@@ -21,13 +22,15 @@ def multi_mnist(base, *, pairs=1, batch_size, shuffle, seed):
         base: unbatched ``tf.data.Dataset`` of 28x28 images and labels, its length known.
         pairs: int >= 1, images made per base image (1 to 1,000 in thesis Fig. 5.3): example ``k`` overlays base image
             ``k mod n`` with one drawn uniformly from those of other classes.
+        parts: bool, whether the labels hold the image of each digit, for a decoder; otherwise they are multi-hot.
         batch_size: int.
         shuffle: bool, a new order in every epoch (in windows of 100,000 examples).
         seed: int, of partners, shifts and order.
 
     Returns:
         ``tf.data.Dataset`` of ``(images (b, 36, 36, 1) float32, {"classes": (b, 2) int64, "parts": (b, 2, 36, 36, 1)
-        float32})``, where ``parts[:, k]`` is the digit of ``classes[:, k]`` alone.
+        float32})``, where ``parts[:, k]`` is the digit of ``classes[:, k]`` alone. Without parts the labels are
+        ``(b, 10)`` float32, 1 for the two classes, which every model and loss takes.
 
     Raises:
         ValueError: for ``pairs`` below 1, a base of a single class, or one that is empty or of unknown length.
@@ -54,11 +57,12 @@ def multi_mnist(base, *, pairs=1, batch_size, shuffle, seed):
         drawn = tf.cast(tf.floor(uniform(keys, seed, 1)[:, 0] * others), "int64")
         second = tf.gather(order, (tf.gather(own_end, first) + drawn) % n)
         chosen = tf.reshape(tf.stack([first, second], axis=1), (-1,))
+        classes = tf.reshape(tf.gather(labels, chosen), (-1, 2))
         # Both digits of example k have keys of their own, on the other side of zero from those of the partners.
         shift_keys = tf.reshape(tf.stack([-2 * keys - 1, -2 * keys - 2], axis=1), (-1,))
-        parts = tf.reshape(place(tf.gather(images, chosen), 36, seed, keys=shift_keys), (-1, 2, 36, 36, 1))
-        both = {"classes": tf.reshape(tf.gather(labels, chosen), (-1, 2)), "parts": parts}
-        return tf.minimum(parts[:, 0] + parts[:, 1], 1.0), both
+        digits = tf.reshape(place(tf.gather(images, chosen), 36, seed, keys=shift_keys), (-1, 2, 36, 36, 1))
+        y = {"classes": classes, "parts": digits} if parts else tf.reduce_max(tf.one_hot(classes, 10), axis=1)
+        return tf.minimum(digits[:, 0] + digits[:, 1], 1.0), y
 
     keys = tf.data.Dataset.range(n * pairs)
     if shuffle:

@@ -1,10 +1,9 @@
-"""What capsules represent: semantic compactness, decoder sweeps, agreement, and the votes and their gradients."""
+"""What capsules represent: semantic compactness, and decoder sweeps."""
 
 import numpy as np
 from keras import ops
 
-from keras_capsvit.autodiff import value_and_gradient
-from keras_capsvit.ops import check_labels, safe_norm
+from keras_capsvit.evaluate.checks import class_ids, finite_array
 
 
 def _steps(low, high):
@@ -37,7 +36,7 @@ def vary(x, factor, degrees):
     Raises:
         ValueError: for images of another rank, an unknown factor, values that are not finite, or a scale not above 0.
     """
-    x = _array(x, "images", "(batch, height, width, channels)", 4)
+    x = finite_array(x, "images", "(batch, height, width, channels)", 4)
     batch, height, width, _ = x.shape
     maps = _maps(factor, degrees, height, width)
     images = np.repeat(x, len(maps), axis=0)
@@ -75,7 +74,7 @@ def compactness(represent, x, labels, *, factors=FACTORS, batch_size=128):
     x = np.asarray(x)
     if x.ndim != 4 or not x.size:
         raise ValueError(f"Expected images of shape (batch, height, width, channels), not empty; received {x.shape}.")
-    ids = _ids(labels, len(x))
+    ids = class_ids(labels, len(x))
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; received {batch_size}.")
     for factor, degrees in factors.items():
@@ -109,14 +108,14 @@ def sweep(decode, capsules, label=None, *, dims=None, offsets=OFFSETS):
         capsules = CapsuleMask()(taps.tap(model, "capsules")(x[:1]), y[:1])[0]
         plot.sweep(evaluate.sweep(model.decoder, capsules), evaluate.OFFSETS).savefig("sweep.png")
     """
-    capsules = _array(capsules, "capsules", "(classes, dimension)", 2)
-    label = (
-        int(np.linalg.norm(capsules, axis=-1).argmax()) if label is None else int(_ids([label], 1, len(capsules))[0])
-    )
+    capsules = finite_array(capsules, "capsules", "(classes, dimension)", 2)
+    if label is None:
+        label = np.linalg.norm(capsules, axis=-1).argmax()
+    label = int(class_ids([label], 1, len(capsules))[0])
     dims = list(range(capsules.shape[1])) if dims is None else list(dims)
     if not dims or any(dim not in range(capsules.shape[1]) for dim in dims):
         raise ValueError(f"Expected at least 1 dimension between 0 and {capsules.shape[1] - 1}; received {dims}.")
-    offsets = _array(offsets, "offsets", "(n_offsets,)", 1)
+    offsets = finite_array(offsets, "offsets", "(n_offsets,)", 1)
     moved = np.tile(capsules, (len(dims), len(offsets), 1, 1))
     for row, dim in enumerate(dims):
         moved[row, :, label, int(dim)] += offsets
@@ -129,106 +128,11 @@ def sweep(decode, capsules, label=None, *, dims=None, offsets=OFFSETS):
     return images.reshape(len(dims), len(offsets), *images.shape[1:])
 
 
-def agreement(votes, capsules, coupling, labels):
-    """Agreement of votes and class capsules, the two terms of thesis Eq. 4.7 (Fig. 4.2), averaged over images.
-
-    With ``t`` the true class, and ``v_j`` for the ``g(sum_i c_ij u_hat_{j|i})`` of the equation::
-
-        target = sum_i c_it u_hat_{t|i} . v_t        others = sum_{j != t} sum_i c_ij u_hat_{j|i} . v_j
-
-    Args:
-        votes: array or tensor ``(b, i, j, e)``.
-        capsules: array or tensor ``(b, j, e)``, the class capsules.
-        coupling: array or tensor ``(b, i, j)``, or ``(i, j)`` where it is the same for all images.
-        labels: integer class ids ``(b,)`` or ``(b, 1)``.
-
-    Returns:
-        ``(target, others)``, floats.
-
-    Raises:
-        ValueError: for shapes that do not fit, no images, values that are not finite, or labels out of range.
-    """
-    votes, capsules, coupling, ids = _routed(votes, capsules, coupling, labels)
-    terms = np.sum(coupling * np.einsum("bije,bje->bij", votes, capsules, dtype="float64"), axis=1)
-    target = terms[np.arange(len(ids)), ids]
-    return float(target.mean()), float((terms.sum(axis=1) - target).mean())
-
-
-def vote_statistics(votes, capsules, coupling, labels):
-    """What thesis Fig. 6.2 histograms, for the true class and the longest other one (L-NGT, not ground truth).
-
-    Args:
-        votes: array or tensor ``(b, i, j, e)``.
-        capsules: array or tensor ``(b, j, e)``, the class capsules; at least two classes.
-        coupling: array or tensor ``(b, i, j)``, or ``(i, j)`` where it is the same for all images.
-        labels: integer class ids ``(b,)`` or ``(b, 1)``.
-
-    Returns:
-        dict of NumPy arrays whose first axis is (true class, L-NGT class): ``classes (2, b)``, the class ids;
-        ``cosine (2, b, i)``, cos(v_j, u_hat_{j|i}) in [-1, 1], 0 where one of the two is the zero vector;
-        ``length (2, b, i)`` of the votes; ``coupling (2, b, i)``.
-
-    Raises:
-        ValueError: for shapes that do not fit, no images, a single class, values that are not finite, or labels out of
-            range.
-
-    Example::
-
-        true, other = evaluate.vote_statistics(votes, capsules, coupling, y)["cosine"]
-        share, edges = np.histogram(true, bins=100, range=(-1, 1))
-    """
-    votes, capsules, coupling, ids = _routed(votes, capsules, coupling, labels)
-    if capsules.shape[1] < 2:
-        raise ValueError("The longest class that is not the true one needs at least 2 classes; received 1.")
-    rows = np.arange(len(ids))
-    capsules = capsules.astype("float64")  # whose squares neither over- nor underflow
-    lengths = np.linalg.norm(capsules, axis=-1)
-    lengths[rows, ids] = -1.0
-    classes = np.stack([ids, lengths.argmax(axis=-1)])
-    chosen = votes[rows, :, classes].astype("float64")  # (2, b, i, e)
-    towards = capsules[rows, classes][:, :, None]
-    length = np.linalg.norm(chosen, axis=-1)
-    scale = length * np.linalg.norm(towards, axis=-1)
-    cosine = np.sum(chosen * towards, axis=-1) / np.where(scale > 0, scale, 1.0)
-    return {
-        "classes": classes,
-        "cosine": np.clip(cosine, -1.0, 1.0),  # rounding must not push a vote out of a histogram over [-1, 1]
-        "length": length,
-        "coupling": coupling[rows, :, classes],
-    }
-
-
-def vote_gradients(route, votes, loss):
-    """Gradient of a loss at the votes, to compare routings by (rolled and unrolled ones in thesis Fig. 4.1, Eq. 4.5).
-
-    Args:
-        route: callable from votes ``(b, i, j, e)`` to class capsules ``(b, j, e)``, such as a routing layer.
-        votes: array or tensor ``(b, i, j, e)``.
-        loss: callable from lengths ``(b, j)`` to one value per image, ``(b,)``.
-
-    Returns:
-        NumPy array ``(b, i, j, e)``.
-
-    Raises:
-        ValueError: for votes, capsules or losses of another shape, and votes that are not finite.
-    """
-    votes = _array(votes, "votes", "(batch, inputs, classes, dimension)", 4)
-
-    def losses(votes):
-        capsules = route(votes)
-        _expect("route must return class capsules", (votes.shape[0], *votes.shape[2:]), capsules)
-        values = loss(safe_norm(capsules))
-        _expect("loss must return one value per image", (votes.shape[0],), values)
-        return values
-
-    return ops.convert_to_numpy(value_and_gradient(losses)(votes)[1])
-
-
 def _maps(factor, degrees, height, width):
     """Affine maps ``(n, 8)`` from output to input points ``(column, row)``, as ``affine_transform`` wants them."""
     if factor not in FACTORS:
         raise ValueError(f"Unknown factor {factor!r}; expected one of {', '.join(FACTORS)}.")
-    degrees = _array(degrees, f"degrees of {factor}", "(n,)", 1)
+    degrees = finite_array(degrees, f"degrees of {factor}", "(n,)", 1)
     if factor == "scale" and degrees.min() <= 0:
         raise ValueError(f"Degrees of scale must be above 0; received {degrees.min()}.")
     centre = (np.array([width, height]) - 1) / 2
@@ -263,7 +167,7 @@ def _compactness(represent, x, ids, factor, degrees, batch_size):
                 f"({len(chosen)}, dimension); received shape {found.shape}."
             )
         if found.ndim == 3:
-            found = found[np.arange(len(chosen)), _ids(chosen, len(chosen), found.shape[1])]
+            found = found[np.arange(len(chosen)), class_ids(chosen, len(chosen), found.shape[1])]
         if not np.isfinite(found).all():
             raise ValueError("represent must return finite values; received NaN or infinite ones.")
         scores.append(_divergence(found.reshape(-1, n, found.shape[-1])))
@@ -278,49 +182,3 @@ def _divergence(found):
     total = variance.sum(axis=-1, keepdims=True)
     share = variance / np.where(total > 0, total, 1.0)
     return np.sum(share * np.log(np.where(share > 0, share * found.shape[-1], 1.0)), axis=-1)
-
-
-def _ids(labels, batch, num_classes=None):
-    ids = np.asarray(labels)
-    if ids.shape not in ((batch,), (batch, 1)) or not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(
-            f"Labels must be integer class ids of shape ({batch},); received shape {ids.shape} of {ids.dtype}."
-        )
-    ids = ids.reshape(-1)
-    if num_classes is not None:
-        check_labels(ids, num_classes)
-    return ids
-
-
-def _array(values, name, axes, rank):
-    values = ops.convert_to_numpy(values).astype("float32")
-    if values.ndim != rank or not values.size:
-        raise ValueError(f"Expected {name} of shape {axes}, not empty; received {values.shape}.")
-    if not np.isfinite(values).all():
-        raise ValueError(f"Expected finite {name}; received NaN or infinite values.")
-    return values
-
-
-def _expect(what, shape, received):
-    if tuple(getattr(received, "shape", ())) != shape:
-        found = getattr(received, "shape", type(received).__name__)
-        raise ValueError(f"{what}, of shape {shape}; received {found}.")
-
-
-def _routed(votes, capsules, coupling, labels):
-    """The four as NumPy arrays that fit each other, the coupling as ``(b, i, j)``."""
-    votes = _array(votes, "votes", "(batch, inputs, classes, dimension)", 4)
-    batch, inputs, classes, dim = votes.shape
-    capsules = _array(capsules, "capsules", "(batch, classes, dimension)", 3)
-    if capsules.shape != (batch, classes, dim):
-        raise ValueError(
-            f"Votes of shape {votes.shape} need capsules {(batch, classes, dim)}; received {capsules.shape}."
-        )
-    shape = (batch, inputs, classes)
-    coupling = ops.convert_to_numpy(coupling)
-    if coupling.shape not in (shape, shape[1:]):
-        raise ValueError(
-            f"Votes of shape {votes.shape} need a coupling of shape {shape} or {shape[1:]}; received {coupling.shape}."
-        )
-    coupling = _array(np.broadcast_to(coupling, shape), "coupling", "(batch, inputs, classes)", 3)
-    return votes, capsules, coupling, _ids(labels, batch, classes)

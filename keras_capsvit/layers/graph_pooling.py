@@ -76,7 +76,7 @@ class _NodePool(keras.layers.Layer):
                 f"{type(self).__name__} needs capsules of shape (batch, height, width, types, dim) with known sizes; "
                 f"received shape {tuple(input_shape)}."
             )
-        size = self.prepare(*input_shape[1:3])
+        size = self.prepare(*input_shape[1:4])
         self.kernel = self.add_weight(
             name="kernel",
             shape=(input_shape[-1], self.num_capsules),
@@ -86,7 +86,7 @@ class _NodePool(keras.layers.Layer):
             self.add_weight(name="bias", shape=(self.num_capsules,), initializer="zeros") if self.use_bias else None
         )
 
-    def prepare(self, height, width):
+    def prepare(self, height, width, types):
         """Set up what depends on the grid; returns what the initial kernel is divided by."""
         return 1.0
 
@@ -94,10 +94,10 @@ class _NodePool(keras.layers.Layer):
         _, height, width, types, dim = capsules.shape
         nodes, classes = height * width, self.num_capsules
         flat = ops.reshape(capsules, (-1, nodes * types, dim))
-        scores = ops.matmul(flat, self.kernel)
-        if self.use_bias:
-            scores = scores + self.bias
-        attention = self.weigh(ops.reshape(scores, (-1, nodes, types * classes)))
+        scores = ops.reshape(ops.matmul(flat, self.kernel), (-1, nodes, types * classes))
+        if self.use_bias:  # repeated, because long rows are added faster
+            scores = scores + ops.tile(self.bias, types)
+        attention = self.weigh(scores)
         # Eq. 3 and the mean of Eq. 4 in one product: the sum over nodes and heads, over the number of heads.
         attention = ops.reshape(attention, (-1, nodes * types, classes))
         outputs = squash(ops.matmul(ops.transpose(attention, (0, 2, 1)), flat) / types)
@@ -137,10 +137,10 @@ class GraphCapsPool(_NodePool):
         normalize: bool, degree-normalise the adjacency.
         use_bias: bool. The bias reaches the attention through the row sums of A, hence acts only where they differ: not
             for ``sigma=0``, where the softmax cancels it.
-        kernel_initializer: initialiser of ``W``, ``(e, j)``; its values are divided by the mean of A's diagonal and by
-            its ``relative_reach``. None for columns of length about 16 (at sigma 1): training starts from an attention
-            that chooses nodes, hence from class capsules that differ; from a uniform attention it has to find that
-            first.
+        kernel_initializer: initialiser of ``W``, ``(e, j)``; its values are divided by the mean of A's diagonal, by its
+            ``relative_reach``, and by ``(32 / l)^0.4`` where there are less than 32 heads. None for columns of length
+            about 16 (at sigma 1 and 32 heads): training starts from an attention that chooses nodes, hence from class
+            capsules that differ; from a uniform attention it has to find that first.
 
     Call arguments:
         capsules: tensor ``(b, h, w, l, e)``.
@@ -155,7 +155,7 @@ class GraphCapsPool(_NodePool):
         self,
         num_capsules,
         *,
-        sigma=1.0,
+        sigma=2.0,
         self_loops=False,
         normalize=False,
         use_bias=True,
@@ -169,17 +169,37 @@ class GraphCapsPool(_NodePool):
         self.self_loops = self_loops
         self.normalize = normalize
 
-    def prepare(self, height, width):
-        self.adjacency = gaussian_adjacency(
-            height, width, self.sigma, self_loops=self.self_loops, normalize=self.normalize
-        )
-        # So neither degree normalisation nor a wide sigma changes much how large W X A is.
-        return float(self.adjacency.diagonal().mean()) * relative_reach(self.adjacency, height, width)
+    def prepare(self, height, width, types):
+        adjacency = gaussian_adjacency(height, width, self.sigma, self_loops=self.self_loops, normalize=self.normalize)
+        self.grid = height, width
+        if self.normalize:
+            degrees = gaussian_adjacency(height, width, self.sigma, self_loops=self.self_loops).sum(axis=1)
+            self.degree_scale = degrees[:, None] ** -0.5
+        # So neither degree normalisation nor a wide sigma changes much how large W X A is. The fewer heads, the fewer
+        # nodes a class capsule is made of: a sharp attention on few of them could find nothing but background.
+        reach = relative_reach(adjacency, height, width)
+        return float(adjacency.diagonal().mean()) * reach * max(1.0, 32 / types) ** 0.4
 
     def weigh(self, scores):
-        # All heads share A: one product for the (l, j) columns of an image.
-        scores = ops.matmul(ops.cast(self.adjacency, scores.dtype), scores)
+        scores = self.spread(scores)
         return ops.cast(ops.softmax(ops.cast(scores, "float32"), axis=1), scores.dtype)
+
+    def spread(self, scores):
+        """``A scores`` of scores ``(b, h w, columns)``; all heads share A."""
+        nodes, columns = scores.shape[1:]
+        (height, width), dtype = self.grid, scores.dtype
+        along_rows, along_columns = (ops.cast(gaussian_adjacency(1, size, self.sigma), dtype) for size in self.grid)
+        if self.normalize:
+            scores = scores * ops.cast(self.degree_scale, dtype)
+        # A Gaussian on a grid is one along the columns after one along the rows.
+        spread = ops.matmul(along_rows, ops.reshape(scores, (-1, height, width * columns)))
+        spread = ops.matmul(along_columns, ops.reshape(spread, (-1, width, columns)))
+        spread = ops.reshape(spread, (-1, nodes, columns))
+        if self.self_loops:
+            spread = spread + scores
+        if self.normalize:
+            spread = spread * ops.cast(self.degree_scale, dtype)
+        return spread
 
     def get_config(self):
         return {

@@ -64,7 +64,7 @@ class GraCapsNet(CapsuleModel):
         filters=256,
         kernel_size=3,
         strides=(1, 2),
-        sigma=1.0,
+        sigma=2.0,
         self_loops=False,
         normalize=False,
         pooling="attention",
@@ -105,10 +105,10 @@ class GraCapsNet(CapsuleModel):
             backbone=backbone,
         )
         # Primary capsules are at most 1 long whatever their dimension, hence a variance of 1/8 that does not depend on
-        # it; the more nodes are averaged, the larger each has to be.
+        # it; the more nodes or heads are averaged, the larger each has to be.
         height, width = primary.shape[1:3]
         adjacency = gaussian_adjacency(height, width, sigma, self_loops=self_loops, normalize=normalize)
-        scale = primary_dim / 8 * relative_reach(adjacency, height, width) ** 2
+        scale = primary_dim / 8 * relative_reach(adjacency, height, width) ** 2 * max(1.0, num_heads / 32) ** 0.25
         if pooling == "top_k":
             scale *= 25.0  # a mean over half the nodes, not over the few that attention chooses
         elif pooling != "attention":

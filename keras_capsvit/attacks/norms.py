@@ -1,0 +1,61 @@
+"""Balls that perturbations lie in, and the steepest step within them."""
+
+import numpy as np
+from keras import ops
+
+
+class Linf:
+    """Largest change of a pixel."""
+
+    def direction(self, gradient):
+        """Step ``(b, ...)`` of norm 1 that raises the loss most: the sign."""
+        return ops.sign(gradient)
+
+    def project(self, perturbation, epsilon):
+        """The closest perturbation within the ball."""
+        return ops.clip(perturbation, -epsilon, epsilon)
+
+    def dual(self, gradients):
+        """What a step of norm 1 changes at most: the L1 norms ``(b, k)`` of gradients ``(b, k, ...)``."""
+        return ops.sum(ops.abs(gradients), axis=_axes(gradients)[1:])
+
+    def random(self, random, shape, epsilon):
+        """Perturbations drawn uniformly from the ball, by a NumPy generator."""
+        return random.uniform(-epsilon, epsilon, shape)
+
+
+class L2:
+    """Euclidean length of the change of an image."""
+
+    def direction(self, gradient):
+        """Step ``(b, ...)`` of norm 1 that raises the loss most; zero where the gradient is."""
+        # Scaled by the largest entry first, because squares of small gradients underflow.
+        largest = ops.max(ops.abs(gradient), axis=_axes(gradient), keepdims=True)
+        scaled = gradient / ops.where(largest > 0, largest, 1.0)
+        return scaled / ops.maximum(_length(scaled), 1.0)
+
+    def project(self, perturbation, epsilon):
+        """The closest perturbation within the ball."""
+        return perturbation * ops.minimum(1.0, epsilon / ops.maximum(_length(perturbation), 1e-12))
+
+    def dual(self, gradients):
+        """What a step of norm 1 changes at most: the L2 norms ``(b, k)`` of gradients ``(b, k, ...)``."""
+        return ops.sqrt(ops.sum(ops.square(gradients), axis=_axes(gradients)[1:]))
+
+    def random(self, random, shape, epsilon):
+        """Perturbations drawn uniformly from the ball, by a NumPy generator."""
+        drawn = random.normal(size=shape)
+        drawn /= np.sqrt(np.square(drawn).sum(axis=_axes(drawn), keepdims=True))
+        radius = random.uniform(size=(shape[0],) + (1,) * (len(shape) - 1)) ** (1 / np.prod(shape[1:]))
+        return epsilon * radius * drawn
+
+
+def _axes(x):
+    return tuple(range(1, len(x.shape)))
+
+
+def _length(x):
+    return ops.sqrt(ops.sum(ops.square(x), axis=_axes(x), keepdims=True))
+
+
+NORMS = {"linf": Linf(), "l2": L2()}

@@ -1,0 +1,36 @@
+"""Arguments of measurements as arrays, or an error that says what was expected."""
+
+import numpy as np
+from keras import ops
+
+from keras_capsvit.ops import check_labels
+
+
+def class_ids(labels, batch, num_classes=None):
+    """Integer class ids ``(batch,)``, of labels of that shape or ``(batch, 1)``; below ``num_classes`` if given."""
+    ids = np.asarray(labels)
+    if ids.shape not in ((batch,), (batch, 1)) or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(
+            f"Labels must be integer class ids of shape ({batch},); received shape {ids.shape} of {ids.dtype}."
+        )
+    ids = ids.reshape(-1)
+    if num_classes is not None:
+        check_labels(ids, num_classes)
+    return ids
+
+
+def finite_array(values, name, axes, rank):
+    """``values`` as a finite float32 array of a rank, not empty; the message calls it ``name``, of shape ``axes``."""
+    values = ops.convert_to_numpy(values).astype("float32")
+    if values.ndim != rank or not values.size:
+        raise ValueError(f"Expected {name} of shape {axes}, not empty; received {values.shape}.")
+    if not np.isfinite(values).all():
+        raise ValueError(f"Expected finite {name}; received NaN or infinite values.")
+    return values
+
+
+def expect(what, shape, received):
+    """Refuse what is no array of a shape; the message begins with ``what``, a str."""
+    if tuple(getattr(received, "shape", ())) != shape:
+        found = getattr(received, "shape", type(received).__name__)
+        raise ValueError(f"{what}, of shape {shape}; received {found}.")

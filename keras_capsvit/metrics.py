@@ -1,0 +1,33 @@
+"""Accuracy for images of one class or of several."""
+
+import keras
+from keras import ops
+
+from keras_capsvit.ops import as_multi_hot
+
+
+@keras.saving.register_keras_serializable(package="keras_capsvit")
+class SubsetAccuracy(keras.metrics.Mean):
+    """Share of images whose ``k`` classes are the ``k`` highest scores, all of them.
+
+    For one class per image it is the usual accuracy; for overlapping digits both digits have to be right (thesis Tables
+    5.4 and S.2), where Keras's ``"accuracy"`` would compare single maxima. A tie that decides counts as wrong.
+
+    Call arguments:
+        y_true: integer class ids ``(b,)`` or ``(b, 1)``, or multi-hot ``(b, M)``.
+        y_pred: scores ``(b, M)``, lengths or logits.
+
+    Raises:
+        ValueError: for labels of another shape.
+    """
+
+    def __init__(self, name="subset_accuracy", dtype=None):
+        super().__init__(name=name, dtype=dtype)
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        y_pred = ops.convert_to_tensor(y_pred)
+        present = as_multi_hot(y_true, y_pred.shape[1]) > 0
+        infinity = ops.cast(float("inf"), y_pred.dtype)
+        lowest_present = ops.min(ops.where(present, y_pred, infinity), axis=1)
+        highest_absent = ops.max(ops.where(present, -infinity, y_pred), axis=1)
+        return super().update_state(lowest_present > highest_absent, sample_weight)

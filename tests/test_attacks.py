@@ -1,0 +1,338 @@
+"""Objectives and gradient attacks: against Cleverhans, against formulas, and their properties."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import ops
+
+from keras_capsvit import CapsNet, ConvNetAvg, attacks, taps
+from keras_capsvit.attacks.objectives import ORDERS
+
+X = np.random.default_rng(0).uniform(size=(6, 12, 12, 1)).astype("float32")
+Y = np.array([0, 1, 2, 2, 1, 0])
+ALL = [
+    attacks.FGSM(0.1),
+    attacks.BIM(0.1, step_size=0.02, steps=5),
+    attacks.MIM(0.1, step_size=0.03, steps=4),
+    attacks.PGD(0.1, step_size=0.02, steps=5),
+]
+ALL += [dataclasses.replace(attack, epsilon=0.8, step_size=attack.step_size * 8, norm="l2") for attack in ALL]
+NAMES = [f"{type(attack).__name__}-{attack.norm}" for attack in ALL]
+
+
+@pytest.fixture(scope="module")
+def convnet():
+    keras.utils.set_random_seed(0)
+    return ConvNetAvg((12, 12, 1), 3, kernel_size=3, filters=6)
+
+
+@pytest.fixture(scope="module")
+def capsnet():
+    keras.utils.set_random_seed(0)
+    return CapsNet((12, 12, 1), 3, kernel_size=3, filters=6, num_types=2, primary_dim=4, capsule_dim=5)
+
+
+@pytest.fixture(scope="module")
+def smooth():
+    """A capsule network without kinks, at which rounding decides which gradient is taken."""
+    keras.utils.set_random_seed(0)
+    features = keras.Sequential([keras.Input((12, 12, 1)), keras.layers.Conv2D(6, 3, strides=2, activation="tanh")])
+    return CapsNet((12, 12, 1), 3, backbone=features, kernel_size=3, num_types=2, primary_dim=4, capsule_dim=5)
+
+
+def losses(objective, x, y=Y):
+    return ops.convert_to_numpy(objective.loss(ops.convert_to_tensor(x), ops.convert_to_tensor(y)))
+
+
+def cross_entropy(logits, y=Y):
+    return np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(y)), y]
+
+
+def squashed(s):
+    n = np.linalg.norm(s, axis=-1, keepdims=True)
+    return n / (1 + n**2) * s
+
+
+def test_losses_of_the_objectives_are_the_equations(capsnet, convnet):
+    np.testing.assert_allclose(losses(attacks.logits(convnet), X), cross_entropy(convnet.predict(X)), rtol=1e-4)
+    lengths = capsnet.predict(X)
+    np.testing.assert_allclose(losses(attacks.capsules(capsnet), X), cross_entropy(np.log(lengths)), rtol=1e-4)
+    votes = ops.convert_to_numpy(taps.tap(capsnet, "votes")(X))
+    assert votes.shape == (6, capsnet.taps["votes"].shape[1], 3, 5)
+    expected = (
+        cross_entropy(np.log(np.linalg.norm(squashed(votes.mean(1)), axis=-1))),
+        cross_entropy(np.log(np.linalg.norm(squashed(votes).mean(1), axis=-1))),
+        np.mean(
+            [cross_entropy(np.log(np.linalg.norm(squashed(votes[:, i]), axis=-1))) for i in range(votes.shape[1])], 0
+        ),
+    )
+    for order, loss in zip(ORDERS, expected, strict=True):
+        np.testing.assert_allclose(losses(attacks.votes(capsnet, order), X), loss, rtol=1e-4)
+
+
+def test_a_model_stands_for_its_natural_objective(capsnet, convnet):
+    assert attacks.natural(capsnet) is attacks.capsules(capsnet)
+    assert attacks.natural(convnet) is attacks.logits(convnet)
+    assert attacks.natural(attacks.votes(capsnet)) is attacks.votes(capsnet)
+    attack = attacks.BIM(0.1, steps=2)
+    np.testing.assert_array_equal(attack(capsnet, X, Y), attack(attacks.capsules(capsnet), X, Y))
+
+
+def test_votes_never_run_the_routing(capsnet, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the routing ran")
+
+    monkeypatch.setattr(type(capsnet.get_layer("routing")), "call", refuse)
+    for order in ORDERS:
+        assert np.isfinite(attacks.BIM(0.1, steps=2)(attacks.votes(capsnet, order), X, Y)).all()
+
+
+def test_objectives_that_a_model_has_not_are_refused(capsnet, convnet):
+    with pytest.raises(ValueError, match=r"has no tap 'votes'; it has \['features', 'logits'\]"):
+        attacks.votes(convnet)
+    with pytest.raises(ValueError, match="has no tap 'lengths'"):
+        attacks.capsules(convnet)
+    with pytest.raises(ValueError, match=r"lengths of capsules, not logits; use attacks.capsules or .votes"):
+        attacks.logits(capsnet)
+    with pytest.raises(ValueError, match=r"order must be one of .*; received 'squash'"):
+        attacks.votes(capsnet, "squash")
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_equal_cleverhans(smooth, norm, targeted):
+    fgm = pytest.importorskip("cleverhans.tf2.attacks.fast_gradient_method").fast_gradient_method
+    from cleverhans.tf2.attacks.basic_iterative_method import basic_iterative_method
+    from cleverhans.tf2.attacks.momentum_iterative_method import momentum_iterative_method
+    from cleverhans.tf2.attacks.projected_gradient_descent import projected_gradient_descent
+
+    epsilon, step = (0.1, 0.03) if norm == "linf" else (0.8, 0.25)
+    order = np.inf if norm == "linf" else 2
+    limits = {"clip_min": 0.0, "clip_max": 1.0, "y": ops.convert_to_tensor(Y), "targeted": targeted}
+    for objective in (attacks.capsules(smooth), attacks.votes(smooth)):
+        x = ops.convert_to_tensor(X)
+        pairs = [
+            (attacks.FGSM(epsilon, norm=norm), fgm(objective, x, epsilon, order, **limits)),
+            (
+                attacks.BIM(epsilon, step_size=step, steps=4, norm=norm),
+                basic_iterative_method(objective, x, epsilon, step, 4, order, sanity_checks=False, **limits),
+            ),
+            (
+                attacks.PGD(epsilon, step_size=step, steps=4, norm=norm, random_start=False),
+                projected_gradient_descent(
+                    objective, x, epsilon, step, 4, order, rand_init=False, sanity_checks=False, **limits
+                ),
+            ),
+            (
+                attacks.MIM(epsilon, step_size=step, steps=4, norm=norm),
+                momentum_iterative_method(
+                    objective, x, epsilon, step, 4, order, decay_factor=1.0, sanity_checks=False, **limits
+                ),
+            ),
+        ]
+        for attack, expected in pairs:
+            np.testing.assert_allclose(attack(objective, X, Y, targeted), expected, atol=1e-6, err_msg=str(attack))
+
+
+@pytest.mark.parametrize("attack", ALL, ids=NAMES)
+def test_attacks_move_the_loss_and_leave_their_input_alone(attack, capsnet):
+    for objective in (attacks.capsules(capsnet), attacks.votes(capsnet)):
+        before = X.copy()
+        found = attack(objective, X, Y)
+        np.testing.assert_array_equal(X, before)
+        assert (losses(objective, found) > losses(objective, X)).all()
+        assert (losses(objective, attack(objective, X, Y, targeted=True)) < losses(objective, X)).all()
+
+
+@settings(max_examples=12)
+@given(st.sampled_from(ALL), st.floats(0, 2), st.integers(0, 3), st.booleans())
+def test_results_lie_in_the_ball_and_the_bounds(attack, epsilon, seed, targeted):
+    attack = dataclasses.replace(attack, epsilon=epsilon, seed=seed)
+    x = X.round(seed) if seed else X.round()  # many pixels on the bounds
+    found = attack(linear, x, Y, targeted)
+    assert (found.shape, found.dtype) == (x.shape, x.dtype)
+    assert found.min() >= 0
+    assert found.max() <= 1
+    change = (found - x).reshape(len(x), -1)
+    size = np.abs(change).max(1) if attack.norm == "linf" else np.linalg.norm(change, axis=1)
+    assert (size <= epsilon + 1e-6).all()
+
+
+WEIGHTS = np.random.default_rng(3).normal(size=(144, 3)).astype("float32")
+
+
+def linear(x):
+    return ops.reshape(x, (-1, 144)) @ WEIGHTS
+
+
+@pytest.mark.parametrize("attack", ALL[:3] + ALL[4:7], ids=NAMES[:3] + NAMES[4:7])
+def test_a_batch_is_its_images_one_by_one(attack, capsnet):
+    objective = attacks.capsules(capsnet)
+    one_by_one = [attack(objective, X[i : i + 1], Y[i : i + 1]) for i in range(len(X))]
+    np.testing.assert_allclose(attack(objective, X, Y), np.concatenate(one_by_one), atol=1e-5)
+
+
+def test_seeds_reproduce_and_differ(capsnet):
+    for norm in ("linf", "l2"):
+        pgd = attacks.PGD(0.5, step_size=0.01, steps=2, norm=norm)
+        first = pgd(capsnet, X, Y)
+        np.testing.assert_array_equal(pgd(capsnet, X, Y), first)
+        assert np.abs(dataclasses.replace(pgd, seed=1)(capsnet, X, Y) - first).max() > 0.01
+
+
+def test_random_starts_fill_the_ball():
+    far = np.full((4000, 2, 2, 1), 5.0, "float32")
+    starts = {n: attacks.PGD(1.0, norm=n, bounds=(0, 10)).begin(far)[0] - far for n in ("linf", "l2")}
+    box = starts["linf"].reshape(-1, 4)
+    assert np.abs(box).max() <= 1.0001
+    np.testing.assert_allclose(np.abs(box).mean(0), 0.5, atol=0.03)
+    radii = np.linalg.norm(starts["l2"].reshape(-1, 4), axis=1)
+    assert radii.max() <= 1.0001
+    np.testing.assert_allclose(np.mean(radii**4), 0.5, atol=0.03)  # uniform in volume
+    np.testing.assert_allclose(starts["l2"].mean(0), 0, atol=0.03)
+
+
+def test_each_image_keeps_its_best_restart(capsnet):
+    objective = attacks.capsules(capsnet)
+    pgd = attacks.PGD(0.3, step_size=0.01, steps=2, restarts=3)
+    single = [ops.convert_to_numpy(pgd.advance(objective, X, Y, pgd.begin(X, restart), 2)[0]) for restart in range(3)]
+    highest = np.max([losses(objective, found) for found in single], axis=0)
+    np.testing.assert_allclose(losses(objective, pgd(objective, X, Y)), highest, rtol=1e-5)
+    assert len(set(np.argmax([losses(objective, found) for found in single], axis=0))) > 1
+
+
+def test_one_trace_per_attack_objective_and_shape(capsnet):
+    traces = 0
+
+    def counted(x):
+        nonlocal traces
+        traces += 1
+        return linear(x)
+
+    objective = attacks.logits(counted)
+    attack = attacks.PGD(0.1, step_size=0.01, steps=7)
+    attack(objective, X, Y)
+    after_first = traces
+    for seed in range(3):
+        dataclasses.replace(attack, seed=seed)(objective, X * 0.5, Y, targeted=True)
+    assert traces == after_first
+    assert after_first < 10  # not once per step
+
+
+def test_new_weights_are_seen():
+    model = ConvNetAvg((12, 12, 1), 3, kernel_size=3, filters=4)
+    attack = attacks.FGSM(0.1)
+    first = attack(model, X, Y)
+    model.layers[-1].kernel.assign(-1.0 * model.layers[-1].kernel)
+    assert np.abs(attack(model, X, Y) - first).max() > 0.1
+
+
+def test_an_attacked_model_is_saved_as_ever(tmp_path):
+    model = ConvNetAvg((12, 12, 1), 3, kernel_size=3, filters=4)
+    expected = attacks.FGSM(0.1)(model, X, Y)
+    model.save(tmp_path / "model.keras")
+    np.testing.assert_array_equal(attacks.FGSM(0.1)(keras.models.load_model(tmp_path / "model.keras"), X, Y), expected)
+
+
+def test_linear_model_is_attacked_optimally():
+    # The gradient of the loss of two classes is a multiple of one fixed vector, so one step is the best perturbation.
+    weights = WEIGHTS[:, :2]
+    normal = (weights[:, 1] - weights[:, 0]).reshape(12, 12, 1)
+    x, y = np.full((2, 12, 12, 1), 0.5, "float32"), np.array([0, 1])
+    direction = np.stack([normal, -normal])
+
+    def model(x):
+        return ops.reshape(x, (-1, 144)) @ weights
+
+    for attack in (attacks.FGSM(0.1), attacks.BIM(0.1, step_size=0.04), attacks.PGD(0.1, step_size=0.05)):
+        np.testing.assert_allclose(attack(model, x, y), x + 0.1 * np.sign(direction), atol=1e-6)
+    unit = direction / np.sqrt(np.square(direction).sum((1, 2, 3), keepdims=True))
+    np.testing.assert_allclose(attacks.FGSM(0.3, norm="l2")(model, x, y), x + 0.3 * unit, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_tiny_and_zero_gradients_give_no_nan(norm):
+    def saturated(x):
+        return 1e-30 * linear(x)
+
+    with pytest.warns(UserWarning, match="zero for 6 of 6 images"):
+        found = attacks.MIM(0.1, norm=norm)(lambda x: 0.0 * linear(x), X, Y)
+    np.testing.assert_array_equal(found, X)
+    moved = attacks.FGSM(0.1, norm=norm, bounds=(-1, 2))(saturated, X, Y) - X
+    size = np.abs(moved).max((1, 2, 3)) if norm == "linf" else np.sqrt(np.square(moved).sum((1, 2, 3)))
+    np.testing.assert_allclose(size, 0.1, rtol=1e-4)
+
+
+def test_what_makes_attacks_look_weak_is_reported():
+    with pytest.warns(UserWarning, match=r"probabilities \(rows sum to 1\).*return logits"):
+        attacks.FGSM(0.1)(lambda x: ops.softmax(linear(x)), X, Y)
+    generator = np.random.default_rng(0)
+    with pytest.warns(UserWarning, match="differ from call to call"):
+        attacks.FGSM(0.1)(lambda x: linear(x) + generator.normal(), X, Y)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (X[0], Y[:1], r"\(batch, height, width, channels\); received \(12, 12, 1\)"),
+        (X * np.nan, Y, "must be finite; received 864 NaN"),
+        (X * 255, Y, r"within the bounds \[0.0, 1.0\]; received values in .*Scale the images"),
+        (X - 0.1, Y, "within the bounds"),
+        (X, Y[:, None], r"shape \(6,\), one per image; received shape \(6, 1\)"),
+        (X, np.eye(3)[Y], "one per image; received shape"),
+        (X, Y / 2, "integers from 0; received float64"),
+        (X, Y - 1, "integers from 0; received int64, lowest -1"),
+        (X, Y + 1, "below 3, the number of classes; received 3"),
+    ],
+)
+def test_bad_input_is_refused(x, y, message):
+    with pytest.raises(ValueError, match=message):
+        attacks.FGSM(0.1)(linear, x, y)
+
+
+def test_bad_scores_are_refused():
+    with pytest.raises(ValueError, match=r"shape \(6, classes\); received \(6, 12, 12, 1\)"):
+        attacks.FGSM(0.1)(lambda x: x, X, Y)
+    with pytest.raises(ValueError, match="NaN or infinite scores on the clean images"):
+        attacks.FGSM(0.1)(lambda x: linear(x) / 0.0, X, Y)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"epsilon": -0.1}, "epsilon must be at least 0; received epsilon=-0.1"),
+        ({"epsilon": np.nan}, "received epsilon=nan"),
+        ({"epsilon": 0.1, "step_size": -1}, "step_size=-1"),
+        ({"epsilon": 0.1, "steps": 0}, "at least 1; received steps=0"),
+        ({"epsilon": 0.1, "norm": "l1"}, r"one of \('linf', 'l2'\); received 'l1'"),
+        ({"epsilon": 0.1, "bounds": (1, 0)}, r"received \(1, 0\)"),
+        ({"epsilon": 0.1, "restarts": 2, "random_start": False}, "random_start=True"),
+    ],
+)
+def test_bad_settings_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        attacks.PGD(**arguments)
+
+
+def test_float_error_at_the_bounds_is_tolerated_and_an_empty_batch_is_fine():
+    found = attacks.FGSM(0.1)(linear, np.where(X > 0.5, 1 + 5e-7, -5e-7), Y)
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert attacks.FGSM(0.1)(linear, X[:0], Y[:0]).shape == (0, 12, 12, 1)
+
+
+@pytest.mark.tensorflow
+def test_a_served_model_is_attacked_like_the_live_one(capsnet, tmp_path):
+    from keras_capsvit import serving
+
+    serving.export(capsnet, tmp_path)
+    served = serving.load(tmp_path)
+    for objective in (attacks.capsules, attacks.votes):
+        for attack in (attacks.PGD(0.1, step_size=0.03, steps=5), attacks.MIM(0.5, norm="l2")):
+            expected = attack(objective(capsnet), X, Y)
+            np.testing.assert_allclose(attack(objective(served), X, Y), expected, atol=1e-5)

@@ -1,0 +1,94 @@
+"""Carlini and Wagner's attack: on a linear model, where the smallest perturbation is known, and against Foolbox."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_capsvit import attacks
+
+rng = np.random.default_rng(0)
+WEIGHTS = rng.normal(size=(36, 4)).astype("float32")
+X = rng.uniform(0.4, 0.6, size=(8, 6, 6, 1)).astype("float32")
+SCORES = X.reshape(8, 36) @ WEIGHTS
+Y = SCORES.argmax(1)
+FEW = attacks.CarliniWagner(steps=300, binary_search_steps=7, initial_const=0.1)
+
+
+def linear(x):
+    return ops.reshape(x, (-1, 36)) @ WEIGHTS
+
+
+def sizes(change):
+    return np.linalg.norm(change.reshape(len(change), -1), axis=1)
+
+
+def classes(x):
+    return ops.convert_to_numpy(linear(x)).argmax(1)
+
+
+def distance(n, a, b):
+    """Of image n to the border between two classes of the linear model."""
+    return abs(SCORES[n, a] - SCORES[n, b]) / np.linalg.norm(WEIGHTS[:, a] - WEIGHTS[:, b])
+
+
+def test_untargeted_perturbations_of_a_linear_model_are_the_smallest():
+    found = FEW(linear, X, Y)
+    assert (classes(found) != Y).all()
+    smallest = np.array([min(distance(n, y, k) for k in range(4) if k != y) for n, y in enumerate(Y)])
+    assert (sizes(found - X) >= 0.999 * smallest).all()
+    np.testing.assert_allclose(sizes(found - X), smallest, rtol=0.05)
+
+
+def test_targeted_and_confident():
+    wanted = np.argsort(SCORES, axis=1)[:, -2]
+    found = FEW(linear, X, wanted, targeted=True)
+    assert (classes(found) == wanted).all()
+    confident = attacks.CarliniWagner(steps=300, binary_search_steps=7, initial_const=0.1, confidence=0.5)
+    scores = ops.convert_to_numpy(linear(confident(linear, X, wanted, targeted=True)))
+    others = np.where(np.eye(4)[wanted] > 0, -np.inf, scores).max(1)
+    assert (scores[np.arange(8), wanted] - others > 0.499).all()
+
+
+def test_images_alone_cut_and_in_vain():
+    singles = [FEW(linear, X[i : i + 1], Y[i : i + 1]) for i in range(8)]
+    found = FEW(linear, X, Y)
+    np.testing.assert_allclose(found, np.concatenate(singles), atol=1e-4)
+    cut = attacks.CarliniWagner(0.01, steps=300, binary_search_steps=7, initial_const=0.1)(linear, X, Y)
+    assert (sizes(cut - X) <= 0.01 + 1e-6).all()
+    one_step = attacks.CarliniWagner(steps=1, binary_search_steps=1)
+    np.testing.assert_array_equal(one_step(linear, X, Y), X)
+    black_and_white = X.round()
+    result = FEW(linear, black_and_white, classes(black_and_white))
+    assert np.isfinite(result).all()
+    assert result.min() >= 0
+    assert result.max() <= 1
+
+
+@pytest.mark.tensorflow
+def test_finds_no_larger_perturbations_than_foolbox(digits):
+    foolbox = pytest.importorskip("foolbox")
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    model.layers[-1].kernel.assign(rng.normal(size=(64, 10)))
+    x = digits[0][:20]
+    y = model.predict(x, verbose=0).argmax(1)
+    theirs = foolbox.attacks.L2CarliniWagnerAttack(steps=200, binary_search_steps=6, initial_const=0.1)
+    _, (expected,), (success,) = theirs(
+        foolbox.TensorFlowModel(model, bounds=(0, 1)),
+        ops.convert_to_tensor(x),
+        ops.convert_to_tensor(y),
+        epsilons=[None],
+    )
+    found = attacks.CarliniWagner(steps=200, binary_search_steps=6, initial_const=0.1)(model, x, y)
+    fooled = model.predict(found, verbose=0).argmax(1) != y
+    np.testing.assert_array_equal(fooled, success)
+    assert fooled.all()
+    assert sizes(found - x).mean() <= 1.05 * sizes(ops.convert_to_numpy(expected) - x).mean()
+
+
+def test_bad_settings_are_refused():
+    for arguments in ({"epsilon": -1}, {"steps": 0}, {"binary_search_steps": 0}, {"confidence": -1}, {"step_size": -1}):
+        ((name, value),) = arguments.items()
+        with pytest.raises(ValueError, match=f"received {name}={value}"):
+            attacks.CarliniWagner(**arguments)

@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_capsvit import attacks, evaluate
+
+WEIGHTS = np.random.default_rng(1).normal(size=(36, 3)).astype("float32")
+X = np.random.default_rng(0).uniform(0.3, 0.7, size=(50, 6, 6, 1)).astype("float32")
+Y = np.random.default_rng(2).integers(0, 3, 50)
+PGD = attacks.PGD(0.03, step_size=0.004, steps=22)
+
+
+def model(x):
+    return ops.reshape(x, (-1, 36)) @ WEIGHTS
+
+
+CORRECT = (X.reshape(50, 36) @ WEIGHTS).argmax(1) == Y
+
+
+def batches(size):
+    return [(X[i : i + size], Y[i : i + size]) for i in range(0, 50, size)]
+
+
+def unfooled(x, y):
+    """How many PGD leaves, applied to the correctly classified of a batch by hand."""
+    correct = (x.reshape(-1, 36) @ WEIGHTS).argmax(1) == y
+    found = PGD(model, x[correct], y[correct])
+    return (ops.convert_to_numpy(model(found)).argmax(1) == y[correct]).sum()
+
+
+@pytest.mark.parametrize("size", [50, 16])
+def test_equals_attacking_every_example_to_the_end(size):
+    found = evaluate.robustness(model, PGD, batches(size))
+    to_the_end = evaluate.robustness(model, PGD, batches(size), early=False)
+    expected = [CORRECT.mean(), sum(unfooled(x, y) for x, y in batches(size)) / 50]
+    assert 0 < expected[1] < expected[0]
+    for one in (found, to_the_end):
+        np.testing.assert_allclose([one.accuracy, one.robust_accuracy], expected, atol=1e-6)
+        np.testing.assert_allclose(one.success_rate, 1 - expected[1] / expected[0], atol=1e-6)
+        assert one.examples == 50
+        assert one.seconds_per_example > 0
+        assert one.norms["linf"] <= 0.03 + 1e-6
+    assert evaluate.robust_accuracy(model, PGD, batches(size)) == pytest.approx(expected[1])
+    assert evaluate.success_rate(model, PGD, batches(size)) == pytest.approx(found.success_rate)
+
+
+def test_fooled_examples_leave_and_only_correct_ones_are_attacked():
+    seen = []
+
+    class Watched(attacks.PGD):
+        def advance(self, objective, x, y, state, steps, targeted=False):
+            seen.append((len(x), int(steps)))
+            return super().advance(objective, x, y, state, steps, targeted)
+
+    weak = Watched(0.5, step_size=0.1, steps=22)
+    assert evaluate.robust_accuracy(model, weak, (X, Y)) == 0
+    assert sum(steps for _, steps in seen) < 22
+    assert max(size for size, _ in seen) <= CORRECT.sum()
+    seen.clear()
+    evaluate.robustness(model, Watched(0.001, step_size=0.001, steps=22), (X, Y))
+    assert [steps for _, steps in seen] == [5, 5, 5, 5, 2]
+
+
+def test_the_objective_is_attacked_and_the_model_judges():
+    calls = []
+
+    def objective(judge):
+        assert judge is model
+        return lambda x: calls.append(x.shape) or -model(x)  # the wrong way round
+
+    found = evaluate.robustness(model, attacks.BIM(0.05), (X, Y), objective=objective)
+    assert calls
+    assert found.success_rate == 0
+    assert np.isnan(found.norms["l2"])
+
+
+def test_targeted():
+    targets = evaluate.random_targets(3, seed=4)
+    wanted = np.stack([targets(Y) for _ in range(200)])
+    assert (wanted != Y).all()
+    assert 0.4 < ((wanted - Y) % 3 == 1).mean() < 0.6
+    # All examples not of the wanted class are attacked, the misclassified ones, too.
+    found = evaluate.robustness(model, PGD, (X, Y), targets=lambda y: (y + 1) % 3)
+    adversarial = PGD(model, X, (Y + 1) % 3, targeted=True)
+    hit = ops.convert_to_numpy(model(adversarial)).argmax(1) == (Y + 1) % 3
+    np.testing.assert_allclose(found.success_rate, hit.mean(), atol=1e-6)
+    np.testing.assert_allclose(found.robust_accuracy, (CORRECT & ~hit).mean(), atol=1e-6)
+
+
+def test_norms_of_perturbations():
+    change = np.zeros((2, 6, 6, 1))
+    change[0, 0, :2, 0] = 0.3, -0.4
+    found = evaluate.perturbation_norms(X[:2], X[:2] + change)
+    for name, expected in {"l0": 2, "l1": 0.7, "l2": 0.5, "linf": 0.4}.items():
+        np.testing.assert_allclose(found[name], [expected, 0], atol=1e-6)
+
+
+def test_attacks_without_steps_are_run_whole():
+    found = evaluate.robustness(model, lambda objective, x, y, targeted: 1 - x, (X, Y))
+    flipped = ((1 - X).reshape(50, 36) @ WEIGHTS).argmax(1) == Y
+    np.testing.assert_allclose(found.robust_accuracy, (flipped & CORRECT).mean(), atol=1e-6)
+
+
+def test_nothing_to_attack_is_no_crash_and_no_data_an_error():
+    wrong = (X, (Y + 1 + (CORRECT == 0)) % 3)
+    keep = (X.reshape(50, 36) @ WEIGHTS).argmax(1) != wrong[1]
+    found = evaluate.robustness(model, PGD, (X[keep], wrong[1][keep]))
+    assert (found.accuracy, found.robust_accuracy) == (0, 0)
+    assert np.isnan(found.success_rate)
+    with pytest.raises(ValueError, match="at least one example; the data set is empty"):
+        evaluate.robustness(model, PGD, [])

@@ -103,6 +103,7 @@ def test_objectives_that_a_model_has_not_are_refused(capsnet, convnet):
 
 
 @pytest.mark.tensorflow
+@pytest.mark.peers
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_equal_cleverhans(smooth, norm, targeted):

@@ -66,6 +66,7 @@ def test_images_alone_cut_and_in_vain():
 
 
 @pytest.mark.tensorflow
+@pytest.mark.peers
 def test_finds_no_larger_perturbations_than_foolbox(digits):
     foolbox = pytest.importorskip("foolbox")
     keras.utils.set_random_seed(0)

@@ -67,6 +67,7 @@ def test_a_batch_is_its_images_one_by_one():
 
 
 @pytest.mark.tensorflow
+@pytest.mark.peers
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_finds_no_longer_ways_than_foolbox(norm, digits):
     foolbox = pytest.importorskip("foolbox")

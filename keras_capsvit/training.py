@@ -119,28 +119,69 @@ def fit(model, train, validation, recipe, *, work=None, verbose="auto"):
     Raises:
         ValueError: for an unknown recipe, and losses that do not fit the model.
     """
-    if isinstance(recipe, str):
-        if recipe not in RECIPES:
-            raise ValueError(f"Unknown recipe {recipe!r}; expected a Recipe or one of {', '.join(RECIPES)}.")
-        recipe = RECIPES[recipe]
-    model.compile(_optimizer(recipe, len(train)), loss_for(model, recipe.loss), metrics=[SubsetAccuracy("accuracy")])
-    callbacks = []
-    if recipe.stop_at is not None:
-        callbacks.append(StopAt(recipe.stop_at))
-    if work is not None:
-        work = pathlib.Path(work)
-        resuming = (work / "checkpoint").exists()  # a finished training deletes it
-        work.mkdir(parents=True, exist_ok=True)
-        callbacks.append(keras.callbacks.BackupAndRestore(work / "checkpoint"))
-        callbacks.append(keras.callbacks.CSVLogger(work / "epochs.csv", append=resuming))
+    recipe = _compile(model, train, recipe)
     return model.fit(
         train,
         validation_data=validation,
         epochs=recipe.epochs,
         shuffle=False,  # streams shuffle themselves
-        callbacks=callbacks,
+        callbacks=_callbacks(recipe, work),
         verbose=verbose,
     )
+
+
+def adversarial_fit(model, train, validation, recipe, attack, *, objective=None, work=None, verbose="auto"):
+    """Train a model on adversarial examples, made of every batch for the weights of that moment (Madry et al. 2018).
+
+    Like ``fit`` it shows a progress bar, and goes on after the last finished epoch if it was interrupted. Validation is
+    on clean images. The thesis's AT is ``objective=None`` (capsules, or logits); its AT + Votes (Table 6.2) is
+    ``objective=lambda model: attacks.combined(attacks.capsules(model), attacks.votes(model))``.
+
+    Args:
+        model: model that returns lengths or logits.
+        train: ``tf.data.Dataset`` of batches ``(x (b, H, W, C), y (b,))``.
+        validation: stream judged by after every epoch.
+        recipe: Recipe, or the name of one in ``RECIPES``.
+        attack: callable ``(objective, x, y) → adversarial images``, such as ``attacks.PGD(0.031, steps=8)``; one with a
+            seed gets another for every batch.
+        objective: callable from the model to what is attacked; None for the model's natural objective.
+        work: path of a folder for checkpoints and ``epochs.csv``; None for neither.
+        verbose: Keras's.
+
+    Returns:
+        keras.callbacks.History.
+
+    Raises:
+        ValueError: for an unknown recipe, losses that do not fit the model, and what the attack refuses.
+    """
+    recipe = _compile(model, train, recipe)
+    goal = model if objective is None else objective(model)
+    callbacks = keras.callbacks.CallbackList(
+        _callbacks(recipe, work),
+        add_history=True,
+        add_progbar=verbose != 0,
+        model=model,
+        verbose=1 if verbose == "auto" else verbose,
+        epochs=recipe.epochs,
+        steps=len(train),
+    )
+    model.stop_training = False
+    callbacks.on_train_begin()
+    for epoch in range(model._initial_epoch or 0, recipe.epochs):  # where BackupAndRestore says that fit goes on
+        model.reset_metrics()
+        callbacks.on_epoch_begin(epoch)
+        for step, (x, y) in enumerate(train):
+            callbacks.on_train_batch_begin(step)
+            if hasattr(attack, "seed"):
+                attack = dataclasses.replace(attack, seed=epoch * len(train) + step)
+            logs = model.train_on_batch(attack(goal, x, y), y, return_dict=True)
+            callbacks.on_train_batch_end(step, logs)
+        judged = model.evaluate(validation, verbose=0, return_dict=True)
+        callbacks.on_epoch_end(epoch, {**logs, **{f"val_{name}": value for name, value in judged.items()}})
+        if model.stop_training:
+            break
+    callbacks.on_train_end()
+    return model.history
 
 
 class StopAt(keras.callbacks.Callback):
@@ -159,6 +200,27 @@ class StopAt(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if logs[self.monitor] >= self.value:
             self.model.stop_training = True
+
+
+def _compile(model, train, recipe):
+    """Compile a model by a recipe or the name of one; returns the recipe."""
+    if isinstance(recipe, str):
+        if recipe not in RECIPES:
+            raise ValueError(f"Unknown recipe {recipe!r}; expected a Recipe or one of {', '.join(RECIPES)}.")
+        recipe = RECIPES[recipe]
+    model.compile(_optimizer(recipe, len(train)), loss_for(model, recipe.loss), metrics=[SubsetAccuracy("accuracy")])
+    return recipe
+
+
+def _callbacks(recipe, work):
+    callbacks = [] if recipe.stop_at is None else [StopAt(recipe.stop_at)]
+    if work is not None:
+        work = pathlib.Path(work)
+        resuming = (work / "checkpoint").exists()  # a finished training deletes it
+        work.mkdir(parents=True, exist_ok=True)
+        callbacks.append(keras.callbacks.BackupAndRestore(work / "checkpoint"))
+        callbacks.append(keras.callbacks.CSVLogger(work / "epochs.csv", append=resuming))
+    return callbacks
 
 
 def _optimizer(recipe, steps_per_epoch):

@@ -82,6 +82,17 @@ def test_a_model_stands_for_its_natural_objective(capsnet, convnet):
     np.testing.assert_array_equal(attack(capsnet, X, Y), attack(attacks.capsules(capsnet), X, Y))
 
 
+def test_combined_losses_are_summed(capsnet):
+    parts = attacks.capsules(capsnet), attacks.votes(capsnet)
+    both = attacks.combined(*parts)
+    assert both is attacks.combined(*parts)
+    np.testing.assert_allclose(losses(both, X), losses(parts[0], X) + losses(parts[1], X), rtol=1e-5)
+    np.testing.assert_array_equal(both(ops.convert_to_tensor(X)), parts[0](ops.convert_to_tensor(X)))
+    assert (losses(both, attacks.BIM(0.1)(both, X, Y)) > losses(both, X)).all()
+    with pytest.raises(ValueError, match="at least one objective"):
+        attacks.combined()
+
+
 def test_votes_never_run_the_routing(capsnet, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("the routing ran")

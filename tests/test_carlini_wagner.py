@@ -88,8 +88,70 @@ def test_finds_no_larger_perturbations_than_foolbox(digits):
     assert sizes(found - x).mean() <= 1.05 * sizes(ops.convert_to_numpy(expected) - x).mean()
 
 
+def linf_distance(n, a, b):
+    """Of image n to the border between two classes of the linear model, in L-infinity."""
+    return abs(SCORES[n, a] - SCORES[n, b]) / np.abs(WEIGHTS[:, a] - WEIGHTS[:, b]).sum()
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_linf_perturbations_of_a_linear_model_are_nearly_the_smallest(targeted):
+    wanted = np.argsort(SCORES, axis=1)[:, -2]
+    attack = attacks.CarliniWagnerLinf(initial_const=0.1)
+    found = attack(linear, X, wanted if targeted else Y, targeted)
+    assert (classes(found) == wanted).all() if targeted else (classes(found) != Y).all()
+    smallest = [min(linf_distance(n, y, k) for k in range(4) if k != y) for n, y in enumerate(Y)]
+    if targeted:  # at least as far as the border between the two
+        smallest = [linf_distance(n, y, k) for n, (y, k) in enumerate(zip(Y, wanted, strict=True))]
+    size = np.abs(found - X).max(axis=(1, 2, 3))
+    assert (size >= 0.999 * np.array(smallest)).all()
+    if not targeted:
+        assert (size <= np.array(smallest) / attack.decrease_factor).all()
+
+
+def test_linf_images_alone_cut_and_in_vain():
+    attack = attacks.CarliniWagnerLinf(initial_const=0.1)
+    found = attack(linear, X, Y)
+    singles = [attack(linear, X[i : i + 1], Y[i : i + 1]) for i in range(2)]
+    np.testing.assert_allclose(found[:2], np.concatenate(singles), atol=1e-4)
+    cut = attacks.CarliniWagnerLinf(0.005, initial_const=0.1)(linear, X, Y)
+    assert np.abs(cut - X).max() <= 0.005 + 1e-7
+    np.testing.assert_array_equal(attacks.CarliniWagnerLinf(steps=1, initial_const=1)(linear, X, Y), X)
+    assert attacks.CarliniWagnerLinf()(linear, X[:0], Y[:0]).shape == (0, 6, 6, 1)
+
+
+@pytest.mark.peers
+@pytest.mark.tensorflow
+def test_finds_no_larger_linf_perturbations_than_art(digits):
+    estimators = pytest.importorskip("art.estimators.classification")
+    evasion = pytest.importorskip("art.attacks.evasion")
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    model.layers[-1].kernel.assign(rng.normal(size=(64, 10)))
+    x = digits[0][:2]
+    y = model.predict(x, verbose=0).argmax(1)
+    classifier = estimators.TensorFlowV2Classifier(
+        model,
+        nb_classes=10,
+        input_shape=(8, 8, 1),
+        loss_object=keras.losses.CategoricalCrossentropy(from_logits=True),
+        clip_values=(0, 1),
+    )
+    expected = evasion.CarliniLInfMethod(classifier, max_iter=100, initial_const=0.1, verbose=False).generate(x, y)
+    found = attacks.CarliniWagnerLinf(initial_const=0.1)(model, x, y)
+    theirs, ours = (model.predict(one, verbose=0).argmax(1) != y for one in (expected, found))
+    assert ours.sum() >= theirs.sum()
+    both = theirs & ours
+    assert both.any()
+    theirs, ours = (np.abs(one - x).max(axis=(1, 2, 3))[both].mean() for one in (expected, found))
+    assert ours <= 1.05 * theirs
+
+
 def test_bad_settings_are_refused():
     for arguments in ({"epsilon": -1}, {"steps": 0}, {"binary_search_steps": 0}, {"confidence": -1}, {"step_size": -1}):
         ((name, value),) = arguments.items()
         with pytest.raises(ValueError, match=f"received {name}={value}"):
             attacks.CarliniWagner(**arguments)
+    for arguments in ({"const_factor": 1}, {"decrease_factor": 1.0}, {"initial_const": 0}, {"smallest_limit": 0}):
+        ((name, value),) = arguments.items()
+        with pytest.raises(ValueError, match=f"{name} must lie between .*received {name}={value}"):
+            attacks.CarliniWagnerLinf(**arguments)

@@ -41,6 +41,23 @@ def test_linear_model_is_left_by_the_shortest_way(norm):
     np.testing.assert_allclose(sizes(found - X, norm), 1.02 * (distances(norm) + 1e-4), rtol=1e-3)
 
 
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_targeted_reaches_the_wanted_class(norm):
+    scores = X.reshape(20, 36) @ WEIGHTS
+    wanted = np.argsort(scores, axis=1)[:, -2]
+    found = attacks.DeepFool(norm=norm)(linear, X, wanted, targeted=True)
+    assert (ops.convert_to_numpy(linear(found)).argmax(1) == wanted).all()
+    gap = scores[np.arange(20), Y] - scores[np.arange(20), wanted]
+    normal = WEIGHTS[:, wanted] - WEIGHTS[:, Y]
+    way = gap / (np.abs(normal).sum(0) if norm == "linf" else np.linalg.norm(normal, axis=0))
+    # The border between the two is as near as the wanted class can be; a third class may lie in between.
+    size = sizes(found - X, norm)
+    assert (size >= 1.01 * way).all()
+    assert np.median(size / (1.02 * (way + 1e-4))) == pytest.approx(1, rel=1e-3)
+    reached = ops.convert_to_numpy(linear(X)).argmax(1)
+    np.testing.assert_array_equal(attacks.DeepFool(norm=norm)(linear, X, reached, targeted=True), X)
+
+
 def test_no_image_goes_beyond_epsilon_or_moves_once_it_is_fooled():
     way = distances("l2")
     epsilon = float(np.median(way))
@@ -108,5 +125,3 @@ def test_bad_settings_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             attacks.DeepFool(**arguments)
-    with pytest.raises(ValueError, match="cannot be targeted"):
-        attacks.DeepFool()(linear, X, Y, targeted=True)

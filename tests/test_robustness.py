@@ -109,3 +109,35 @@ def test_nothing_to_attack_is_no_crash_and_no_data_an_error():
     assert np.isnan(found.success_rate)
     with pytest.raises(ValueError, match="at least one example; the data set is empty"):
         evaluate.robustness(model, PGD, [])
+
+
+def test_a_table_of_attacks_and_objectives():
+    goals = {"model": lambda model: model, "reversed": lambda model: lambda x: -model(x)}
+    found = evaluate.attack_table(model, {"PGD": PGD, "FGSM": attacks.FGSM(0.03)}, (X, Y), objectives=goals)
+    assert found["objective"] == ["model", "model", "reversed", "reversed"]
+    assert found["attack"] == ["PGD", "FGSM"] * 2
+    assert found["robust_accuracy"][0] == pytest.approx(evaluate.robust_accuracy(model, PGD, (X, Y)))
+    assert found["robust_accuracy"][2] == pytest.approx(CORRECT.mean())
+    assert {"l0", "l1", "l2", "linf", "seconds_per_example", "success_rate"} <= set(found.columns)
+    assert evaluate.attack_table(model, {"PGD": PGD}, (X, Y))["objective"] == ["natural"]
+
+
+def test_transfer_is_the_share_of_the_targets_correct_examples():
+    others = np.random.default_rng(7).normal(size=(36, 3)).astype("float32") + WEIGHTS
+
+    def related(x):
+        return ops.reshape(x, (-1, 36)) @ others
+
+    attack = attacks.BIM(0.05, step_size=0.02)
+    models = {"model": model, "related": related}
+    for dataset in ((X, Y), batches(16)):
+        found = evaluate.transfer_matrix(models, attack, dataset)
+        assert found["target"] == ["model", "related"]
+        for row in found.rows:
+            for source in models:
+                target = models[row["target"]]
+                right = ops.convert_to_numpy(target(X)).argmax(1) == Y
+                wrong = ops.convert_to_numpy(target(attack(models[source], X, Y))).argmax(1) != Y
+                assert row[source] == pytest.approx((right & wrong).sum() / right.sum())
+    chosen = evaluate.transfer_matrix({"related": related}, attack, (X, Y), sources={"reversed": lambda x: -model(x)})
+    assert chosen.columns == ["target", "reversed"]

@@ -1,8 +1,10 @@
+import itertools
+
 import keras
 import numpy as np
 import pytest
 
-from keras_capsvit import MarginLoss, data, training
+from keras_capsvit import MarginLoss, attacks, data, training
 from keras_capsvit.models import CapsNet, ConvNetAvg
 
 pytestmark = pytest.mark.tensorflow  # the streams are
@@ -133,3 +135,77 @@ def test_augmented_images_are_moved_and_mirrored(digits):
     assert np.any(first != second)  # anew in every epoch
     with pytest.raises(ValueError, match="at least 0; received -1"):
         data.augment(stream, shift=-1)
+
+
+def test_adversarial_training_sees_what_the_attack_makes_now(streams, small_model):
+    seen = []
+
+    def attack(objective, x, y):
+        assert objective == "attacked"
+        seen.append(model.get_weights()[-1].copy())
+        return np.full(x.shape, 0.5, "float32")
+
+    model = small_model()
+    model.compile("adam", MarginLoss())
+    grey = np.full((4, 12, 12, 1), 0.5, "float32")
+    before = model.predict(grey, verbose=0)
+    recipe = training.Recipe(epochs=2, learning_rate=0.01)
+    history = training.adversarial_fit(model, *streams, recipe, attack, objective=lambda m: "attacked", verbose=0)
+    assert len(seen) == 8  # once a batch
+    assert all(np.abs(a - b).max() > 0 for a, b in itertools.pairwise(seen))
+    assert np.abs(model.predict(grey, verbose=0) - before).max() > 0.01
+    assert set(history.history) == {"loss", "accuracy", "val_loss", "val_accuracy"}
+    assert len(history.history["loss"]) == 2
+
+
+def test_adversarial_training_makes_robust(streams):
+    recipe = training.Recipe(epochs=6, learning_rate=0.01, loss="cross_entropy")
+    pgd = attacks.PGD(0.1, steps=4)
+    robust = {}
+    x, y = data.take(streams[0], 160)
+    for name in ("plain", "adversarial"):
+        keras.utils.set_random_seed(0)
+        model = convnet()
+        if name == "plain":
+            training.fit(model, *streams, recipe, verbose=0)
+        else:
+            training.adversarial_fit(model, *streams, recipe, pgd, verbose=0)
+        robust[name] = np.mean(model.predict(pgd(model, x, y), verbose=0).argmax(1) == y)
+    assert robust["adversarial"] > robust["plain"] + 0.1
+
+
+def test_an_interrupted_adversarial_training_ends_where_it_would_have(streams, tmp_path):
+    recipe = training.Recipe(epochs=3, learning_rate=0.003, schedule="cosine", loss="cross_entropy")
+    calls = 0
+
+    def attack(objective, x, y):
+        nonlocal calls
+        calls += 1
+        if calls == 10:  # in the third epoch of the second training
+            raise KeyboardInterrupt
+        return 1 - np.asarray(x)
+
+    def train(work, attack):
+        keras.utils.set_random_seed(0)
+        model = convnet()
+        return training.adversarial_fit(model, *streams, recipe, attack, work=work, verbose=0), model
+
+    _, whole = train(tmp_path / "whole", lambda objective, x, y: 1 - np.asarray(x))
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", attack)
+    history, resumed = train(tmp_path / "cut", attack)
+    assert history.epoch == [2]
+    for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert len((tmp_path / "cut" / "epochs.csv").read_text().splitlines()) == 4
+    assert not (tmp_path / "cut" / "checkpoint").exists()
+
+
+def test_adversarial_training_stops_at_the_accuracy_and_shows_its_progress(streams, capsys):
+    recipe = training.Recipe(epochs=50, learning_rate=0.01, loss="cross_entropy", stop_at=0.3)
+    history = training.adversarial_fit(convnet(), *streams, recipe, lambda objective, x, y: x).history["val_accuracy"]
+    assert 0 < len(history) < 50
+    assert history[-1] >= 0.3
+    assert "Epoch 1/50" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="Unknown recipe 'robust'"):
+        training.adversarial_fit(convnet(), *streams, "robust", lambda objective, x, y: x)

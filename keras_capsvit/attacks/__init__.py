@@ -1,23 +1,31 @@
 """Attacks: an objective (what is attacked) times an algorithm (how)."""
 
 from keras_capsvit.attacks.base import Attack
-from keras_capsvit.attacks.carlini_wagner import CarliniWagner
+from keras_capsvit.attacks.carlini_wagner import CarliniWagner, CarliniWagnerLinf
 from keras_capsvit.attacks.deepfool import DeepFool
+from keras_capsvit.attacks.detection_aware import DetectionAware, reconstruction_error
 from keras_capsvit.attacks.gradient import BIM, FGSM, MIM, PGD, GradientAttack
-from keras_capsvit.attacks.objectives import Objective, capsules, logits, natural, votes
+from keras_capsvit.attacks.objectives import Objective, capsules, combined, logits, natural, votes
+from keras_capsvit.attacks.presets import PRESETS, preset
 
 __all__ = [
     "BIM",
     "FGSM",
     "MIM",
     "PGD",
+    "PRESETS",
     "Attack",
     "CarliniWagner",
+    "CarliniWagnerLinf",
     "DeepFool",
+    "DetectionAware",
     "GradientAttack",
     "Objective",
     "capsules",
+    "combined",
     "logits",
     "natural",
+    "preset",
+    "reconstruction_error",
     "votes",
 ]

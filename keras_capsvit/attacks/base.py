@@ -43,11 +43,12 @@ class Attack:
         return objective.compiled[key]
 
     def check_ranges(self, at_least_0=(), at_least_1=()):
-        """Refuse a norm and bounds that are none, and the named settings below 0 or 1."""
+        """Refuse a norm and bounds that are none, and the named settings below 0 or 1; None is no limit."""
         for lowest, names in ((0, at_least_0), (1, at_least_1)):
             for name in names:
-                if not getattr(self, name) >= lowest:
-                    raise ValueError(f"{name} must be at least {lowest}; received {name}={getattr(self, name)}.")
+                value = getattr(self, name)
+                if value is not None and not value >= lowest:
+                    raise ValueError(f"{name} must be at least {lowest}; received {name}={value}.")
         if self.norm not in NORMS:
             raise ValueError(f"norm must be one of {tuple(NORMS)}; received {self.norm!r}.")
         if not self.bounds[0] < self.bounds[1]:

@@ -1,4 +1,4 @@
-"""The attack of Carlini and Wagner: the smallest perturbation, by optimising the pixels."""
+"""The attacks of Carlini and Wagner: the smallest perturbation, by optimising the pixels."""
 
 import dataclasses
 
@@ -15,20 +15,102 @@ _LARGEST = 1e10  # weight of the classification
 _LOOKS = 10  # per search, to see whether an image still gains
 
 
+class _PixelSearch(Attack):
+    """What the two have in common: minimise ``cost(x' - x) + c max(0, margin(x') + confidence)`` by Adam.
+
+    The search runs over ``w``, where ``x'`` is ``tanh w`` scaled to the bounds. The margin is by how much the own class
+    leads (targeted: the wanted one lags). Subclasses define ``cost``, and call ``search`` with different ``c``.
+    """
+
+    def cost(self, change, limit):
+        """What a perturbation ``(b, ...)`` costs, ``(b,)``; ``limit (b,)`` is what costs nothing."""
+        raise NotImplementedError
+
+    def search(self, objective, start, x, y, const, limit, running, targeted):
+        """One search, of the images that are ``running (b,)``; the others only stay in the batch.
+
+        Returns:
+            NumPy arrays: the cheapest images that succeed, and what they cost, infinite where none does.
+        """
+        per_image = (one.astype("float32") for one in (const, limit, running))
+        found = self.compiled(objective, self._search)(start, x, y, *per_image, np.float32(-1 if targeted else 1))
+        return [np.array(ops.convert_to_numpy(one)) for one in found]
+
+    def cut(self, x, found):
+        """Images whose perturbations are cut to the ball and the bounds."""
+        if self.epsilon is None:
+            return found
+        change = NORMS[self.norm].project(ops.convert_to_tensor(found - x), self.epsilon)
+        return np.clip(x + ops.convert_to_numpy(change), *self.bounds)
+
+    def _search(self, objective):
+        middle, half = (self.bounds[1] + self.bounds[0]) / 2, (self.bounds[1] - self.bounds[0]) / 2
+
+        def image(w):
+            return ops.tanh(w) * half + middle
+
+        def pixels(x):
+            return ops.arctanh((x - middle) / half * _INSIDE)
+
+        def loss(w, origin, y, const, limit, sign):
+            adversarial = image(w)
+            scores = objective(adversarial)
+            own = ops.one_hot(y, scores.shape[1], dtype="float32")
+            lead = ops.sum(own * scores, axis=1) - ops.max(scores - 1e30 * own, axis=1)
+            margin = sign * lead + self.confidence
+            cost = self.cost(adversarial - origin, limit)
+            return cost + const * ops.relu(margin), (adversarial, margin, cost)
+
+        gradient = autodiff.gradient(loss, has_aux=True)
+        period = -(-self.steps // _LOOKS)
+
+        def run(start, x, y, const, limit, running, sign):
+            # Perturbations are counted from where the search can start from the image itself.
+            origin = image(pixels(x))
+
+            def step(i, w, mean, square, running, last, best, cheapest):
+                (losses, (adversarial, margin, cost)), slope = gradient(w, origin, y, const, limit, sign)
+                better = ops.logical_and(running > 0, ops.logical_and(margin < 0, cost < cheapest))
+                best = ops.where(_per_image(better), adversarial, best)
+                cheapest = ops.where(better, cost, cheapest)
+                running = running * ops.cast(losses > 0, "float32")  # nothing is left to gain
+                if self.abort_early:
+                    look = ops.equal(i % period, 0)
+                    gains = ops.cast(losses <= 0.9999 * last, "float32")
+                    running = ops.where(look, running * gains, running)
+                    last = ops.where(look, losses, last)
+                mean = 0.9 * mean + 0.1 * slope
+                square = 0.999 * square + 0.001 * ops.square(slope)
+                t = ops.cast(i + 1, "float32")
+                change = (mean / (1 - 0.9**t)) / (ops.sqrt(square / (1 - 0.999**t)) + 1e-8)
+                w = w - self.step_size * change * _per_image(running)
+                return i + 1, w, mean, square, running, last, best, cheapest
+
+            def unfinished(i, w, mean, square, running, *_):
+                return ops.logical_and(i < self.steps, ops.any(running > 0))
+
+            zeros, infinite = ops.zeros_like(x), ops.full_like(const, float("inf"))
+            state = (ops.convert_to_tensor(0, "int32"), pixels(start), zeros, zeros, running, infinite, x, infinite)
+            *_, best, cheapest = ops.while_loop(unfinished, step, state)
+            return best, cheapest
+
+        return run
+
+
 @dataclasses.dataclass(frozen=True)
-class CarliniWagner(Attack):
+class CarliniWagner(_PixelSearch):
     """Small L2 perturbations that change the class (Carlini and Wagner 2017b). Defaults are Foolbox's.
 
-    Minimises ``||x' - x||^2 + c max(0, margin(x') + confidence)`` by Adam over ``w``, where ``x'`` is ``tanh w`` scaled
-    to the bounds, and the margin is by how much the own class leads (targeted: the wanted one lags). The weight ``c``
-    is found per image by bisection. Images without a perturbation that succeeds are returned as they were.
+    Minimises ``||x' - x||^2 + c max(0, margin(x') + confidence)``, where the margin is by how much the own class leads
+    (targeted: the wanted one lags). The weight ``c`` is found per image by bisection. Images without a perturbation
+    that succeeds are returned as they were.
 
     Args:
         epsilon: float or None, radius of the ball that perturbations are cut to; None for no limit.
         steps: int >= 1, of each search.
         binary_search_steps: int >= 1, searches with different ``c``.
         step_size: float >= 0, of Adam.
-        initial_const: float > 0, first ``c``.
+        initial_const: float >= 0, first ``c``.
         confidence: float >= 0, by how much the other class has to lead.
         abort_early: bool, end the search of an image that gained less than 0.01 % in a tenth of the steps.
         bounds: pair of floats, the range of pixels.
@@ -46,82 +128,101 @@ class CarliniWagner(Attack):
     norm: str = dataclasses.field(default="l2", init=False)
 
     def __post_init__(self):
-        names = ("step_size", "initial_const", "confidence") + (() if self.epsilon is None else ("epsilon",))
-        self.check_ranges(at_least_0=names, at_least_1=("steps", "binary_search_steps"))
+        self.check_ranges(
+            at_least_0=("step_size", "initial_const", "confidence", "epsilon"),
+            at_least_1=("steps", "binary_search_steps"),
+        )
+
+    def cost(self, change, limit):
+        return ops.sum(ops.square(change), axis=(1, 2, 3))
 
     def __call__(self, objective, x, y, targeted=False):
         objective, x, y = self.prepare(objective, x, y)
         if not len(x):
             return x
-        search = self.compiled(objective, self._search)
-        sign = np.float32(-1 if targeted else 1)
         best, smallest = x.copy(), np.full(len(x), np.inf, "float32")
-        low, high = np.zeros(len(x)), np.full(len(x), np.inf)
-        const = np.full(len(x), self.initial_const)
+        zeros = np.zeros(len(x))
+        low, high = zeros, np.full(len(x), np.inf)
+        const = np.full(len(x), float(self.initial_const))
         for number in range(self.binary_search_steps):
             if self.binary_search_steps >= _LOOKS and number == self.binary_search_steps - 1:
                 const = np.minimum(high, _LARGEST)  # the last chance of those without any success
-            found, distance = (ops.convert_to_numpy(one) for one in search(x, y, const.astype("float32"), sign))
+            found, distance = self.search(objective, x, x, y, const, zeros, zeros + 1, targeted)
             success = np.isfinite(distance)
             better = distance < smallest
             best[better], smallest[better] = found[better], distance[better]
             low, high = np.where(success, low, const), np.where(success, const, high)
             const = np.minimum(np.where(np.isfinite(high), (low + high) / 2, const * 10), _LARGEST)
-        if self.epsilon is not None:
-            cut = x + ops.convert_to_numpy(NORMS["l2"].project(ops.convert_to_tensor(best - x), self.epsilon))
-            best = np.clip(cut, *self.bounds)
-        return best
+        return self.cut(x, best)
 
-    def _search(self, objective):
-        middle, half = (self.bounds[1] + self.bounds[0]) / 2, (self.bounds[1] - self.bounds[0]) / 2
 
-        def image(w):
-            return ops.tanh(w) * half + middle
+@dataclasses.dataclass(frozen=True)
+class CarliniWagnerLinf(_PixelSearch):
+    """Small L-infinity perturbations that change the class (Carlini and Wagner 2017b, VI.D). Searches are ART's.
 
-        def loss(w, origin, y, const, sign):
-            adversarial = image(w)
-            scores = objective(adversarial)
-            own = ops.one_hot(y, scores.shape[1], dtype="float32")
-            lead = ops.sum(own * scores, axis=1) - ops.max(scores - 1e30 * own, axis=1)
-            margin = sign * lead + self.confidence
-            distance = ops.sum(ops.square(adversarial - origin), axis=(1, 2, 3))
-            return distance + const * ops.relu(margin), (adversarial, margin, distance)
+    Minimises ``sum_i max(0, |x'_i - x_i| - tau) + c max(0, margin(x') + confidence)``. Per image, ``c`` grows until a
+    search succeeds; then ``tau`` falls below the largest change that was found, and the search goes on from there.
+    Images without a perturbation that succeeds are returned as they were.
 
-        gradient = autodiff.gradient(loss, has_aux=True)
-        period = -(-self.steps // _LOOKS)
+    Args:
+        epsilon: float or None, radius of the ball that perturbations are cut to; None for no limit.
+        steps: int >= 1, of each search.
+        step_size: float >= 0, of Adam.
+        initial_const: float > 0, first ``c``.
+        largest_const: float, ``c`` beyond which an image is given up.
+        const_factor: float > 1, by which ``c`` grows.
+        decrease_factor: float in (0, 1), by which ``tau`` falls.
+        smallest_limit: float > 0, ``tau`` at which the search ends, in units of the pixels' range.
+        confidence: float >= 0, by how much the other class has to lead.
+        abort_early: bool, end the search of an image that gained less than 0.01 % in a tenth of the steps.
+        bounds: pair of floats, the range of pixels.
+    """
 
-        def run(x, y, const, sign):
-            start = ops.arctanh((x - middle) / half * _INSIDE)
-            # Distances are counted from where the search can start, and reported from the image itself.
-            origin = image(start)
+    epsilon: float | None = None
+    _: dataclasses.KW_ONLY
+    steps: int = 100
+    step_size: float = 0.01
+    initial_const: float = 1e-5
+    largest_const: float = 20.0
+    const_factor: float = 2.0
+    decrease_factor: float = 0.9
+    smallest_limit: float = 1 / 256
+    confidence: float = 0.0
+    abort_early: bool = True
+    bounds: tuple = (0.0, 1.0)
+    norm: str = dataclasses.field(default="linf", init=False)
 
-            def step(i, w, mean, square, running, last, best, smallest):
-                (losses, (adversarial, margin, distance)), slope = gradient(w, origin, y, const, sign)
-                better = ops.logical_and(running > 0, ops.logical_and(margin < 0, distance < smallest))
-                best = ops.where(_per_image(better), adversarial, best)
-                smallest = ops.where(better, distance, smallest)
-                if self.abort_early:
-                    look = ops.equal(i % period, 0)
-                    gains = ops.cast(losses <= 0.9999 * last, "float32")
-                    running = ops.where(look, running * gains, running)
-                    last = ops.where(look, losses, last)
-                mean = 0.9 * mean + 0.1 * slope
-                square = 0.999 * square + 0.001 * ops.square(slope)
-                t = ops.cast(i + 1, "float32")
-                change = (mean / (1 - 0.9**t)) / (ops.sqrt(square / (1 - 0.999**t)) + 1e-8)
-                w = w - self.step_size * change * _per_image(running)
-                return i + 1, w, mean, square, running, last, best, smallest
+    def __post_init__(self):
+        self.check_ranges(at_least_0=("step_size", "confidence", "epsilon"), at_least_1=("steps",))
+        for name, low, high in (
+            ("const_factor", 1, np.inf),
+            ("decrease_factor", 0, 1),
+            ("initial_const", 0, np.inf),
+            ("smallest_limit", 0, np.inf),
+        ):
+            if not low < getattr(self, name) < high:
+                raise ValueError(f"{name} must lie between {low} and {high}; received {name}={getattr(self, name)}.")
 
-            def unfinished(i, w, mean, square, running, *_):
-                return ops.logical_and(i < self.steps, ops.any(running > 0))
+    def cost(self, change, limit):
+        return ops.sum(ops.relu(ops.abs(change) - _per_image(limit)), axis=(1, 2, 3))
 
-            zeros, per_image = ops.zeros_like(x), 0.0 * const
-            state = (ops.convert_to_tensor(0, "int32"), start, zeros, zeros)
-            state += (per_image + 1.0, per_image + 1e30, x, per_image + float("inf"))
-            *_, best, smallest = ops.while_loop(unfinished, step, state)
-            return best, smallest
-
-        return run
+    def __call__(self, objective, x, y, targeted=False):
+        objective, x, y = self.prepare(objective, x, y)
+        if not len(x):
+            return x
+        reach = self.bounds[1] - self.bounds[0]
+        best, smallest = x.copy(), np.full(len(x), np.inf)
+        const, limit = np.full(len(x), float(self.initial_const)), np.full(len(x), float(reach))
+        running = np.ones(len(x), bool)
+        while running.any():
+            found, cost = self.search(objective, best, x, y, const, limit, running, targeted)
+            size = np.abs(found - x).max(axis=(1, 2, 3))
+            better = running & np.isfinite(cost) & (size < smallest)
+            best[better], smallest[better] = found[better], size[better]
+            limit[better] = np.minimum(limit, size)[better] * self.decrease_factor
+            const[~better] *= self.const_factor
+            running &= (limit > self.smallest_limit * reach) & (const < self.largest_const)
+        return self.cut(x, best)
 
 
 def _per_image(values):

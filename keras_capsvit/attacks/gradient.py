@@ -103,25 +103,34 @@ class GradientAttack(Attack):
         return objective.loss
 
     def _loop(self, objective):
-        gradient, norm = autodiff.gradient(objective.loss), NORMS[self.norm]
+        move = self.mover(objective)
 
         def loop(x, y, adversarial, momentum, steps, sign):
             def step(i, adversarial, momentum):
-                direction = sign * gradient(adversarial, y)[1]
-                if self.decay is not None:
-                    direction = momentum = self.decay * momentum + _by_l1(direction)
-                moved = adversarial + self.step_size * norm.direction(direction)
-                return i + 1, self._within(x, moved, norm), momentum
+                return i + 1, *move(x, y, adversarial, momentum, sign)
 
             return ops.while_loop(lambda i, *_: i < steps, step, (0 * steps, adversarial, momentum))[1:]
 
         return loop
 
-    def _within(self, x, moved, norm):
+    def mover(self, objective):
+        """One step, a function of tensors ``(x, y, adversarial, momentum, sign) → (adversarial, momentum)``."""
+        gradient, norm = autodiff.gradient(objective.loss), NORMS[self.norm]
+
+        def move(x, y, adversarial, momentum, sign):
+            direction = sign * gradient(adversarial, y)[1]
+            if self.decay is not None:
+                direction = momentum = self.decay * momentum + _by_l1(direction)
+            return self.within(x, adversarial + self.step_size * norm.direction(direction)), momentum
+
+        return move
+
+    def within(self, x, moved):
+        """Images ``moved`` brought back into the ball around ``x`` and the bounds."""
         # Where the ball is no box, the order of the two matters a little; each attack has that of Cleverhans.
         if self.decay is None:
             moved = ops.clip(moved, *self.bounds)
-        return ops.clip(x + norm.project(moved - x, self.epsilon), *self.bounds)
+        return ops.clip(x + NORMS[self.norm].project(moved - x, self.epsilon), *self.bounds)
 
 
 def _by_l1(gradient):

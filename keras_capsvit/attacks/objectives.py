@@ -28,6 +28,7 @@ class Objective:
         self.variables = list(getattr(model, "variables", ()))
         self.normalized = normalized
         self.compiled = {}  # by the attacks that work on it
+        self.combined = {}  # with others
         self.examined = False
 
     def __call__(self, x):
@@ -111,6 +112,36 @@ def votes(model, order="average_then_squash"):
     if order not in scores:
         raise ValueError(f"order must be one of {ORDERS}; received {order!r}.")
     return _of(model, "votes", scores[order], order)
+
+
+def combined(*objectives):
+    """Several objectives at a time: the sum of their losses, such as of capsules and votes (AT + Votes, Table 6.2).
+
+    Args:
+        objectives: Objectives of one model; scores are those of the first.
+
+    Returns:
+        Objective.
+
+    Raises:
+        ValueError: for no objective.
+    """
+    if not objectives:
+        raise ValueError("Expected at least one objective to combine; received none.")
+    first = objectives[0]
+    if objectives not in first.combined:
+        first.combined[objectives] = _Combined(objectives)
+    return first.combined[objectives]
+
+
+class _Combined(Objective):
+    def __init__(self, objectives):
+        super().__init__(objectives[0].scores, None, normalized=objectives[0].normalized)
+        self.objectives = objectives
+        self.variables = list({id(one): one for objective in objectives for one in objective.variables}.values())
+
+    def loss(self, x, y):
+        return sum(objective.loss(x, y) for objective in self.objectives)
 
 
 def _log(lengths):

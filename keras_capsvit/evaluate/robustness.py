@@ -7,6 +7,8 @@ import time
 import numpy as np
 from keras import ops
 
+from keras_capsvit.evaluate.table import Table
+
 _EVERY = 5  # steps after which examples that are already fooled leave the batch
 
 
@@ -77,9 +79,8 @@ def robustness(model, attack, dataset, *, objective=None, targets=None, early=Tr
     goal = model if objective is None else objective(model)
     totals = dict.fromkeys(("examples", "correct", "attacked", "fooled", "lost"), 0)
     norms, seconds = [], 0.0
-    for x, y in [dataset] if isinstance(dataset, tuple) else dataset:
-        x, y = (ops.convert_to_numpy(one) for one in (x, y))
-        correct = _classes(model, x) == y
+    for x, y in batches_of(dataset):
+        correct = classes_of(model, x) == y
         wanted = y if targets is None else np.asarray(targets(y))
         tried = np.flatnonzero(correct if targets is None else wanted != y)
         started = time.perf_counter()
@@ -104,6 +105,67 @@ def robustness(model, attack, dataset, *, objective=None, targets=None, early=Tr
             for name in norms[0]
         },
         seconds_per_example=seconds / totals["attacked"] if totals["attacked"] else nan,
+    )
+
+
+def attack_table(model, attacks, dataset, *, objectives=None, targets=None):
+    """Robustness of a model to several attacks, on several objectives.
+
+    Args:
+        model: see ``robustness``.
+        attacks: dict from names to attacks.
+        dataset: see ``robustness``; read once for each row.
+        objectives: dict from names to callables from the model to what is attacked; None for the natural one alone.
+        targets: see ``robustness``.
+
+    Returns:
+        Table, a row for each objective and attack: ``objective``, ``attack``, and the figures of Robustness.
+
+    Example::
+
+        print(evaluate.attack_table(model, {"PGD": pgd}, test, objectives={"capsules": attacks.capsules}))
+    """
+    rows = []
+    for kind, objective in (objectives or {"natural": None}).items():
+        for name, attack in attacks.items():
+            found = dataclasses.asdict(robustness(model, attack, dataset, objective=objective, targets=targets))
+            norms = found.pop("norms")
+            rows.append({"objective": kind, "attack": name, **found, **norms})
+    return Table(rows)
+
+
+def transfer_matrix(models, attack, dataset, *, sources=None):
+    """How far adversarial examples made on one model fool others (thesis Table 6.8).
+
+    Args:
+        models: dict from names to callables ``x → scores (b, M)``, the targets.
+        attack: callable ``(objective, x, y, targeted) → adversarial images``.
+        dataset: iterable of batches ``(x, y)`` with class ids ``y (b,)``; or one pair of arrays.
+        sources: dict from names to what is attacked: models, or Objectives such as ``attacks.votes(model)``; None for
+            the models themselves.
+
+    Returns:
+        Table, a row for each target: ``target``, and for each source the share of the examples that the target
+        classifies correctly and that, made on the source, fool it (NaN if it classifies none correctly).
+    """
+    sources = models if sources is None else sources
+    correct = dict.fromkeys(models, 0)
+    fooled = {name: dict.fromkeys(sources, 0) for name in models}
+    for x, y in batches_of(dataset):
+        found = {name: ops.convert_to_numpy(attack(source, x, y, False)) for name, source in sources.items()}
+        for target, model in models.items():
+            right = classes_of(model, x) == y
+            correct[target] += right.sum()
+            for source, adversarial in found.items():
+                fooled[target][source] += (right & (classes_of(model, adversarial) != y)).sum()
+    return Table(
+        [
+            {
+                "target": target,
+                **{name: float(n / correct[target]) if correct[target] else float("nan") for name, n in row.items()},
+            }
+            for target, row in fooled.items()
+        ]
     )
 
 
@@ -140,12 +202,19 @@ def perturbation_norms(x, adversarial):
     }
 
 
-def _classes(model, x):
+def batches_of(dataset):
+    """Batches ``(x, y)`` of NumPy arrays, of an iterable of batches or of one pair of arrays."""
+    for x, y in [dataset] if isinstance(dataset, tuple) else dataset:
+        yield ops.convert_to_numpy(x), ops.convert_to_numpy(y)
+
+
+def classes_of(model, x):
+    """Class ids ``(b,)`` of the highest scores of images ``x``, NumPy."""
     return ops.convert_to_numpy(model(ops.convert_to_tensor(x))).argmax(axis=-1)
 
 
 def _fools(model, x, y, targeted):
-    classes = _classes(model, x)
+    classes = classes_of(model, x)
     return classes == y if targeted else classes != y
 
 

@@ -1,0 +1,50 @@
+"""Attacks with the settings that Foolbox 3.3 and ART 1.20 have by default, by name, because tables use them."""
+
+from keras_capsvit.attacks.carlini_wagner import CarliniWagner, CarliniWagnerLinf
+from keras_capsvit.attacks.deepfool import DeepFool
+from keras_capsvit.attacks.gradient import BIM, FGSM, MIM, PGD
+
+# Steps of Foolbox are shares of epsilon. Its MIM sums up the signs of gradients, ours the gradients (Dong et al. 2018).
+_PRESETS = {
+    "foolbox_fgsm": lambda epsilon: FGSM(epsilon),
+    "foolbox_bim": lambda epsilon: BIM(epsilon, step_size=0.2 * epsilon, steps=10),
+    "foolbox_mim": lambda epsilon: MIM(epsilon, step_size=0.2 * epsilon, steps=10),
+    "foolbox_pgd": lambda epsilon: PGD(epsilon, step_size=0.01 / 0.3 * epsilon, steps=40),
+    "foolbox_fgsm_l2": lambda epsilon: FGSM(epsilon, norm="l2"),
+    "foolbox_bim_l2": lambda epsilon: BIM(epsilon, step_size=0.2 * epsilon, steps=10, norm="l2"),
+    "foolbox_pgd_l2": lambda epsilon: PGD(epsilon, step_size=0.025 * epsilon, steps=50, norm="l2"),
+    "foolbox_deepfool_l2": lambda epsilon: DeepFool(epsilon),
+    "foolbox_deepfool_linf": lambda epsilon: DeepFool(epsilon, norm="linf"),
+    "foolbox_carlini_wagner_l2": lambda epsilon: CarliniWagner(epsilon),
+    "art_fgsm": lambda epsilon: FGSM(epsilon),
+    "art_bim": lambda epsilon: BIM(epsilon, step_size=0.1, steps=100),
+    "art_mim": lambda epsilon: MIM(epsilon, step_size=0.1, steps=100),
+    "art_pgd": lambda epsilon: PGD(epsilon, step_size=0.1, steps=100, random_start=False),
+    "art_deepfool_l2": lambda epsilon: DeepFool(epsilon, steps=100, overshoot=1e-6),
+    "art_carlini_wagner_l2": lambda epsilon: CarliniWagner(
+        epsilon, steps=10, binary_search_steps=10, initial_const=0.01
+    ),
+    "art_carlini_wagner_linf": lambda epsilon: CarliniWagnerLinf(epsilon, steps=10),
+}
+
+PRESETS = tuple(_PRESETS)
+
+
+def preset(name, epsilon=None):
+    """An attack with another library's default settings.
+
+    Args:
+        name: str, one of ``PRESETS``: the library, the attack, and for those that come in several, the norm.
+        epsilon: float, the radius; DeepFool and Carlini and Wagner's attacks take None, for no limit.
+
+    Returns:
+        Attack, whose settings ``dataclasses.replace`` changes.
+
+    Raises:
+        ValueError: for an unknown name, or no radius where there has to be one.
+    """
+    if name not in _PRESETS:
+        raise ValueError(f"name must be one of {PRESETS}; received {name!r}.")
+    if epsilon is None and not any(kind in name for kind in ("deepfool", "carlini")):
+        raise ValueError(f"{name} needs a radius: preset({name!r}, epsilon).")
+    return _PRESETS[name](epsilon)

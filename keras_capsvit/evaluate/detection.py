@@ -1,0 +1,97 @@
+"""Detection of adversarial images by their reconstruction (thesis 6.2 and 6.5.3; Qin et al. 2020)."""
+
+import dataclasses
+
+import numpy as np
+from keras import ops
+
+from keras_capsvit.evaluate.robustness import batches_of, classes_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Detection:
+    """What an attack did to a model whose inputs are watched.
+
+    Args:
+        examples: int, how many were attacked.
+        success_rate: float, share of all that the model misclassifies under the attack (targeted: that it classifies as
+            wanted), ``S`` of thesis 6.5.3.
+        undetected_rate: float, share of all that it misclassifies and that are not flagged, ``R``.
+        flagged_clean: float, share of the clean images that are flagged.
+        threshold: float, error above which an image is flagged.
+    """
+
+    examples: int
+    success_rate: float
+    undetected_rate: float
+    flagged_clean: float
+    threshold: float
+
+
+def detection_threshold(error, dataset, *, percentile=95.0):
+    """Error that a given share of benign images does not exceed (the thesis's 95th percentile).
+
+    Args:
+        error: callable ``x (b, H, W, C) → (b,)``, such as ``attacks.reconstruction_error(model)``.
+        dataset: iterable of batches ``(x, y)`` of benign images that the detection is not judged by; or one pair of
+            arrays.
+        percentile: float in (0, 100).
+
+    Returns:
+        float.
+
+    Raises:
+        ValueError: for an empty data set, errors that are not finite, or another percentile.
+    """
+    if not 0 < percentile < 100:
+        raise ValueError(f"percentile must lie between 0 and 100; received {percentile}.")
+    errors = [_errors(error, x) for x, _ in batches_of(dataset)]
+    if not sum(map(len, errors)):
+        raise ValueError("Expected at least one benign example; the data set is empty.")
+    return float(np.percentile(np.concatenate(errors), percentile))
+
+
+def detection(model, attack, dataset, *, error, threshold, objective=None, targets=None):
+    """Attack every example, and flag those whose error is above a threshold.
+
+    Args:
+        model: callable ``x (b, H, W, C) → scores (b, M)`` that judges.
+        attack: callable ``(objective, x, y, targeted) → adversarial images``; ``attacks.DetectionAware`` for one that
+            lowers the error as well.
+        dataset: iterable of batches ``(x, y)`` with class ids ``y (b,)``; or one pair of arrays.
+        error: callable ``x (b, H, W, C) → (b,)``.
+        threshold: float, see ``detection_threshold``.
+        objective: callable from the model to what is attacked; None for the model's natural objective.
+        targets: callable ``y → wanted class ids (b,)`` for a targeted attack; None for an untargeted one.
+
+    Returns:
+        Detection.
+
+    Raises:
+        ValueError: for an empty data set, errors that are not finite, and what the attack refuses.
+    """
+    goal = model if objective is None else objective(model)
+    examples = flagged = succeeded = undetected = 0
+    for x, y in batches_of(dataset):
+        flagged += np.sum(_errors(error, x) > threshold)
+        wanted = y if targets is None else np.asarray(targets(y))
+        found = ops.convert_to_numpy(attack(goal, x, wanted, targets is not None))
+        success = (classes_of(model, found) == wanted) != (targets is None)
+        examples += len(x)
+        succeeded += success.sum()
+        undetected += (success & (_errors(error, found) <= threshold)).sum()
+    if not examples:
+        raise ValueError("Expected at least one example; the data set is empty.")
+    rates = (float(count / examples) for count in (succeeded, undetected, flagged))
+    return Detection(examples, *rates, float(threshold))
+
+
+def _errors(error, x):
+    if not len(x):
+        return np.zeros(0)
+    errors = ops.convert_to_numpy(error(ops.convert_to_tensor(x)))
+    if errors.shape != (len(x),):
+        raise ValueError(f"error must return one value per image, of shape ({len(x)},); received {errors.shape}.")
+    if not np.isfinite(errors).all():
+        raise ValueError("error must return finite values; received NaN or infinite ones.")
+    return errors

@@ -1,0 +1,75 @@
+"""A small table of results that prints, and writes JSON and CSV."""
+
+import csv
+import dataclasses
+import json
+import pathlib
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows of named values.
+
+    Args:
+        rows: list of dicts from column names to str, int, float or bool; columns are in the order of their first row.
+
+    Example::
+
+        print(table)
+        table.to_csv("robustness.csv")
+    """
+
+    rows: list
+
+    @property
+    def columns(self):
+        """Names of the columns, a list of str."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+    def __getitem__(self, name):
+        """The values of a column, a list; None where a row has none."""
+        if name not in self.columns:
+            raise KeyError(f"No column {name!r}; there are {self.columns}.")
+        return [row.get(name) for row in self.rows]
+
+    def __str__(self):
+        cells = [self.columns] + [[_text(row.get(name)) for name in self.columns] for row in self.rows]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        numeric = [not any(isinstance(value, str) for value in self[name]) for name in self.columns]
+        lines = []
+        for line in cells:
+            aligned = zip(line, widths, numeric, strict=True)
+            lines.append("  ".join(cell.rjust(width) if right else cell.ljust(width) for cell, width, right in aligned))
+        return "\n".join(line.rstrip() for line in lines)
+
+    def to_json(self, path, **how):
+        """Write ``{"result": rows, **how}``, where ``how`` says how the result was obtained.
+
+        Args:
+            path: str or path of the file; its folder is made.
+            how: anything that JSON takes.
+        """
+        _made(path).write_text(json.dumps({"result": self.rows, **how}, indent=1) + "\n")
+
+    def to_csv(self, path):
+        """Write a line of column names and a line per row.
+
+        Args:
+            path: str or path of the file; its folder is made.
+        """
+        with _made(path).open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+
+def _text(value):
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _made(path):
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

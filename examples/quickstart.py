@@ -18,7 +18,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 
-from keras_capsvit import GraCapsNet, MarginLoss, data, explain, plot, serving
+from keras_capsvit import GraCapsNet, MarginLoss, attacks, data, evaluate, explain, plot, serving
 
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10", "svhn_cropped")
 
@@ -65,7 +65,7 @@ def main():
     accuracy = model.evaluate(test, verbose=0, return_dict=True)["accuracy"]
 
     args.out.mkdir(parents=True, exist_ok=True)
-    x, _ = data.take(test, 64)
+    x, y = data.take(test, 64)
     lengths = model.predict(x, batch_size=64, verbose=0)
     maps = explain.GraphAttention(model)(x[:16])
     figure = plot.grid(x[:16], maps, titles=plot.titles_of(lengths[:16], about.class_names))
@@ -79,6 +79,9 @@ def main():
     np.testing.assert_array_equal(served.predict(x, batch_size=64), lengths)
     np.testing.assert_allclose(explain.GraphAttention(served)(x[:16]), maps, atol=1e-6)
 
+    pgd = attacks.PGD(0.1, step_size=0.02, steps=10)
+    robust = evaluate.robust_accuracy(model, pgd, (x, y))
+    print(f"Robust accuracy {robust:.2%} on {len(x)} test images whose pixels PGD moves by up to {pgd.epsilon}.")
     print(f"Test accuracy {accuracy:.2%} after {time.perf_counter() - started:.0f} s.")
     print(
         f"In {args.out}: explanations.png, model.keras and the SavedModel {version.name}/, both reloaded with the same "

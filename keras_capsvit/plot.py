@@ -1,4 +1,4 @@
-"""Pictures: heat maps over images, grids of them, and sweeps through a decoder."""
+"""Pictures: heat maps over images, sweeps through a decoder, adversarial images, and histograms of votes."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -102,9 +102,136 @@ def sweep(images, offsets, dims=None):
     for row, dim in enumerate(dims):
         for column, image in enumerate(images[row]):
             _show(axes[row, column], image)
-        axes[row, 0].text(-0.1, 0.5, f"dim {dim}", transform=axes[row, 0].transAxes, ha="right", va="center", size=8)
+        _label(axes[row, 0], f"dim {dim}")
     for ax, offset in zip(axes[0], offsets, strict=True):
         ax.set_title(f"{offset:+.2f}", fontsize=8)
+    return figure
+
+
+def adversarial(images, found, *, titles=None):
+    """Images in one row; below, for each attack, what it made of them, and its perturbation on one colour scale.
+
+    Args:
+        images: array ``(n, H, W, C)`` in [0, 1].
+        found: dict from names of attacks to adversarial images ``(n, H, W, C)``.
+        titles: dict from these names, and ``"clean"``, to n strings, such as ``titles_of`` makes; or None.
+
+    Returns:
+        matplotlib Figure (``.savefig(path)``). Perturbations are means over channels.
+
+    Raises:
+        ValueError: for no images or attacks, adversarial images of another shape, or titles of another number.
+    """
+    images, titles = np.asarray(images), titles or {}
+    found = {name: np.asarray(one) for name, one in found.items()}
+    shapes = {name: one.shape for name, one in found.items()}
+    if images.ndim != 4 or not images.size or not found or set(shapes.values()) != {images.shape}:
+        raise ValueError(
+            f"Expected images of shape (n, height, width, channels), at least 1, and adversarial ones of the same; "
+            f"received {images.shape} and {shapes}."
+        )
+    if any(len(one) != len(images) for one in titles.values()):
+        raise ValueError(f"Expected {len(images)} titles each; received { ({k: len(v) for k, v in titles.items()}) }.")
+    rows = {"clean": images} | found
+    largest = max(np.abs(one - images).mean(axis=-1).max() for one in found.values()) or 1.0
+    figure = Figure(figsize=(1.1 * len(images) + 1.6, 1.35 * (1 + 2 * len(found))), layout="constrained")
+    axes = figure.subplots(1 + 2 * len(found), len(images), squeeze=False)
+    row = 0
+    for name, shown in rows.items():
+        for ax, image, title in zip(axes[row], shown, titles.get(name, [""] * len(images)), strict=True):
+            _show(ax, image)
+            ax.set_title(title, fontsize=8)
+        _label(axes[row, 0], name)
+        row += 1
+        if name in found:
+            for ax, change in zip(axes[row], (shown - images).mean(axis=-1), strict=True):
+                ax.axis("off")
+                drawn = ax.imshow(change, cmap="RdBu_r", vmin=-largest, vmax=largest)
+            _label(axes[row, 0], "change")
+            row += 1
+    bar = figure.colorbar(drawn, ax=axes[2::2], shrink=0.8, aspect=30, pad=0.01)
+    bar.set_label("change of pixels", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    return figure
+
+
+def rows(images, *, titles=None):
+    """Rows of images, with the rows' names beside them.
+
+    Args:
+        images: dict from names to arrays ``(n, H, W, C)`` in [0, 1], all of one shape.
+        titles: dict from names of rows to n strings over their images; or None.
+
+    Returns:
+        matplotlib Figure (``.savefig(path)``).
+
+    Raises:
+        ValueError: for no images, images of different shapes, or titles of another number.
+    """
+    images, titles = {name: np.asarray(one) for name, one in images.items()}, titles or {}
+    shapes = {name: one.shape for name, one in images.items()}
+    if len(set(shapes.values())) != 1 or any(one.ndim != 4 or not one.size for one in images.values()):
+        raise ValueError(f"Expected images of one shape (n, height, width, channels), at least 1; received {shapes}.")
+    count = len(next(iter(images.values())))
+    if any(len(one) != count for one in titles.values()):
+        raise ValueError(f"Expected {count} titles each; received { ({k: len(v) for k, v in titles.items()}) }.")
+    figure = Figure(figsize=(1.1 * count + 1.6, 1.35 * len(images)), layout="constrained")
+    axes = figure.subplots(len(images), count, squeeze=False)
+    for line, (name, shown) in zip(axes, images.items(), strict=True):
+        for ax, image, title in zip(line, shown, titles.get(name, [""] * count), strict=True):
+            _show(ax, image)
+            ax.set_title(title, fontsize=8)
+        _label(line[0], name)
+    return figure
+
+
+def vote_histograms(statistics, *, bins=100):
+    """How votes agree with class capsules (thesis Fig. 6.2): their share, mean length and mean coupling per cosine.
+
+    Args:
+        statistics: dict from names, such as ``"clean"``, to what ``evaluate.vote_statistics`` returns; a column each.
+        bins: int, of the cosine between -1 and 1.
+
+    Returns:
+        matplotlib Figure: the upper row is that of the true classes, the lower that of the longest others.
+
+    Raises:
+        ValueError: for no statistics.
+    """
+    if not statistics:
+        raise ValueError("Expected the statistics of at least one set of images; received none.")
+    figure = Figure(figsize=(3.3 * len(statistics) + 0.8, 4.6), layout="constrained")
+    axes = figure.subplots(2, len(statistics), squeeze=False, sharex=True, sharey=True)
+    edges = np.linspace(-1, 1, bins + 1)
+    centres, width = (edges[:-1] + edges[1:]) / 2, edges[1] - edges[0]
+    twins = []
+    for column, (name, one) in enumerate(statistics.items()):
+        for row, whose in enumerate(("true class", "longest other class")):
+            ax = axes[row, column]
+            cosine = one["cosine"][row].ravel()
+            counts = np.histogram(cosine, edges)[0]
+            sums = [np.histogram(cosine, edges, weights=one[key][row].ravel())[0] for key in ("length", "coupling")]
+            length, coupling = (np.where(counts, total / np.maximum(counts, 1), np.nan) for total in sums)
+            ax.bar(centres, 100 * counts / max(counts.sum(), 1), width, color="tab:blue", label="share of votes")
+            twin = ax.twinx()
+            twins.append(twin)
+            twin.plot(centres, length, color="tab:green", label="mean length")
+            twin.plot(centres, coupling, color="tab:red", label="mean coupling")
+            ax.set_title(f"{name}, {whose}", fontsize=9)
+            for each in (ax, twin):
+                each.tick_params(labelsize=7)
+            if row:
+                ax.set_xlabel("cosine of vote and class capsule", fontsize=8)
+            if not column:
+                ax.set_ylabel("share of votes in %", fontsize=8)
+            if column == len(statistics) - 1:
+                twin.set_ylabel("length, coupling", fontsize=8)
+    highest = max(line.get_ydata()[np.isfinite(line.get_ydata())].max() for twin in twins for line in twin.lines)
+    for twin in twins:
+        twin.set_ylim(0, 1.05 * highest)
+    axes[0, 0].set_xticks([-1, -0.5, 0, 0.5, 1])
+    handles = [*axes[0, 0].containers, *twins[0].lines]
+    figure.legend(handles, [one.get_label() for one in handles], loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
@@ -120,6 +247,10 @@ def titles_of(lengths, class_names):
     """
     lengths = np.asarray(lengths)
     return [f"{class_names[row.argmax()]}\n{row.max():.2f}" for row in lengths]
+
+
+def _label(ax, text):
+    ax.text(-0.1, 0.5, text, transform=ax.transAxes, ha="right", va="center", size=8)
 
 
 def _show(ax, image):

@@ -1,5 +1,6 @@
 """The examples run as a newcomer runs them; the README shows what they print and no more."""
 
+import json
 import pathlib
 import re
 import subprocess
@@ -24,6 +25,7 @@ def run(script, *args):
 def test_quickstart_writes_what_it_says(tmp_path):
     printed = run("quickstart.py", "--epochs", 1, "--image-size", 12, "--out", tmp_path).strip().splitlines()
     assert "gracapsnet: 658,346 parameters, 4x4 = 16 nodes" in printed[0]
+    assert printed[-3].startswith("Robust accuracy ")
     assert printed[-2].startswith("Test accuracy ")
     assert printed[-1].startswith(f"In {tmp_path}: ")
     assert f"--model_base_path={tmp_path}" in printed[-1]
@@ -49,6 +51,40 @@ def test_attack_benchmark_compares_with_what_is_installed():
     assert names[-3:-1] == ["to the end", "fooled ones leave"]
     assert float(printed[2].split()[-1]) > 0.05
     assert printed[-1].startswith("  robust accuracy ")
+
+
+SMALL = ("--epochs", 1, "--image-size", 12, "--filters", 8, "--num-types", 2, "--examples", 8)
+
+
+@pytest.mark.tensorflow
+def test_vote_attack_and_detection_write_what_they_say(tmp_path):
+    out = tmp_path / "votes"
+    printed = run("vote_attack.py", *SMALL, "--cw-steps", 2, "--out", out).splitlines()
+    start = next(i for i, line in enumerate(printed) if line.startswith("objective"))
+    rows = [line.split()[:2] for line in printed[start + 1 : -1]]
+    assert rows[:4] == [["capsules", name] for name in ("FGSM", "BIM", "MIM", "PGD")]
+    assert len(rows) == 14
+    assert printed[-1].startswith("Test accuracy ")
+    for name in ("adversarial.png", "votes.png"):
+        assert (out / name).stat().st_size > 20_000
+    assert len((out / "robustness.csv").read_text().splitlines()) == 15
+    assert json.loads((out / "robustness.json").read_text())["examples"] == 8
+
+    model = out / "model.keras"
+    printed = run("detect_adversarial.py", *SMALL, "--model", model, "--out", tmp_path / "detection").splitlines()
+    assert sum(line.startswith("aware") for line in printed) == 6
+    assert sum(line.startswith("agnostic") for line in printed) == 6
+    assert (tmp_path / "detection" / "detection.png").stat().st_size > 20_000
+    assert json.loads((tmp_path / "detection" / "detection.json").read_text())["benign"] == 8
+
+
+@pytest.mark.tensorflow
+def test_adversarial_training_compares_three_and_reuses_them(tmp_path):
+    for _ in range(2):
+        printed = run("adversarial_training.py", *SMALL, "--out", tmp_path).splitlines()
+        assert [line.split("  ")[0] for line in printed[-3:]] == ["natural", "AT", "AT + votes"]
+    assert not any("Epoch" in line for line in printed)
+    assert len((tmp_path / "training.csv").read_text().splitlines()) == 4
 
 
 @pytest.mark.tensorflow

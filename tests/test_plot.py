@@ -59,3 +59,56 @@ def test_says_what_is_wrong():
     ]:
         with pytest.raises(ValueError, match=received):
             plot.sweep(swept, offsets, dims)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_adversarial_shows_what_attacks_made_and_changed(tmp_path, channels):
+    images = rng.uniform(0.2, 0.8, size=(3, 6, 7, channels))
+    found = {"PGD": images + 0.1, "FGSM": images - 0.2}
+    figure = plot.adversarial(images, found, titles={"clean": list("abc"), "PGD": list("def")})
+    drawn = [ax for ax in figure.axes if ax.images]
+    assert len(drawn) == 15  # and a colour bar
+    axes = np.array(drawn).reshape(5, 3)
+    assert [ax.get_title() for ax in axes[:2].flat] == list("abcdef")
+    assert [ax.texts[0].get_text() for ax in axes[:, 0]] == ["clean", "PGD", "change", "FGSM", "change"]
+    np.testing.assert_allclose(axes[2, 1].images[0].get_array(), 0.1, atol=1e-6)
+    np.testing.assert_allclose(axes[4, 1].images[0].get_array(), -0.2, atol=1e-6)
+    for ax in axes[2::2].flat:
+        assert ax.images[0].get_clim() == pytest.approx((-0.2, 0.2))
+    figure.savefig(tmp_path / "adversarial.png")
+    plot.adversarial(images, {"nothing": images})
+    for wrong in ({}, {"PGD": images[:2]}):
+        with pytest.raises(ValueError, match=r"and adversarial ones of the same; received \(3, 6, 7,"):
+            plot.adversarial(images, wrong)
+    with pytest.raises(ValueError, match=r"Expected 3 titles each; received \{'PGD': 1\}"):
+        plot.adversarial(images, found, titles={"PGD": ["a"]})
+
+
+def test_rows_of_images(tmp_path):
+    images = {"clean": rng.uniform(size=(2, 5, 5, 3)), "decoded": rng.uniform(size=(2, 5, 5, 3))}
+    figure = plot.rows(images, titles={"clean": ["a", "b"]})
+    assert [ax.get_title() for ax in figure.axes] == ["a", "b", "", ""]
+    np.testing.assert_array_equal(figure.axes[3].images[0].get_array(), images["decoded"][1])
+    figure.savefig(tmp_path / "rows.png")
+    for wrong in ({}, {"a": images["clean"], "b": images["clean"][:1]}, {"a": images["clean"][:0]}):
+        with pytest.raises(ValueError, match="Expected images of one shape"):
+            plot.rows(wrong)
+    with pytest.raises(ValueError, match="Expected 2 titles each"):
+        plot.rows(images, titles={"clean": ["a"]})
+
+
+def test_vote_histograms_bin_by_cosine(tmp_path):
+    cosine = np.array([[[-0.9, -0.9, 0.9, 0.7]], [[0.1, 0.1, 0.1, 1.0]]])
+    one = {"cosine": cosine, "length": 2 + cosine, "coupling": (1 + cosine) / 4}
+    figure = plot.vote_histograms({"clean": one, "votes": one}, bins=4)
+    bars = figure.axes[0].containers[0]
+    assert [bar.get_height() for bar in bars] == [50, 0, 0, 50]
+    length, coupling = figure.axes[4].lines
+    np.testing.assert_allclose(length.get_ydata(), [1.1, np.nan, np.nan, 2.8])
+    np.testing.assert_allclose(coupling.get_ydata(), [0.025, np.nan, np.nan, 0.45])
+    titles = [ax.get_title() for ax in figure.axes[:4]]
+    assert titles[:2] == ["clean, true class", "votes, true class"]
+    assert titles[2] == "clean, longest other class"
+    figure.savefig(tmp_path / "votes.png")
+    with pytest.raises(ValueError, match="at least one set"):
+        plot.vote_histograms({})

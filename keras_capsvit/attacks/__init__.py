@@ -5,13 +5,14 @@ from keras_capsvit.attacks.carlini_wagner import CarliniWagner, CarliniWagnerLin
 from keras_capsvit.attacks.deepfool import DeepFool
 from keras_capsvit.attacks.detection_aware import DetectionAware, reconstruction_error
 from keras_capsvit.attacks.gradient import BIM, FGSM, MIM, PGD, GradientAttack
-from keras_capsvit.attacks.objectives import Objective, capsules, combined, logits, natural, votes
+from keras_capsvit.attacks.objectives import ORDERS, Objective, capsules, combined, logits, natural, votes
 from keras_capsvit.attacks.presets import PRESETS, preset
 
 __all__ = [
     "BIM",
     "FGSM",
     "MIM",
+    "ORDERS",
     "PGD",
     "PRESETS",
     "Attack",

@@ -1,0 +1,80 @@
+"""Detect adversarial images by their reconstruction, and deceive the detection (thesis 6.5.3, Tables 6.4 and 6.11).
+
+    python examples/detect_adversarial.py                                  # digits: no download, a few minutes
+    python examples/detect_adversarial.py --dataset mnist --model saved_models/vote_attack/model.keras --epsilon 0.3
+
+An image is flagged if the winning capsule's reconstruction differs from it by more than the 95th percentile of benign
+images, which are test images that are not attacked here. Prints, for detection-agnostic and detection-aware attacks on
+the capsules and on the votes, the share of images that fool the model and the share that do so without being flagged.
+Writes OUT/detection.csv and .json, and OUT/detection.png: images of the detection-aware attacks, and what the winning
+capsule draws of each.
+"""
+
+import dataclasses
+
+import trained_capsnet  # first, because it sets up TensorFlow
+
+# isort: split
+import keras
+import numpy as np
+
+from keras_capsvit import attacks, data, evaluate, plot
+
+OBJECTIVES = {"capsules": attacks.capsules, "votes": attacks.votes}
+
+
+def the_attacks(epsilon, error, beta):
+    """Of either kind, by the name of the columns of Table 6.4."""
+    kinds = {"agnostic": {}, "aware": {}}
+    for name in ("fgsm", "bim", "pgd"):
+        plain = attacks.preset(f"foolbox_{name}", epsilon)
+        settings = {key: getattr(plain, key) for key in ("step_size", "steps", "random_start")}
+        kinds["agnostic"][name.upper()] = plain
+        kinds["aware"][name.upper()] = attacks.DetectionAware(epsilon, error=error, beta=beta, **settings)
+    return kinds
+
+
+def main():
+    parser = trained_capsnet.options(__doc__, epochs=10, examples=180, out="detect_adversarial")
+    parser.add_argument("--beta", type=float, default=0.5, help="share of a step that goes into fooling (Eq. 6.5)")
+    args = parser.parse_args()
+    train, test = trained_capsnet.streams(args)
+    model = trained_capsnet.trained(args, train, test)
+    args.out.mkdir(parents=True, exist_ok=True)
+    x, y = data.take(test, 2 * args.examples)
+    x, y, benign = x[: args.examples], y[: args.examples], (x[args.examples :], y[args.examples :])
+    batches = [(x[i : i + 128], y[i : i + 128]) for i in range(0, len(x), 128)]
+    error = attacks.reconstruction_error(model)
+    threshold = evaluate.detection_threshold(error, benign)
+
+    rows = []
+    for kind, chosen in the_attacks(args.epsilon, error, args.beta).items():
+        for target, objective in OBJECTIVES.items():
+            for name, attack in chosen.items():
+                how = {"error": error, "threshold": threshold, "objective": objective}
+                found = evaluate.detection(model, attack, batches, **how)
+                rows.append({"detection": kind, "objective": target, "attack": name, **dataclasses.asdict(found)})
+    table = evaluate.Table(rows)
+    print(table)
+    table.to_csv(args.out / "detection.csv")
+    accuracy = model.evaluate(test, verbose=0, return_dict=True)["accuracy"]
+    options = {name: str(value) for name, value in vars(args).items()}
+    table.to_json(args.out / "detection.json", options=options, benign=len(benign[0]), test_accuracy=accuracy)
+
+    aware = the_attacks(args.epsilon, error, args.beta)["aware"]["PGD"]
+    shown, names = slice(8), data.info(args.dataset).class_names
+    images = {"clean": x[shown]}
+    images |= {f"aware, {name}": aware(one(model), x[shown], y[shown]) for name, one in OBJECTIVES.items()}
+    rows, titles = {}, {}
+    for name, one in images.items():
+        errors = keras.ops.convert_to_numpy(error(one))
+        flags = ["flagged" if value > threshold else "" for value in errors]
+        classes = plot.titles_of(model.predict(one, verbose=0), names)
+        rows[name], titles[name] = one, [f"{a}\n{b}" for a, b in zip(classes, flags, strict=True)]
+        rows[f"{name}: decoded"] = np.asarray(model.reconstruct(one))
+    plot.rows(rows, titles=titles).savefig(args.out / "detection.png", dpi=150)
+    print(f"Test accuracy {accuracy:.2%}, flagged above {threshold:.2f}. In {args.out}: detection.csv, detection.png")
+
+
+if __name__ == "__main__":
+    main()

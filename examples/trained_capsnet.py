@@ -1,0 +1,66 @@
+"""What the attack examples share: options, data, and a capsule network, loaded or trained."""
+
+import argparse
+import os
+import pathlib
+
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+
+from keras_capsvit import CapsNet, data, training
+
+
+def options(description, *, epochs, examples, out):
+    """Parser of the options that all of them have; the arguments are defaults."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="digits", help="digits, mnist, fashion_mnist, ...")
+    parser.add_argument("--data-dir", help="where the TFDS folders are")
+    parser.add_argument("--image-size", type=int, help="side to resize images to")
+    parser.add_argument("--model", type=pathlib.Path, help=".keras file; trained and written to OUT if not given")
+    parser.add_argument("--epochs", type=int, default=epochs, help="of training")
+    parser.add_argument("--filters", type=int, default=64, help="of the convolutions; the thesis's are 256")
+    parser.add_argument("--num-types", type=int, default=8, help="capsule types; the thesis's are 32")
+    parser.add_argument("--epsilon", type=float, default=0.1, help="radius of the L-infinity ball")
+    parser.add_argument("--examples", type=int, default=examples, help="test images that are attacked")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("saved_models") / out)
+    return parser
+
+
+def streams(args):
+    """Training and test stream."""
+    where = {"data_dir": args.data_dir, "image_size": args.image_size, "seed": args.seed}
+    return data.load(args.dataset, batch_size=32 if args.dataset == "digits" else 128, **where)
+
+
+def new(args, image_shape):
+    """A capsule network with a class-conditional decoder, not trained."""
+    keras.utils.set_random_seed(args.seed)
+    classes = data.info(args.dataset).num_classes
+    kernel = 9 if min(image_shape[:2]) >= 24 else 5
+    return CapsNet(
+        image_shape,
+        classes,
+        kernel_size=kernel,
+        filters=args.filters,
+        num_types=args.num_types,
+        reconstruction="conditional",
+    )
+
+
+def trained(args, train, test):
+    """The capsule network of ``--model``; or a new one, trained and written to OUT/model.keras."""
+    if args.model is not None:
+        return keras.saving.load_model(args.model)
+    model = new(args, train.element_spec[0].shape[1:])
+    print(f"{model.name}: {model.count_params():,} parameters")
+    training.fit(model, train, test, recipe(args), work=args.out)
+    model.save(args.out / "model.keras")
+    return model
+
+
+def recipe(args):
+    """How it is trained."""
+    return training.Recipe(args.epochs, learning_rate=0.003, schedule="cosine")

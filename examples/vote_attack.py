@@ -1,0 +1,75 @@
+"""Vote-Attack: attack the votes of a capsule network rather than its class capsules (thesis chapter 6).
+
+    python examples/vote_attack.py                                  # digits: no download, a few minutes
+    python examples/vote_attack.py --dataset mnist --epochs 5 --epsilon 0.3
+    python examples/vote_attack.py --dataset mnist --model saved_models/vote_attack/model.keras --epsilon 0.1
+
+Writes OUT/model.keras, OUT/robustness.csv and .json (the table that it prints), OUT/adversarial.png (clean images, what
+the two attacks made of them, and the change) and OUT/votes.png (thesis Fig. 6.2).
+"""
+
+import dataclasses
+
+import trained_capsnet  # first, because it sets up TensorFlow
+
+# isort: split
+from keras_capsvit import attacks, data, evaluate, plot, taps
+
+OBJECTIVES = {"capsules": attacks.capsules, "votes": attacks.votes}
+
+
+def the_attacks(args):
+    """Those of Table 6.1, with Foolbox's defaults, and fewer steps of Carlini and Wagner's."""
+    chosen = {name.upper(): attacks.preset(f"foolbox_{name}", args.epsilon) for name in ("fgsm", "bim", "mim", "pgd")}
+    chosen["DeepFool L2"] = attacks.preset("foolbox_deepfool_l2", args.epsilon_l2)
+    c_and_w = attacks.preset("foolbox_carlini_wagner_l2", args.epsilon_l2)
+    chosen["C&W L2"] = dataclasses.replace(c_and_w, steps=args.cw_steps)
+    return chosen
+
+
+def vote_statistics(model, x, y):
+    """What thesis Fig. 6.2 shows, of some images."""
+    votes, capsules, coupling = taps.tap(model, ["votes", "capsules", "coupling"])(x)
+    return evaluate.vote_statistics(votes, capsules, coupling, y)
+
+
+def main():
+    parser = trained_capsnet.options(__doc__, epochs=10, examples=256, out="vote_attack")
+    parser.add_argument("--epsilon-l2", type=float, default=1.0, help="radius of the L2 ball")
+    parser.add_argument("--cw-steps", type=int, default=200, help="of each search of Carlini and Wagner's attack")
+    args = parser.parse_args()
+    train, test = trained_capsnet.streams(args)
+    model = trained_capsnet.trained(args, train, test)
+    args.out.mkdir(parents=True, exist_ok=True)
+    x, y = data.take(test, args.examples)
+    batches = [(x[i : i + 128], y[i : i + 128]) for i in range(0, len(x), 128)]
+
+    evaluate.attack_table(
+        model, the_attacks(args), batches[:1], objectives=OBJECTIVES
+    )  # traced, so that times are fair
+    table = evaluate.attack_table(model, the_attacks(args), batches, objectives=OBJECTIVES)
+    pgd = attacks.preset("foolbox_pgd", args.epsilon)
+    orders = {order: lambda model, order=order: attacks.votes(model, order) for order in attacks.ORDERS[1:]}
+    table = evaluate.Table(table.rows + evaluate.attack_table(model, {"PGD": pgd}, batches, objectives=orders).rows)
+    columns = ("objective", "attack", "robust_accuracy", "seconds_per_example", "l1", "l2", "linf")
+    print(evaluate.Table([{name: row[name] for name in columns} for row in table.rows]))
+    table.to_csv(args.out / "robustness.csv")
+    accuracy = model.evaluate(test, verbose=0, return_dict=True)["accuracy"]
+    options = {name: str(value) for name, value in vars(args).items()}
+    table.to_json(args.out / "robustness.json", options=options, examples=len(x), test_accuracy=accuracy)
+
+    shown, names = slice(8), data.info(args.dataset).class_names
+    found = {name: pgd(objective(model), x, y) for name, objective in OBJECTIVES.items()}
+    scores = {name: model.predict(one[shown], verbose=0) for name, one in {"clean": x, **found}.items()}
+    titles = {name: plot.titles_of(one, names) for name, one in scores.items()}
+    figure = plot.adversarial(x[shown], {name: one[shown] for name, one in found.items()}, titles=titles)
+    figure.savefig(args.out / "adversarial.png", dpi=150)
+    few = slice(128)
+    statistics = {"clean": vote_statistics(model, x[few], y[few])}
+    statistics |= {f"PGD on {name}": vote_statistics(model, one[few], y[few]) for name, one in found.items()}
+    plot.vote_histograms(statistics).savefig(args.out / "votes.png", dpi=150)
+    print(f"Test accuracy {accuracy:.2%}. In {args.out}: model.keras, robustness.csv, adversarial.png, votes.png")
+
+
+if __name__ == "__main__":
+    main()

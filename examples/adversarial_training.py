@@ -59,7 +59,7 @@ def main():
     table = evaluate.Table(rows)
     print(f"Accuracy on the test images, and on {len(x)} of them under PGD on the capsules or the votes:\n{table}")
     table.to_csv(args.out / "training.csv")
-    options = {name: str(value) for name, value in vars(args).items()}
+    options = trained_capsnet.settings(args)
     table.to_json(args.out / "training.json", options=options, examples=len(x))
 
 

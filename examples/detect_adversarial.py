@@ -58,7 +58,7 @@ def main():
     print(table)
     table.to_csv(args.out / "detection.csv")
     accuracy = model.evaluate(test, verbose=0, return_dict=True)["accuracy"]
-    options = {name: str(value) for name, value in vars(args).items()}
+    options = trained_capsnet.settings(args)
     table.to_json(args.out / "detection.json", options=options, benign=len(benign[0]), test_accuracy=accuracy)
 
     aware = the_attacks(args.epsilon, error, args.beta)["aware"]["PGD"]

@@ -64,3 +64,8 @@ def trained(args, train, test):
 def recipe(args):
     """How it is trained."""
     return training.Recipe(args.epochs, learning_rate=0.003, schedule="cosine")
+
+
+def settings(args):
+    """The options that say how a result was obtained, not where things are."""
+    return {name: value for name, value in vars(args).items() if name not in ("data_dir", "model", "out")}

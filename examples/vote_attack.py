@@ -15,6 +15,7 @@ import trained_capsnet  # first, because it sets up TensorFlow
 # isort: split
 from keras_capsvit import attacks, data, evaluate, plot, taps
 
+NAMES = ("FGSM", "BIM", "MIM", "PGD", "DeepFool L2", "C&W L2")
 OBJECTIVES = {"capsules": attacks.capsules, "votes": attacks.votes}
 
 
@@ -24,7 +25,7 @@ def the_attacks(args):
     chosen["DeepFool L2"] = attacks.preset("foolbox_deepfool_l2", args.epsilon_l2)
     c_and_w = attacks.preset("foolbox_carlini_wagner_l2", args.epsilon_l2)
     chosen["C&W L2"] = dataclasses.replace(c_and_w, steps=args.cw_steps)
-    return chosen
+    return {name: chosen[name] for name in args.attacks}
 
 
 def vote_statistics(model, x, y):
@@ -35,6 +36,7 @@ def vote_statistics(model, x, y):
 
 def main():
     parser = trained_capsnet.options(__doc__, epochs=10, examples=256, out="vote_attack")
+    parser.add_argument("--attacks", nargs="+", default=list(NAMES), choices=NAMES)
     parser.add_argument("--epsilon-l2", type=float, default=1.0, help="radius of the L2 ball")
     parser.add_argument("--cw-steps", type=int, default=200, help="of each search of Carlini and Wagner's attack")
     args = parser.parse_args()
@@ -55,7 +57,7 @@ def main():
     print(evaluate.Table([{name: row[name] for name in columns} for row in table.rows]))
     table.to_csv(args.out / "robustness.csv")
     accuracy = model.evaluate(test, verbose=0, return_dict=True)["accuracy"]
-    options = {name: str(value) for name, value in vars(args).items()}
+    options = trained_capsnet.settings(args)
     table.to_json(args.out / "robustness.json", options=options, examples=len(x), test_accuracy=accuracy)
 
     shown, names = slice(8), data.info(args.dataset).class_names

@@ -26,7 +26,9 @@ def test_columns_by_name():
 
 def test_writes_json_and_csv(tmp_path):
     TABLE.to_json(tmp_path / "new" / "table.json", seed=3)
-    assert json.loads((tmp_path / "new" / "table.json").read_text()) == {"result": TABLE.rows, "seed": 3}
+    written = json.loads((tmp_path / "new" / "table.json").read_text())
+    assert written == {"result": TABLE.rows, "seed": 3, "versions": evaluate.versions()}
+    assert {"python", "backend", "keras", "numpy"} <= set(written["versions"])
     TABLE.to_csv(tmp_path / "table.csv")
     with (tmp_path / "table.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

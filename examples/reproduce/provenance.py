@@ -1,10 +1,8 @@
 """How a result was obtained, written beside it."""
 
-import importlib.metadata
 import json
-import platform
 
-import keras
+from keras_capsvit import evaluate
 
 PLACES = ("out", "work", "data_dir")  # options that say where, not how
 
@@ -19,8 +17,6 @@ def write_json(path, *, result, options, **how):
         **how: model, sample counts, seconds.
     """
     options = {name: value for name, value in vars(options).items() if name not in PLACES}
-    packages = ("keras-capsvit", "keras", "tensorflow", "numpy")
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    machine = {"python": platform.python_version(), "backend": keras.backend.backend(), **versions}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"result": result, "options": options, **how, "versions": machine}, indent=1) + "\n")
+    how |= {"versions": evaluate.versions()}
+    path.write_text(json.dumps({"result": result, "options": options, **how}, indent=1) + "\n")

@@ -12,7 +12,7 @@ from keras_capsvit.evaluate.robustness import (
     success_rate,
     transfer_matrix,
 )
-from keras_capsvit.evaluate.table import Table
+from keras_capsvit.evaluate.table import Table, versions
 from keras_capsvit.evaluate.votes import agreement, vote_gradients, vote_statistics
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "sweep",
     "transfer_matrix",
     "vary",
+    "versions",
     "vote_gradients",
     "vote_statistics",
 ]

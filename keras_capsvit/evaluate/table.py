@@ -2,8 +2,12 @@
 
 import csv
 import dataclasses
+import importlib.metadata
 import json
 import pathlib
+import platform
+
+import keras
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +47,13 @@ class Table:
         return "\n".join(line.rstrip() for line in lines)
 
     def to_json(self, path, **how):
-        """Write ``{"result": rows, **how}``, where ``how`` says how the result was obtained.
+        """Write ``{"result": rows, **how, "versions": versions()}``.
 
         Args:
             path: str or path of the file; its folder is made.
-            how: anything that JSON takes.
+            how: how the result was obtained, anything that JSON takes.
         """
-        _made(path).write_text(json.dumps({"result": self.rows, **how}, indent=1) + "\n")
+        _made(path).write_text(json.dumps({"result": self.rows, **how, "versions": versions()}, indent=1) + "\n")
 
     def to_csv(self, path):
         """Write a line of column names and a line per row.
@@ -61,6 +65,21 @@ class Table:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(self.rows)
+
+
+def versions():
+    """Versions that a result of this process depends on.
+
+    Returns:
+        dict from names, of Python, the backend and packages, to str; without packages that are not installed.
+    """
+    found = {"python": platform.python_version(), "backend": keras.backend.backend()}
+    for name in ("keras-capsvit", "keras", "tensorflow", "jax", "numpy"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def _text(value):

@@ -136,6 +136,8 @@ def _compile_with_tensorflow(function):
     import tensorflow as tf
 
     compiled = tf.function(function, reduce_retracing=True)
+    # TensorFlow counts traces per line of source, and takes the many functions made at one line for one.
+    compiled._omit_frequent_tracing_warning = True
     return lambda *args: compiled(*map(tf.convert_to_tensor, args))
 
 

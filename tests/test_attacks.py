@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from keras_capsvit import CapsNet, ConvNetAvg, attacks, taps
+from keras_capsvit import CapsNet, ConvNetAvg, attacks, autodiff, taps
 from keras_capsvit.attacks.objectives import ORDERS
 
 X = np.random.default_rng(0).uniform(size=(6, 12, 12, 1)).astype("float32")
@@ -187,6 +187,22 @@ def test_a_batch_is_its_images_one_by_one(attack, capsnet):
     objective = attacks.capsules(capsnet)
     one_by_one = [attack(objective, X[i : i + 1], Y[i : i + 1]) for i in range(len(X))]
     np.testing.assert_allclose(attack(objective, X, Y), np.concatenate(one_by_one), atol=1e-5)
+
+
+EAGER = [*ALL[2:4], ALL[5], attacks.DeepFool(steps=3), attacks.CarliniWagner(steps=4, binary_search_steps=2)]
+
+
+@pytest.mark.parametrize("attack", EAGER, ids=lambda attack: f"{type(attack).__name__}-{attack.norm}")
+def test_eager_and_compiled_find_the_same(attack, smooth, monkeypatch):
+    compiled = attack(attacks.capsules(smooth), X, Y)
+
+    def eagerly(function, variables):
+        return lambda *args: function(*map(ops.convert_to_tensor, args))
+
+    monkeypatch.setattr(autodiff, "compile", eagerly)
+    objective = attacks.capsules(smooth)
+    monkeypatch.setattr(objective, "compiled", {})
+    np.testing.assert_allclose(attack(objective, X, Y), compiled, atol=1e-5)
 
 
 def test_seeds_reproduce_and_differ(capsnet):

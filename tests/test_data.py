@@ -113,3 +113,15 @@ def test_arrays_that_would_spoil_a_training_are_refused():
 def test_take_says_how_many_there_are():
     with pytest.raises(ValueError, match="at least 361 examples in the stream; it holds 360"):
         data.take(data.load("digits", split="test"), 361)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_stream_read_in_part_is_whole_the_next_time(shuffle):
+    # A cache that several readers fill cuts the stream at random.
+    x, y = np.zeros((4000, 8, 8, 1), "uint8"), np.arange(4000)
+    for n in (100, 1000, 3000):
+        stream = data.from_arrays(x, y, batch_size=32, shuffle=shuffle)
+        data.take(stream, n)
+        for _ in range(2):
+            seen = np.concatenate([labels for _, labels in stream.as_numpy_iterator()])
+            np.testing.assert_array_equal(np.sort(seen), y)

@@ -57,6 +57,7 @@ def main():
     parser.add_argument("--train", type=int, default=20000, help="training images, each moved anew in every epoch")
     parser.add_argument("--test", type=int, default=10000, help="test images, each deformed once")
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--learning-rate", type=float, default=0.001)
     parser.add_argument("--stop-at", type=float, help="accuracy on expanded_mnist at which training ends")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--data-dir")
@@ -77,7 +78,7 @@ def main():
             mild = data.load("affine_mnist", split=f"test[:{args.test}]", shear=MILD_SHEAR, **streams)
             model = build(name, args)
             loss = "margin" if "Caps" in name else "cross_entropy"
-            recipe = training.Recipe(epochs=args.epochs, loss=loss, stop_at=args.stop_at)
+            recipe = training.Recipe(args.epochs, learning_rate=args.learning_rate, loss=loss, stop_at=args.stop_at)
             started = time.perf_counter()
             history = training.fit(model, train, clean, recipe, verbose=2).history
             seconds = round(time.perf_counter() - started)

@@ -74,7 +74,7 @@ def keyed_batches(base, change, *, batch_size, shuffle, seed):
     """Batches of changed images: every example has a key, so what it undergoes does not depend on the batch size.
 
     Args:
-        base: unbatched ``tf.data.Dataset`` of ``(image, label)``, its length known; kept in memory as it is.
+        base: unbatched ``tf.data.Dataset`` of ``(image, label)``, its length known.
         change: callable from images ``(b, H, W, C)``, keys ``(b,)`` and the seed to the changed images.
         batch_size: int.
         shuffle: bool. If true, order and keys are new in every epoch; if false, the key is the example's number.
@@ -87,7 +87,6 @@ def keyed_batches(base, change, *, batch_size, shuffle, seed):
         ValueError: for a base that is empty or whose length is not known.
     """
     n = length(base)
-    base = base.cache()
     if shuffle:
         base = base.shuffle(n, seed=seed, reshuffle_each_iteration=True)
         keys = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)

@@ -201,7 +201,6 @@ def _batches(stream, *, shape, batch_size, shuffle, seed):
             image = tf.clip_by_value(tf.image.resize(image, shape[:2]), 0.0, 1.0)
         return image, label
 
-    stream = stream.cache()
     if shuffle:
         stream = stream.shuffle(int(stream.cardinality()), seed=seed, reshuffle_each_iteration=True)
     return stream.batch(batch_size).map(prepare, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)

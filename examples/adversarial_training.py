@@ -44,7 +44,7 @@ def main():
     args = trained_capsnet.options(__doc__, epochs=10, examples=256, out="adversarial_training").parse_args()
     train, test = trained_capsnet.streams(args)
     x, y = data.take(test, args.examples)
-    batches = [(x[i : i + 128], y[i : i + 128]) for i in range(0, len(x), 128)]
+    batches = trained_capsnet.batches(x, y)
     pgd = attacks.PGD(args.epsilon, step_size=args.epsilon / 10, steps=40)
     rows = []
     for name in TRAININGS:

@@ -49,7 +49,7 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     x, y = data.take(test, 2 * args.examples)
     x, y, benign = x[: args.examples], y[: args.examples], (x[args.examples :], y[args.examples :])
-    batches = [(x[i : i + 128], y[i : i + 128]) for i in range(0, len(x), 128)]
+    batches = trained_capsnet.batches(x, y)
     error = attacks.reconstruction_error(model)
     threshold = evaluate.detection_threshold(error, benign)
 

@@ -66,6 +66,11 @@ def recipe(args):
     return training.Recipe(args.epochs, learning_rate=0.003, schedule="cosine")
 
 
+def batches(x, y, size=128):
+    """Batches of arrays."""
+    return [(x[i : i + size], y[i : i + size]) for i in range(0, len(x), size)]
+
+
 def settings(args):
     """The options that say how a result was obtained, not where things are."""
     return {name: value for name, value in vars(args).items() if name not in ("data_dir", "model", "out")}

@@ -44,7 +44,7 @@ def main():
     model = trained_capsnet.trained(args, train, test)
     args.out.mkdir(parents=True, exist_ok=True)
     x, y = data.take(test, args.examples)
-    batches = [(x[i : i + 128], y[i : i + 128]) for i in range(0, len(x), 128)]
+    batches = trained_capsnet.batches(x, y)
 
     evaluate.attack_table(
         model, the_attacks(args), batches[:1], objectives=OBJECTIVES

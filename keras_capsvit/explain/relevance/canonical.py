@@ -1,0 +1,374 @@
+"""What the ops of a graph mean to relevance: linear layers with their affine tails, products, gates, normalisations."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import tensorflow as tf
+
+from keras_capsvit.explain.relevance.graph import Graph, node_of
+
+LINEAR = ("Conv2D", "DepthwiseConv2dNative", "Conv3D", "Conv2DBackpropInput", "MatMul", "BatchMatMulV2", "Einsum")
+PRODUCTS = ("Mul", "MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum")
+QUOTIENTS = ("RealDiv", "Div", "DivNoNan", "Xdivy")
+SUMS = ("AddV2", "Add", "AddN", "Sub", "BiasAdd")
+ADDITIVE = ("AddV2", "Add", "Sub", "BiasAdd")
+KINDS = {
+    "sum": (*SUMS, "Sum", "ResizeBilinear", "ResizeBicubic"),
+    "average": ("Mean", "AvgPool", "AvgPool3D"),
+    "maximum": ("MaxPool", "MaxPoolV2", "MaxPool3D", "Max", "Maximum", "Min", "Minimum"),
+    "identity": ("Identity", "IdentityN", "Snapshot", "PreventGradient", "CheckNumerics"),
+    "structure": (
+        *("Reshape", "Transpose", "Squeeze", "ExpandDims", "Pad", "PadV2", "MirrorPad", "ConcatV2", "Pack", "Unpack"),
+        *("Split", "SplitV", "Slice", "StridedSlice", "Gather", "GatherV2", "GatherNd", "ReverseV2", "Tile", "Cast"),
+        *("SpaceToBatchND", "BatchToSpaceND", "SpaceToDepth", "DepthToSpace", "SelectV2", "Select"),
+        *("ResizeNearestNeighbor", "MatrixDiagPartV3", "Roll"),
+    ),
+    "activation": (
+        *("Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "Tanh", "Sigmoid", "Softplus", "Softsign", "Erf", "Erfc"),
+        *("Exp", "Log", "Log1p", "Rsqrt", "Sqrt", "Square", "Abs", "Neg", "Reciprocal", "Pow", "ClipByValue", "Sin"),
+        *("Cos", "Atan", "LogSoftmax", "LRN", "FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"),
+    ),
+    "broadcast": ("BroadcastTo",),
+    "softmax": ("Softmax",),
+}
+_KIND_OF = {op: kind for kind, ops in KINDS.items() for op in ops}
+# Factors that scale what they multiply, rather than being explained themselves.
+_GATES = {"Sigmoid", "Rsqrt", "Sqrt", "Reciprocal", "Erf", "Erfc", "Tanh", "Relu6", "Softmax"}
+_MOVING = {"Reshape", "Transpose", "Squeeze", "ExpandDims", "Identity", "IdentityN", "Cast", "BroadcastTo", "Tile"}
+_AFFINE = {"Mul", "AddV2", "Add", "Sub", "RealDiv", "BiasAdd", "Neg"}
+_NONNEGATIVE = {"Relu", "Relu6", "Sigmoid", "Softmax", "Softplus", "Exp", "Square", "Abs", "SquaredDifference", "Sqrt"}
+_NONNEGATIVE |= {"Rsqrt"}
+_KEEPS_SIGN = (
+    set(KINDS["average"]) | set(KINDS["maximum"]) | set(KINDS["identity"]) | {"LRN", "AddV2", "Add", "AddN", "Sum"}
+)
+_KEEPS_SIGN |= {"Mul", "RealDiv", "BiasAdd", "BroadcastTo", *KINDS["structure"]} - {"MirrorPad", "GatherNd"}
+
+
+@dataclasses.dataclass
+class Linear:
+    """A linear op with constant weight, and the biases and batch normalisations after it.
+
+    Attributes:
+        head: str, the linear op's node.
+        position: int, which of its inputs is the activation; ``at``: which is the weight.
+        weight: tensor, scaled by what follows; ``scaled``: whether that changed it.
+        bias: tensor or None.
+        reshaped: bool, whether the bias is added after a reshape.
+        nonnegative: bool, whether the activation cannot be negative.
+        first: bool, whether nothing but reshaping and affine ops lies between input and activation.
+        cache: dict, of what rules derive from the weight.
+    """
+
+    head: str
+    position: int
+    at: int
+    weight: tf.Tensor
+    scaled: bool
+    bias: tf.Tensor | None
+    reshaped: bool
+    nonnegative: bool
+    first: bool
+    cache: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One redistribution: relevance arrives at a node and goes to some of the tensors in ``inputs``.
+
+    Attributes:
+        name: str, the node; ``op``: its type, of a linear layer that of its head; ``kind``: which rules there are.
+        inputs: names of tensors; ``active``: positions of those that relevance may go to.
+        main: int or None, the one of them that gets all of it from rules that make a difference.
+        linear: Linear or None.
+        nonnegative: bool, whether no input can be negative.
+    """
+
+    name: str
+    op: str
+    kind: str
+    inputs: tuple
+    active: tuple
+    main: int | None = None
+    linear: Linear | None = None
+    nonnegative: bool = False
+
+    @property
+    def path(self):
+        """Name of the node that tells the layer."""
+        return self.linear.head if self.linear else self.name
+
+
+class Reader:
+    """Reads a graph as steps.
+
+    Args:
+        graph: Graph.
+        source: str, the node that relevance goes to.
+        borders: names of nodes that no linear layer may extend beyond.
+        low: smallest value of the input, or None where unknown.
+    """
+
+    def __init__(self, graph: Graph, source, borders=(), low=None):
+        self.graph, self.source = graph, source
+        self._borders = set(borders)
+        self.follow = graph.descendants(source)
+        self._readers = graph.readers(self.follow)
+        self._nonnegative = self._find_nonnegative(low is not None and low >= 0)
+        self._near = self._find_near() if source == graph.input else set()
+        self._linear = {}
+        for name in graph.order:
+            if name in self.follow and graph.nodes[name].op in LINEAR:
+                self._add_linear(name)
+        self._normalizations = self._find_normalizations()
+
+    def step(self, name, whole=True):
+        """The Step at a node; with ``whole``, a normalisation that ends there is one step."""
+        op, inputs = self.graph.nodes[name].op, tuple(self.graph.inputs(name))
+        if whole and name in self._normalizations:
+            return Step(name, op, "normalization", (self._normalizations[name],), (0,), 0)
+        if name in self._linear:
+            linear = self._linear[name]
+            inputs = tuple(self.graph.inputs(linear.head))
+            at = linear.position
+            return Step(name, self.graph.nodes[linear.head].op, "linear", inputs, (at,), at, linear)
+        active = self._active(name)
+        if op == "IdentityN":  # its further inputs are there for a gradient of its own
+            active = tuple(i for i in active if i == 0) or active
+        kind, main = self._kind(name, op, inputs, active)
+        nonnegative = all(self._known_nonnegative(inputs[i]) for i in active)
+        return Step(name, op, kind, inputs, active, main, None, nonnegative)
+
+    def _active(self, name):
+        return tuple(i for i, tensor in enumerate(self.graph.inputs(name)) if node_of(tensor) in self.follow)
+
+    def _kind(self, name, op, inputs, active):
+        if op in QUOTIENTS:
+            return "scale", 0 if 0 in active else active[0]
+        if op in SUMS and len(active) == 1:
+            return "shift", active[0]
+        if op in ("Maximum", "Minimum") and len(active) == 1:
+            return "activation", active[0]
+        if op not in PRODUCTS:
+            return _KIND_OF.get(op, op), active[0] if len(active) == 1 else None
+        if len(active) == 1:
+            return ("scale" if op == "Mul" else "product"), active[0]
+        sources = [self._source(inputs[i]) for i in active]
+        gates = [i for i, source in zip(active, sources, strict=True) if source in _GATES]
+        if len(gates) == 1:
+            main = next(i for i in active if i != gates[0])
+            return ("product" if sources[active.index(gates[0])] == "Softmax" else "gate"), main
+        if op == "Mul" and (larger := self._larger(inputs)) is not None:
+            return "gate", larger
+        return "product", None
+
+    def _source(self, tensor):
+        """Type of the op that a factor comes from, past reshapes, constants and signs."""
+        name = node_of(tensor)
+        while True:
+            op, active = self.graph.nodes[name].op, self._active(name)
+            passes = op in _MOVING or (op in _AFFINE | {"Maximum", "Minimum"} and len(active) == 1)
+            if name == self.source or name in self._linear or not active or not passes:
+                return op
+            name = node_of(self.graph.inputs(name)[active[0]])
+
+    def _larger(self, inputs):
+        """Position of the factor that the other one is broadcast over, or None."""
+        a, b = (self.graph.shapes[i] for i in inputs)
+        if a.rank is None or b.rank is None:
+            return None
+        if a.rank != b.rank:
+            return 0 if a.rank > b.rank else 1
+        a_wider = any(q == 1 and p != 1 for p, q in zip(a, b, strict=True))
+        b_wider = any(p == 1 and q != 1 for p, q in zip(a, b, strict=True))
+        return None if a_wider == b_wider else int(b_wider)
+
+    def _known_nonnegative(self, tensor):
+        if tensor in self.graph.constants:
+            value = self.graph.constants[tensor]
+            return not value.dtype.is_floating or bool(tf.reduce_all(value >= 0))
+        return node_of(tensor) in self._nonnegative
+
+    def _find_nonnegative(self, input_is):
+        found = {self.graph.input} if input_is else set()
+        self._nonnegative = found
+        for name in self.graph.order:
+            op = self.graph.nodes[name].op
+            if name not in self.graph.dependent or name == self.graph.input:
+                continue
+            if op in _NONNEGATIVE:
+                found.add(name)
+            elif op in _KEEPS_SIGN:
+                floats = [i for i in self.graph.inputs(name) if self._carries(i)]
+                if floats and all(map(self._known_nonnegative, floats)):
+                    found.add(name)
+        return found
+
+    def _carries(self, tensor):
+        constant = self.graph.constants.get(tensor)
+        if constant is not None:
+            return constant.dtype.is_floating
+        return node_of(tensor) in self.follow
+
+    def _find_near(self):
+        found = {self.graph.input}
+        for name in self.graph.order:
+            op, active = self.graph.nodes[name].op, self._active(name)
+            if name in self.follow and active and (op in KINDS["structure"] or op in _AFFINE or op == "Identity"):
+                one = len(active) == 1 or op in ("ConcatV2", "Pack")
+                if one and all(node_of(self.graph.inputs(name)[i]) in found for i in active):
+                    found.add(name)
+        return found
+
+    def _add_linear(self, head):
+        inputs, active = self.graph.inputs(head), self._active(head)
+        weights = [i for i, tensor in enumerate(inputs) if i not in active and tensor in self.graph.constants]
+        transposed = self.graph.nodes[head].op == "Conv2DBackpropInput"
+        at = 1 if transposed else (1 - active[0] if len(active) == 1 and len(inputs) == 2 else None)
+        if len(active) != 1 or at not in weights or (transposed and active != (2,)):
+            return
+        axis = _channel_axis(self.graph.nodes[head], active[0])
+        scale, shift, tail, reshaped = self._tail(head, axis)
+        weight = self.graph.constants[inputs[at]]
+        if scale is not None:
+            shape = np.ones(weight.shape.rank, int)
+            shape[axis] = weight.shape[axis]
+            if self.graph.nodes[head].op == "DepthwiseConv2dNative":
+                shape[-2:] = weight.shape[-2:]
+            weight = weight * tf.cast(scale.reshape(shape if scale.size > 1 else ()), weight.dtype)
+        x = inputs[active[0]]
+        self._linear[tail] = Linear(
+            head,
+            active[0],
+            at,
+            weight,
+            scale is not None,
+            None if shift is None else tf.cast(shift, weight.dtype),
+            reshaped,
+            self._known_nonnegative(x),
+            node_of(x) in self._near,
+        )
+
+    def _tail(self, head, axis):
+        """Scale and shift of the constant ops after a linear one, the last of these, and if it adds after a reshape."""
+        scale = shift = None
+        shape = self.graph.shapes[f"{head}:0"]
+        tail = head
+        while axis is not None and tail not in self._borders and len(self._readers[tail]) == 1:
+            name = self._readers[tail][0]
+            if self.graph.nodes[name].op == "Reshape" and name not in self._borders:
+                added = self._added_after(name, shape[-1] if shape.rank else None)
+                if added is not None and scale is None and shift is None:
+                    return None, added[1], added[0], True
+                break
+            found = self._affine(name, f"{tail}:0", shape)
+            if found is None:
+                break
+            times, plus = found
+            if times is not None:
+                scale = times if scale is None else scale * times
+                shift = None if shift is None else shift * times
+            if plus is not None:
+                shift = plus if shift is None else shift + plus
+            tail = name
+        return scale, shift, tail, False
+
+    def _added_after(self, reshape, channels):
+        readers = self._readers[reshape]
+        if len(readers) != 1 or channels is None or self.graph.nodes[readers[0]].op not in ("AddV2", "Add"):
+            return None
+        constants = [self.graph.constants.get(i) for i in self.graph.inputs(readers[0])]
+        added = next((c for c in constants if c is not None), None)
+        if added is None or added.shape.num_elements() != channels:
+            return None
+        return readers[0], added.numpy().reshape(-1)
+
+    def _affine(self, name, tensor, shape):
+        """``(scale, shift)`` of a node that computes ``scale * tensor + shift``, or None for another node."""
+        node, inputs = self.graph.nodes[name], self.graph.inputs(name)
+        others = [self.graph.constants.get(i) for i in inputs if i != tensor]
+        if not others or len(others) != len(inputs) - 1 or any(c is None for c in others):
+            return None
+        if self.graph.shapes[f"{name}:0"].as_list() != shape.as_list():
+            return None
+        if node.op.startswith("FusedBatchNorm"):
+            gamma, beta, mean, variance = (c.numpy() for c in others)
+            scale = gamma / np.sqrt(variance + node.attr["epsilon"].f)
+            return scale, beta - mean * scale
+        value = others[0].numpy()
+        first = inputs[0] == tensor
+        if node.op in ("AddV2", "Add", "BiasAdd"):
+            return None, value
+        if node.op == "Sub":
+            return (None, -value) if first else (np.float32(-1).reshape(1), value)
+        per_channel = value.size == 1 or (value.ndim and value.size == value.shape[-1] == shape[-1])
+        if not per_channel or node.op not in ("Mul", "RealDiv") or (node.op == "RealDiv" and not first):
+            return None
+        return (value if node.op == "Mul" else 1 / value).reshape(-1), None
+
+    def _find_normalizations(self):
+        """Tensor that is normalised by the last node of its normalisation (layer, group and instance normalisation)."""
+        found = {}
+        readers = self.graph.readers(self.graph.dependent)
+        for name in self.graph.order:
+            if name in self.follow and self.graph.nodes[name].op in ("Rsqrt", "Sqrt"):
+                centred = self._centred(name)
+                if centred is not None:
+                    end = self._join(centred[1], readers)
+                    if end is not None and self.graph.shapes[f"{end}:0"].rank == self.graph.shapes[centred[0]].rank:
+                        found[end] = centred[0]
+        return found
+
+    def _centred(self, name):
+        """The tensor whose variance a node takes the root of, and the node of its mean; or None."""
+        for _ in range(10):
+            inputs, active = self.graph.inputs(name), self._active(name)
+            name = node_of(inputs[active[0]]) if active else self.source
+            if name == self.source:
+                return None
+            if self.graph.nodes[name].op in ("SquaredDifference", "Square"):
+                difference = name
+                if self.graph.nodes[name].op == "Square":
+                    difference = node_of(self.graph.inputs(name)[0])
+                    if self.graph.nodes[difference].op != "Sub":
+                        return None
+                x, mean = self.graph.inputs(difference)
+                mean = self._past(node_of(mean), {"StopGradient", "Identity", "Reshape", "Squeeze"})
+                return (x, mean) if self.graph.nodes[mean].op == "Mean" else None
+        return None
+
+    def _past(self, name, ops):
+        while self.graph.nodes[name].op in ops:
+            name = node_of(self.graph.inputs(name)[0])
+        return name
+
+    def _join(self, name, readers):
+        """The first node that all ways from ``name`` lead through."""
+        ahead = set(readers[name])
+        for one in self._after(name):
+            if ahead == {one}:
+                return one
+            if one in ahead:
+                ahead.remove(one)
+                ahead.update(readers[one])
+        return None
+
+    @functools.cached_property
+    def _places(self):
+        return {name: place for place, name in enumerate(self.graph.order)}
+
+    def _after(self, name):
+        return self.graph.order[self._places[name] + 1 :]
+
+
+def _channel_axis(node, position):
+    """Axis of the weight that numbers the outputs, if these are the last axis of what the op writes; else None."""
+    if "data_format" in node.attr and not node.attr["data_format"].s.endswith(b"C"):
+        return None
+    if node.op == "MatMul":
+        return None if position else (0 if node.attr["transpose_b"].b else 1)
+    if node.op == "BatchMatMulV2":
+        return None if position else (-2 if node.attr["adj_y"].b else -1)
+    if node.op == "Conv2DBackpropInput":
+        return 2
+    return None if node.op == "Einsum" else -1

@@ -1,18 +1,16 @@
-"""What the ops of a graph mean to relevance: linear layers with their affine tails, products, gates, normalisations."""
+"""What the ops of a graph mean to relevance: kinds of steps, gates, normalisations, and signs."""
 
 import dataclasses
 import functools
 
-import numpy as np
 import tensorflow as tf
 
 from keras_capsvit.explain.relevance.graph import Graph, node_of
+from keras_capsvit.explain.relevance.linear import Linear, linear_layers
 
-LINEAR = ("Conv2D", "DepthwiseConv2dNative", "Conv3D", "Conv2DBackpropInput", "MatMul", "BatchMatMulV2", "Einsum")
 PRODUCTS = ("Mul", "MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum")
 QUOTIENTS = ("RealDiv", "Div", "DivNoNan", "Xdivy")
 SUMS = ("AddV2", "Add", "AddN", "Sub", "BiasAdd")
-ADDITIVE = ("AddV2", "Add", "Sub", "BiasAdd")
 KINDS = {
     "sum": (*SUMS, "Sum", "ResizeBilinear", "ResizeBicubic"),
     "average": ("Mean", "AvgPool", "AvgPool3D"),
@@ -43,33 +41,6 @@ _KEEPS_SIGN = (
     set(KINDS["average"]) | set(KINDS["maximum"]) | set(KINDS["identity"]) | {"LRN", "AddV2", "Add", "AddN", "Sum"}
 )
 _KEEPS_SIGN |= {"Mul", "RealDiv", "BiasAdd", "BroadcastTo", *KINDS["structure"]} - {"MirrorPad", "GatherNd"}
-
-
-@dataclasses.dataclass
-class Linear:
-    """A linear op with constant weight, and the biases and batch normalisations after it.
-
-    Attributes:
-        head: str, the linear op's node.
-        position: int, which of its inputs is the activation; ``at``: which is the weight.
-        weight: tensor, scaled by what follows; ``scaled``: whether that changed it.
-        bias: tensor or None.
-        reshaped: bool, whether the bias is added after a reshape.
-        nonnegative: bool, whether the activation cannot be negative.
-        first: bool, whether nothing but reshaping and affine ops lies between input and activation.
-        cache: dict, of what rules derive from the weight.
-    """
-
-    head: str
-    position: int
-    at: int
-    weight: tf.Tensor
-    scaled: bool
-    bias: tf.Tensor | None
-    reshaped: bool
-    nonnegative: bool
-    first: bool
-    cache: dict = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,15 +82,13 @@ class Reader:
 
     def __init__(self, graph: Graph, source, borders=(), low=None):
         self.graph, self.source = graph, source
-        self._borders = set(borders)
         self.follow = graph.descendants(source)
-        self._readers = graph.readers(self.follow)
         self._nonnegative = self._find_nonnegative(low is not None and low >= 0)
         self._near = self._find_near() if source == graph.input else set()
-        self._linear = {}
-        for name in graph.order:
-            if name in self.follow and graph.nodes[name].op in LINEAR:
-                self._add_linear(name)
+        self._linear = linear_layers(graph, self.follow, set(borders))
+        for linear in self._linear.values():
+            x = graph.inputs(linear.head)[linear.position]
+            linear.nonnegative, linear.first = self._known_nonnegative(x), node_of(x) in self._near
         self._normalizations = self._find_normalizations()
 
     def step(self, name, whole=True):
@@ -220,92 +189,6 @@ class Reader:
                     found.add(name)
         return found
 
-    def _add_linear(self, head):
-        inputs, active = self.graph.inputs(head), self._active(head)
-        weights = [i for i, tensor in enumerate(inputs) if i not in active and tensor in self.graph.constants]
-        transposed = self.graph.nodes[head].op == "Conv2DBackpropInput"
-        at = 1 if transposed else (1 - active[0] if len(active) == 1 and len(inputs) == 2 else None)
-        if len(active) != 1 or at not in weights or (transposed and active != (2,)):
-            return
-        axis = _channel_axis(self.graph.nodes[head], active[0])
-        scale, shift, tail, reshaped = self._tail(head, axis)
-        weight = self.graph.constants[inputs[at]]
-        if scale is not None:
-            shape = np.ones(weight.shape.rank, int)
-            shape[axis] = weight.shape[axis]
-            if self.graph.nodes[head].op == "DepthwiseConv2dNative":
-                shape[-2:] = weight.shape[-2:]
-            weight = weight * tf.cast(scale.reshape(shape if scale.size > 1 else ()), weight.dtype)
-        x = inputs[active[0]]
-        self._linear[tail] = Linear(
-            head,
-            active[0],
-            at,
-            weight,
-            scale is not None,
-            None if shift is None else tf.cast(shift, weight.dtype),
-            reshaped,
-            self._known_nonnegative(x),
-            node_of(x) in self._near,
-        )
-
-    def _tail(self, head, axis):
-        """Scale and shift of the constant ops after a linear one, the last of these, and if it adds after a reshape."""
-        scale = shift = None
-        shape = self.graph.shapes[f"{head}:0"]
-        tail = head
-        while axis is not None and tail not in self._borders and len(self._readers[tail]) == 1:
-            name = self._readers[tail][0]
-            if self.graph.nodes[name].op == "Reshape" and name not in self._borders:
-                added = self._added_after(name, shape[-1] if shape.rank else None)
-                if added is not None and scale is None and shift is None:
-                    return None, added[1], added[0], True
-                break
-            found = self._affine(name, f"{tail}:0", shape)
-            if found is None:
-                break
-            times, plus = found
-            if times is not None:
-                scale = times if scale is None else scale * times
-                shift = None if shift is None else shift * times
-            if plus is not None:
-                shift = plus if shift is None else shift + plus
-            tail = name
-        return scale, shift, tail, False
-
-    def _added_after(self, reshape, channels):
-        readers = self._readers[reshape]
-        if len(readers) != 1 or channels is None or self.graph.nodes[readers[0]].op not in ("AddV2", "Add"):
-            return None
-        constants = [self.graph.constants.get(i) for i in self.graph.inputs(readers[0])]
-        added = next((c for c in constants if c is not None), None)
-        if added is None or added.shape.num_elements() != channels:
-            return None
-        return readers[0], added.numpy().reshape(-1)
-
-    def _affine(self, name, tensor, shape):
-        """``(scale, shift)`` of a node that computes ``scale * tensor + shift``, or None for another node."""
-        node, inputs = self.graph.nodes[name], self.graph.inputs(name)
-        others = [self.graph.constants.get(i) for i in inputs if i != tensor]
-        if not others or len(others) != len(inputs) - 1 or any(c is None for c in others):
-            return None
-        if self.graph.shapes[f"{name}:0"].as_list() != shape.as_list():
-            return None
-        if node.op.startswith("FusedBatchNorm"):
-            gamma, beta, mean, variance = (c.numpy() for c in others)
-            scale = gamma / np.sqrt(variance + node.attr["epsilon"].f)
-            return scale, beta - mean * scale
-        value = others[0].numpy()
-        first = inputs[0] == tensor
-        if node.op in ("AddV2", "Add", "BiasAdd"):
-            return None, value
-        if node.op == "Sub":
-            return (None, -value) if first else (np.float32(-1).reshape(1), value)
-        per_channel = value.size == 1 or (value.ndim and value.size == value.shape[-1] == shape[-1])
-        if not per_channel or node.op not in ("Mul", "RealDiv") or (node.op == "RealDiv" and not first):
-            return None
-        return (value if node.op == "Mul" else 1 / value).reshape(-1), None
-
     def _find_normalizations(self):
         """Tensor that is normalised by the last node of its normalisation (layer, group and instance normalisation)."""
         found = {}
@@ -359,16 +242,3 @@ class Reader:
 
     def _after(self, name):
         return self.graph.order[self._places[name] + 1 :]
-
-
-def _channel_axis(node, position):
-    """Axis of the weight that numbers the outputs, if these are the last axis of what the op writes; else None."""
-    if "data_format" in node.attr and not node.attr["data_format"].s.endswith(b"C"):
-        return None
-    if node.op == "MatMul":
-        return None if position else (0 if node.attr["transpose_b"].b else 1)
-    if node.op == "BatchMatMulV2":
-        return None if position else (-2 if node.attr["adj_y"].b else -1)
-    if node.op == "Conv2DBackpropInput":
-        return 2
-    return None if node.op == "Einsum" else -1

@@ -1,6 +1,5 @@
-"""Runs relevance backwards through a graph: chooses a rule for every step, replays the model, walks back, compiles."""
+"""Chooses a rule for every step of a graph, and compiles the walk back through them."""
 
-import collections
 import dataclasses
 import fnmatch
 import re
@@ -9,10 +8,11 @@ import tensorflow as tf
 
 from keras_capsvit.explain.relevance import rules as rulebook
 from keras_capsvit.explain.relevance.canonical import Reader, Step
-from keras_capsvit.explain.relevance.graph import UnsupportedOpError, compiled, emit, node_of, pull_back
+from keras_capsvit.explain.relevance.graph import UnsupportedOpError, compiled, node_of
+from keras_capsvit.explain.relevance.report import Report, Row
+from keras_capsvit.explain.relevance.walk import Run
 
 _TAILS = ("Identity", "Cast", "Softmax", "LogSoftmax", "Sigmoid")
-_TINY = 1e-20  # activations up to this count as 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,49 +23,6 @@ class Planned:
     rule: rulebook.Rule
     settings: dict
     last_linear: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A step in a Report: its node, op type, kind and rule, and sums of relevance (None without images)."""
-
-    node: str
-    op: str
-    kind: str
-    rule: str
-    settings: dict
-    arrived: float | None
-    passed: float | None
-    lost: float | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What an explainer does.
-
-    Attributes:
-        start: str, the tensor whose value is redistributed; ``stop``: the tensor it is redistributed to.
-        rows: list of Row, in the order relevance takes.
-    """
-
-    start: str
-    stop: str
-    rows: list
-
-    @property
-    def ops(self):
-        """How many steps there are of each op type, a dict."""
-        return dict(collections.Counter(row.op for row in self.rows).most_common())
-
-    def __str__(self):
-        ops = ", ".join(f"{count} {op}" for op, count in self.ops.items())
-        lines = [f"Relevance of {self.start} to {self.stop}: {ops}", f"{'op':22} {'rule':14} node"]
-        if self.rows and self.rows[0].arrived is not None:
-            lines[1] = f"{'op':22} {'rule':14} {'arrived':>11} {'passed':>11} {'lost':>11}  node"
-        for row in self.rows:
-            sums = "" if row.arrived is None else f"{row.arrived:11.4g} {row.passed:11.4g} {row.lost:11.4g}  "
-            lines.append(f"{row.op:22} {row.rule:14} {sums}{row.node}")
-        return "\n".join(lines)
 
 
 class Engine:
@@ -124,7 +81,7 @@ class Engine:
     def scores(self, x):
         """The tensor ``start`` of a batch of inputs."""
         if "scores" not in self._compiled:
-            self._compiled["scores"] = compiled(lambda x: _Run(self, x).tensor(self.start), self._spec)
+            self._compiled["scores"] = compiled(lambda x: Run(self, x).tensor(self.start), self._spec)
         return self._compiled["scores"](tf.constant(x))
 
     def relevance(self, x, targets, contrast=False, audit=False):
@@ -150,7 +107,7 @@ class Engine:
         return self._compiled[key](tf.constant(x), tf.constant(targets))
 
     def _relevance(self, x, targets, several, contrast, audit):
-        run = _Run(self, x, tf.shape(targets)[0] if several else None)
+        run = Run(self, x, tf.shape(targets)[0] if several else None, [] if audit else None)
         scores = run.repeat(run.tensor(self.start))
         classes = scores.shape[-1]
         chosen = tf.one_hot(tf.reshape(targets, (-1,)), classes, dtype=scores.dtype)
@@ -238,185 +195,6 @@ class Engine:
                 used.add(index)
                 return rule, settings
         return (next(iter(known.values())), {}) if known else None
-
-
-class _Run:
-    """One replay of the model while it is being traced, and the walk back through it.
-
-    Args:
-        engine: Engine.
-        x: tensor ``(b, ...)``.
-        times: scalar tensor, how many relevances each input has; None for one.
-    """
-
-    def __init__(self, engine, x, times=None):
-        self.engine, self.x, self.times = engine, x, times
-        self._ops = engine.graph.replay(x)
-        self._repeated = {}
-        self.audit = []
-
-    def op(self, name):
-        return self._ops[name]
-
-    def tensor(self, key):
-        """Tensor of the forward pass by name ``node:index``."""
-        name, _, index = key.partition(":")
-        return self.x if name == self.engine.graph.input else self._ops[name].outputs[int(index)]
-
-    def repeat(self, tensor):
-        """A tensor of the forward pass, once for each of the relevances of an input; constants stay as they are."""
-        axis = next((i for i, size in enumerate(tensor.shape) if size is None), None)
-        if self.times is None or axis is None:
-            return tensor
-        if id(tensor) not in self._repeated:
-            multiples = [self.times if i == axis else 1 for i in range(tensor.shape.rank)]
-            self._repeated[id(tensor)] = tensor, tf.tile(tensor, multiples)
-        return self._repeated[id(tensor)][1]
-
-    def walk(self, relevance):
-        """From relevance of ``start`` to relevance of ``stop``."""
-        arrived = {self.engine.start: relevance}
-        for planned in self.engine.plan:
-            step = planned.step
-            outputs = [f"{step.name}:{k}" for k in range(len(self._ops[step.name].outputs))]
-            relevances = [arrived.pop(output, None) for output in outputs]
-            leaving = self._linear(planned, relevances) if step.linear else self._other(planned, relevances)
-            for tensor, share in zip(step.inputs, leaving, strict=True):
-                if share is not None:
-                    arrived[tensor] = arrived[tensor] + share if tensor in arrived else share
-        stop = self.engine.stop
-        return arrived[stop] if stop in arrived else tf.zeros_like(self.repeat(self.tensor(stop)))
-
-    def _linear(self, planned, relevances):
-        layer = _Layer(self, planned.step)
-        relevance = tf.reshape(relevances[0], layer.shape) if planned.step.linear.reshaped else relevances[0]
-        found = planned.rule.function(layer, relevance, **planned.settings)
-        if planned.last_linear and self.engine.negate:
-            found = found - planned.rule.function(_Layer(self, planned.step, -1), relevance, **planned.settings)
-        self._note(relevances, [found], layer)
-        return [found if i == planned.step.linear.position else None for i in range(len(planned.step.inputs))]
-
-    def _other(self, planned, relevances):
-        op = Op(self, planned.step)
-        found = planned.rule.function(op, relevances, **planned.settings)
-        wanted = (planned.step.main,) if planned.rule.one_way and planned.step.main is not None else planned.step.active
-        found = [r if i in wanted else None for i, r in enumerate(found)]
-        self._note(relevances, found, op)
-        return found
-
-    def _note(self, arrived, left, view):
-        sums = [sum((tf.reduce_sum(r) for r in some if r is not None), start=0.0) for some in (arrived, left)]
-        lost = 0.0
-        if view.divisors:
-            gone = tf.reduce_all([tf.abs(z) <= _TINY for z in view.divisors], axis=0)
-            lost = tf.reduce_sum(tf.where(gone, tf.reshape(arrived[0], tf.shape(gone)), 0.0))
-        self.audit.append(tf.stack([*sums, tf.cast(lost, sums[0].dtype)]))
-
-
-class _View:
-    """What rules see of a step."""
-
-    tiny = _TINY
-
-    def __init__(self, run):
-        self._run, self.divisors = run, []
-
-    def repeat(self, tensor):
-        """See _Run."""
-        return self._run.repeat(tensor)
-
-    def divisor(self, z):
-        """What relevance is divided by: ``z``, once for each relevance of an input."""
-        z = self.repeat(z)
-        self.divisors.append(z)
-        return z
-
-
-class Op(_View):
-    """An op other than a linear layer, as its rule sees it (see ``register_rule``)."""
-
-    def __init__(self, run, step):
-        super().__init__(run)
-        self.name, self.type, self.active, self.main = step.name, step.op, step.active, step.main
-        self.nonnegative = step.nonnegative
-        self._op = run.op(step.name)
-        read = self._op.inputs if step.kind != "normalization" else [run.tensor(step.inputs[0])]
-        self.inputs = [run.repeat(tensor) for tensor in read]
-        self.outputs = [run.repeat(tensor) for tensor in self._op.outputs]
-
-    def divisor(self, z):
-        self.divisors.append(z)  # made of outputs, which are repeated already
-        return z
-
-    def pull_back(self, gradients):
-        """Gradients with respect to the inputs, a tensor or None for each."""
-        return pull_back(self._op, self.inputs, self.outputs, gradients)
-
-
-class _Layer(_View):
-    """A linear layer, as its rule sees it.
-
-    Attributes:
-        x: its input; ``y``: what it and its biases make of it; ``weight``, ``bias`` (or None).
-        positive, negative: of the weight; ``x_positive``, ``x_negative``: of the input.
-        nonnegative: bool, whether the input cannot be negative.
-        box: pair of tensors, bounds of the input.
-    """
-
-    def __init__(self, run, step, sign=1):
-        super().__init__(run)
-        self._step, self._linear, self._sign = step, step.linear, sign
-        self._op = run.op(step.linear.head)
-        self.x = run.tensor(step.inputs[step.linear.position])
-        self.nonnegative = step.linear.nonnegative
-        self.weight = self._derived("weight", lambda weight: weight)
-        self.positive = self._derived("positive", tf.nn.relu)
-        self.negative = self._derived("negative", lambda weight: -tf.nn.relu(-weight))
-        self.bias = None if step.linear.bias is None else sign * step.linear.bias
-        self.shape = tf.shape(run.repeat(self._op.outputs[0]))
-        y = run.op(step.name).outputs[0]
-        self.y = sign * (tf.reshape(y, tf.shape(self._op.outputs[0])) if step.linear.reshaped else y)
-
-    def _derived(self, name, make):
-        cache = self._linear.cache
-        if (name, self._sign) not in cache:
-            with tf.init_scope():
-                cache[name, self._sign] = make(
-                    self._sign * self._linear.weight if self._sign < 0 else self._linear.weight
-                )
-        return cache[name, self._sign]
-
-    @property
-    def x_positive(self):
-        return self.x if self.nonnegative else tf.nn.relu(self.x)
-
-    @property
-    def x_negative(self):
-        return -tf.nn.relu(-self.x)
-
-    @property
-    def box(self):
-        if "box" not in self._linear.cache:
-            with tf.init_scope():
-                bounds = self._run.engine.bounds(self._step.inputs[self._linear.position])
-            self._linear.cache["box"] = bounds
-        return self._linear.cache["box"]
-
-    def forward(self, x, weight):
-        """The linear op on another input and weight."""
-        return emit(self._op, self._with(x, weight)).outputs[0]
-
-    def pull_back(self, gradient, weight):
-        """Gradient with respect to the input, if the layer had another weight."""
-        inputs = self._with(self.repeat(self.x), weight)
-        return pull_back(self._op, inputs, [gradient], [gradient])[self._linear.position]
-
-    def _with(self, x, weight):
-        inputs = list(self._op.inputs)
-        inputs[self._linear.position], inputs[self._linear.at] = x, weight
-        if self._op.type == "Conv2DBackpropInput":
-            inputs[0] = tf.concat([tf.shape(x)[:1], inputs[0][1:]], 0)
-        return inputs
 
 
 def locate(graph, name):

@@ -5,7 +5,7 @@ import inspect
 
 import tensorflow as tf
 
-from keras_capsvit.explain.relevance.canonical import LINEAR
+from keras_capsvit.explain.relevance.linear import LINEAR
 
 RULES = {}
 _EPSILON = 1e-6
@@ -192,8 +192,8 @@ def identity(op, relevances):
     return [_reduced(relevances[0], op.inputs[i]) if i == op.main else None for i in range(len(op.inputs))]
 
 
-@_rule("identity", "identity")
 @_rule("gradient", "identity")
+@_rule("identity", "identity")
 def same(op, relevances):
     """Outputs are inputs. (Gradient functions that a model attached to such an op belong to another graph.)"""
     return [relevances[i] if i < len(relevances) else None for i in range(len(op.inputs))]
@@ -226,15 +226,20 @@ _rule("winner", "maximum")(gradient)
 
 
 @_rule("proportional", "sum", "average")
-def proportional(op, relevances):
-    """By contribution to a sum or mean."""
+def proportional(op, relevances, *, epsilon=None):
+    """By contribution to a sum or mean, which is moved away from 0 by ``epsilon``.
+
+    None is a millionth of its mean size along the last axis, and nothing for contributions that are never negative.
+    """
     z = op.outputs[0]
-    if op.nonnegative:
-        ratio = relevances[0] / op.divisor(tf.maximum(z, op.tiny))
-    else:
+    if epsilon is None and op.nonnegative:
+        z = tf.maximum(z, op.tiny)
+    elif epsilon is None:
         typical = tf.reduce_mean(tf.abs(z), axis=-1, keepdims=True) if z.shape.rank else tf.abs(z)
-        ratio = relevances[0] / op.divisor(_away(z, tf.maximum(_EPSILON * typical, op.tiny)))
-    return _times_inputs(op, op.pull_back([ratio]))
+        z = _away(z, tf.maximum(_EPSILON * typical, op.tiny))
+    else:
+        z = _away(z, epsilon)
+    return _times_inputs(op, op.pull_back([relevances[0] / op.divisor(z)]))
 
 
 _rule("even", "average")(gradient)
@@ -272,82 +277,3 @@ def _reduced(relevance, like):
         return relevance
     axes, _ = tf.raw_ops.BroadcastGradientArgs(s0=tf.shape(like), s1=tf.shape(relevance))
     return tf.reshape(tf.reduce_sum(relevance, axes), tf.shape(like))
-
-
-@dataclasses.dataclass(frozen=True)
-class Composite:
-    """Rules for a whole model.
-
-    Attributes:
-        entries: tuple of ``(where, rule)`` or ``(where, rule, settings)``; the first that matches and that the op has
-            is taken. ``where`` is ``"*"``, ``"input"``, an op type, a kind of op, or a pattern of layer names.
-        box: ``"needed"``, ``"allowed"`` or ``"never"``, whether the input layer is treated by ``z_box``.
-        one: bool, whether 1 is sent back instead of the score.
-        own: int, how many of the entries are the user's.
-    """
-
-    entries: tuple
-    box: str = "allowed"
-    one: bool = False
-    own: int = 0
-
-    @property
-    def linear(self):
-        """Whether all its rules are linear in the relevance."""
-        return not any(entry[1] in ("guided", "deconvnet") for entry in self.entries)
-
-
-_ATTENTION = (("*", "uniform"), ("*", "taylor"))
-CONVOLUTIONS = ("Conv2D", "DepthwiseConv2dNative", "Conv3D", "Conv2DBackpropInput")
-COMPOSITES = {
-    "z_plus": Composite((("*", "z_plus"),)),
-    "thesis": Composite((("*", "z_plus"), ("*", "even")), box="needed"),
-    "epsilon": Composite((("*", "epsilon"),)),
-    "epsilon_plus": Composite((*((op, "z_plus") for op in CONVOLUTIONS), ("*", "epsilon"))),
-    "epsilon_gamma_box": Composite((*((op, "gamma") for op in CONVOLUTIONS), ("*", "epsilon")), box="needed"),
-    "alpha2_beta1": Composite((("*", "alpha_beta"),)),
-    "gradient": Composite((("*", "gradient"),), box="never", one=True),
-    "guided_backprop": Composite((("activation", "guided"), ("*", "gradient")), box="never", one=True),
-    "deconvnet": Composite((("activation", "deconvnet"), ("*", "gradient")), box="never", one=True),
-    "attn_lrp": Composite((*_ATTENTION, ("*", "epsilon"))),
-    "cp_lrp": Composite((("*", "constant"), ("*", "epsilon"))),
-}
-
-
-def choose(rules, input_range=None):
-    """The Composite that a user means.
-
-    Args:
-        rules: see LRP.
-        input_range: pair of numbers or arrays, or None.
-
-    Raises:
-        ValueError: for names and entries that are none, and a range that is missing, out of order or of no use.
-    """
-    *own, last = [rules] if isinstance(rules, str) else [*rules] or [None]
-    if not isinstance(last, str):
-        own, last = [*own, last], "z_plus"
-    names = {name for known in RULES.values() for name in known}
-    for entry in own:
-        if not (isinstance(entry, tuple) and len(entry) in (2, 3) and entry[1] in names):
-            raise ValueError(
-                f"Expected entries (where, rule) or (where, rule, settings) with a rule out of {sorted(names)}; "
-                f"received {entry!r}."
-            )
-    if last in COMPOSITES:
-        found = COMPOSITES[last]
-    elif last in RULES["linear"]:
-        found = Composite((("*", last),))
-    else:
-        raise ValueError(f"rules must be one of {sorted({*COMPOSITES, *RULES['linear']})}; received {last!r}.")
-    entries = found.entries
-    if input_range is not None:
-        low, high = input_range
-        if found.box == "never":
-            raise ValueError(f"rules={last!r} makes no use of an input_range; received {input_range}.")
-        if not tf.reduce_all(tf.cast(low, "float32") < tf.cast(high, "float32")):
-            raise ValueError(f"input_range must be (lowest, highest) input; received {input_range}.")
-        entries = (("input", "z_box"), *entries)
-    elif found.box == "needed" or any(entry[1] == "z_box" for entry in own):
-        raise ValueError("z_box needs to know the range of the input; pass input_range=(lowest, highest).")
-    return dataclasses.replace(found, entries=(*own, *entries), own=len(own))

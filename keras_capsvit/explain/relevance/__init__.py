@@ -1,8 +1,8 @@
 """Relevance propagation on TensorFlow graphs. It needs TensorFlow, so it is imported at first use.
 
-``sources`` says what is traced, ``graph`` traces it, ``linear`` finds the linear layers, ``canonical`` reads all ops as
-steps, ``rules`` redistribute relevance at a step, ``composites`` are rules for whole models, ``walk`` goes back step by step, ``engine`` plans and
-compiles that, ``report`` is its account.
+``sources`` says what is traced and ``graph`` traces it; ``linear`` finds the linear layers, ``canonical`` reads all ops
+as steps; ``rules`` redistribute relevance at a step, ``composites`` name rules for whole models; ``walk`` goes back
+step by step, ``engine`` plans and compiles that, ``report`` is its account.
 """
 
 from keras_capsvit.explain.relevance.composites import choose

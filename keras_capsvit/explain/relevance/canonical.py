@@ -32,8 +32,8 @@ KINDS = {
 }
 _KIND_OF = {op: kind for kind, ops in KINDS.items() for op in ops}
 # Factors that scale what they multiply, rather than being explained themselves.
-_GATES = {"Sigmoid", "Rsqrt", "Sqrt", "Reciprocal", "Erf", "Erfc", "Tanh", "Relu6", "Softmax"}
-_MOVING = {"Reshape", "Transpose", "Squeeze", "ExpandDims", "Identity", "IdentityN", "Cast", "BroadcastTo", "Tile"}
+_GATES = {"Sigmoid", "Rsqrt", "Sqrt", "Reciprocal", "Erf", "Erfc", "Tanh", "Relu6"}
+_MOVING = {"StridedSlice", "Reshape", "Transpose", "Squeeze", "ExpandDims", "Identity", "IdentityN", "Cast", "BroadcastTo", "Tile"}
 _AFFINE = {"Mul", "AddV2", "Add", "Sub", "RealDiv", "BiasAdd", "Neg"}
 _NONNEGATIVE = {"Relu", "Relu6", "Sigmoid", "Softmax", "Softplus", "Exp", "Square", "Abs", "SquaredDifference", "Sqrt"}
 _NONNEGATIVE |= {"Rsqrt"}
@@ -123,23 +123,30 @@ class Reader:
         if len(active) == 1:
             return ("scale" if op == "Mul" else "product"), active[0]
         sources = [self._source(inputs[i]) for i in active]
-        gates = [i for i, source in zip(active, sources, strict=True) if source in _GATES]
-        if len(gates) == 1:
-            main = next(i for i in active if i != gates[0])
-            return ("product" if sources[active.index(gates[0])] == "Softmax" else "gate"), main
+        for gates in ({"Softmax"}, _GATES):
+            found = [i for i, source in zip(active, sources, strict=True) if source in gates]
+            if len(found) == 1:
+                elementwise = op == "Mul" and "Softmax" not in gates
+                return ("gate" if elementwise else "product"), next(i for i in active if i != found[0])
         if op == "Mul" and (larger := self._larger(inputs)) is not None:
             return "gate", larger
         return "product", None
 
     def _source(self, tensor):
-        """Type of the op that a factor comes from, past reshapes, constants and signs."""
+        """Type of the op that a factor comes from, past reshapes, constants, signs and divisors."""
         name = node_of(tensor)
-        while True:
+        while name != self.source and name not in self._linear:
             op, active = self.graph.nodes[name].op, self._active(name)
-            passes = op in _MOVING or (op in _AFFINE | {"Maximum", "Minimum"} and len(active) == 1)
-            if name == self.source or name in self._linear or not active or not passes:
+            inputs = self.graph.inputs(name)
+            if op == "Mul" and len(active) == 2:
+                # A softmax that is scaled is still what weighs.
+                return "Softmax" if "Softmax" in map(self._source, inputs) else op
+            divides = op in QUOTIENTS and 0 in active
+            alone = len(active) == 1 and op in _AFFINE | {"Maximum", "Minimum"}
+            if not active or not (divides or alone or op in _MOVING):
                 return op
-            name = node_of(self.graph.inputs(name)[active[0]])
+            name = node_of(inputs[active[0]])
+        return self.graph.nodes[name].op
 
     def _larger(self, inputs):
         """Position of the factor that the other one is broadcast over, or None."""

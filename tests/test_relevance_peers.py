@@ -1,4 +1,4 @@
-"""Relevance against zennit, with the same weights in PyTorch."""
+"""Relevance against zennit and LXT, with the same weights in PyTorch."""
 
 import importlib.util
 import pathlib
@@ -8,6 +8,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from networks import as_if_trained, vit
 
 from keras_capsvit import explain
 
@@ -18,7 +19,7 @@ layers = keras.layers
 
 SUMS = ("*", "proportional", {"epsilon": 1e-6})  # zennit's, for residual sums and average pooling
 
-# By the names of relevance_of_zennit.py: rules, and range of the input.
+# By the names of relevance_of_peers.py: rules, and range of the input.
 RULES = {
     "z_plus": ("z_plus", None),
     "z_plus_box": ("z_plus", (0, 1)),
@@ -62,28 +63,26 @@ def residual():
     return keras.Model(images, scores)
 
 
-@pytest.fixture(scope="module", params=[chain, residual], ids=lambda make: make.__name__)
-def pair(request, tmp_path_factory):
-    """A model as after a training, and what zennit says about it."""
-    for package in ("torch", "zennit"):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"needs {package}")
+def peer(package, make, folder):
+    """A model as after a training, and what a peer says about it."""
+    for needed in ("torch", package):
+        if importlib.util.find_spec(needed) is None:
+            pytest.skip(f"needs {needed}")
     keras.utils.set_random_seed(0)
-    model, random = request.param(), np.random.default_rng(1)
-    for variable in model.weights:
-        if variable.name in ("bias", "beta", "moving_mean"):
-            variable.assign(random.normal(size=variable.shape) * 0.1)
-        elif variable.name in ("gamma", "moving_variance"):
-            variable.assign(random.uniform(0.5, 2, size=variable.shape))
-    folder = tmp_path_factory.mktemp("zennit")
-    arrays = {f"{layer.name}/{i}": a for layer in model.layers for i, a in enumerate(layer.get_weights())}
+    model = as_if_trained(make())
+    arrays = {v.path.removeprefix(f"{model.name}/"): v.numpy() for v in model.weights}
     np.savez(folder / "weights.npz", x=X, targets=TARGETS, **arrays)
-    script = pathlib.Path(__file__).parent / "relevance_of_zennit.py"
-    command = [sys.executable, script, request.param.__name__, folder / "weights.npz", folder / "relevance.npz"]
+    script = pathlib.Path(__file__).parent / "relevance_of_peers.py"
+    command = [sys.executable, script, make.__name__, folder / "weights.npz", folder / "relevance.npz"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     with np.load(folder / "relevance.npz") as found:
         return model, dict(found)
+
+
+@pytest.fixture(scope="module", params=[chain, residual], ids=lambda make: make.__name__)
+def pair(request, tmp_path_factory):
+    return peer("zennit", request.param, tmp_path_factory.mktemp("zennit"))
 
 
 def difference(found, expected):
@@ -108,3 +107,20 @@ def test_contrast_equals_two_passes_of_zennit(pair, variant):
     model, theirs = pair
     found = explain.CLRP(model, variant, rules=[SUMS, "z_plus"], input_range=(0, 1), channels=True)(X, TARGETS)
     assert difference(found, theirs[variant]) <= 1e-4
+
+
+@pytest.fixture
+def double():
+    """The small denominators of the epsilon rule amplify rounding; in double precision rules show, not rounding."""
+    keras.config.set_floatx("float64")
+    yield
+    keras.config.set_floatx("float32")
+
+
+def test_transformer_equals_lxt(double, tmp_path):
+    model, theirs = peer("lxt", vit, tmp_path)
+    np.testing.assert_allclose(theirs["scores"], model(X), atol=1e-5)
+    # LXT adds its stabiliser without regard to the sign, so only a negligible one is comparable.
+    alike = [("*", rule, {"epsilon": 1e-14}) for rule in ("epsilon", "uniform", "proportional")]
+    found = explain.LRP(model, [*alike, "attn_lrp"], channels=True)(X, TARGETS)
+    assert difference(found, theirs["attn_lrp"]) <= 1e-5

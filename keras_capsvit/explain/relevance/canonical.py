@@ -33,7 +33,18 @@ KINDS = {
 _KIND_OF = {op: kind for kind, ops in KINDS.items() for op in ops}
 # Factors that scale what they multiply, rather than being explained themselves.
 _GATES = {"Sigmoid", "Rsqrt", "Sqrt", "Reciprocal", "Erf", "Erfc", "Tanh", "Relu6"}
-_MOVING = {"StridedSlice", "Reshape", "Transpose", "Squeeze", "ExpandDims", "Identity", "IdentityN", "Cast", "BroadcastTo", "Tile"}
+_MOVING = {
+    "StridedSlice",
+    "Reshape",
+    "Transpose",
+    "Squeeze",
+    "ExpandDims",
+    "Identity",
+    "IdentityN",
+    "Cast",
+    "BroadcastTo",
+    "Tile",
+}
 _AFFINE = {"Mul", "AddV2", "Add", "Sub", "RealDiv", "BiasAdd", "Neg"}
 _NONNEGATIVE = {"Relu", "Relu6", "Sigmoid", "Softmax", "Softplus", "Exp", "Square", "Abs", "SquaredDifference", "Sqrt"}
 _NONNEGATIVE |= {"Rsqrt"}

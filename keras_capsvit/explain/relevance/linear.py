@@ -105,7 +105,7 @@ def _tail(graph, readers, borders, head, axis):
 
 def _added_after(graph, readers, reshape, channels):
     readers = readers[reshape]
-    if len(readers) != 1 or channels is None or graph.nodes[readers[0]].op not in ("AddV2", "Add"):
+    if len(readers) != 1 or channels is None or graph.nodes[readers[0]].op not in ("AddV2", "Add", "BiasAdd"):
         return None
     constants = [graph.constants.get(i) for i in graph.inputs(readers[0])]
     added = next((c for c in constants if c is not None), None)

@@ -246,18 +246,19 @@ _rule("even", "average")(gradient)
 
 
 @_rule("constant", "product", one_way=True)
-def constant(op, relevances):
+def constant(op, relevances, *, epsilon=_EPSILON):
     """A softmax is a constant: all relevance to what it weighs (CP-LRP; Ali et al. 2022). Otherwise as ``uniform``."""
-    share = 1.0 if op.main is not None else 0.5
-    found = _times_inputs(op, op.pull_back([share * relevances[0] / op.divisor(_away(op.outputs[0], _EPSILON))]))
-    return [r if op.main in (None, i) else None for i, r in enumerate(found)]
+    return _factors(op, relevances, 1.0 if op.main is not None else 0.5, epsilon)
 
 
 @_rule("uniform", "product")
-def uniform(op, relevances):
+def uniform(op, relevances, *, epsilon=_EPSILON):
     """Half of the relevance to each of two factors (AttnLRP; Achtibat et al. 2024, Eq. 15)."""
-    share = 1.0 / len(op.active)
-    return _times_inputs(op, op.pull_back([share * relevances[0] / op.divisor(_away(op.outputs[0], _EPSILON))]))
+    return _factors(op, relevances, 1.0 / len(op.active), epsilon)
+
+
+def _factors(op, relevances, share, epsilon):
+    return _times_inputs(op, op.pull_back([share * relevances[0] / op.divisor(_away(op.outputs[0], epsilon))]))
 
 
 @_rule("taylor", "softmax")

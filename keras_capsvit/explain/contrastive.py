@@ -104,9 +104,10 @@ class LRP:
         """
         x = self._checked(x)
         ids = self._ids(x, target)
-        starts = range(0, max(len(x), 1), self.batch_size)
-        parts = [slice(first, first + self.batch_size) for first in starts]
-        maps = np.concatenate([self._maps(self._engine.relevance(x[p], ids[p].T, self._contrast)) for p in parts])
+        parts = [slice(first, first + self.batch_size) for first in range(0, len(x), self.batch_size)]
+        maps = [self._engine.relevance(x[part], ids[part].T, self._contrast) for part in parts]
+        maps = np.concatenate(maps, axis=1) if maps else np.zeros((ids.shape[1], 0, *self._engine.stop_shape[1:]))
+        maps = self._finished(np.swapaxes(maps, 0, 1))
         return maps if np.ndim(target) == 2 else maps[:, 0]
 
     def report(self, x=None, target=None):
@@ -159,6 +160,8 @@ class LRP:
 
     def _ids(self, x, target):
         """Ids ``(b, k)``."""
+        if target is None and not len(x):
+            return np.zeros((0, 1), "int32")
         if target is None:
             scores = np.asarray(self._engine.scores(x))
             return scores.sum(axis=tuple(range(1, scores.ndim - 1))).argmax(-1)[:, None].astype("int32")
@@ -176,8 +179,7 @@ class LRP:
             )
         return ids if ids.ndim == 2 else np.broadcast_to(ids, (len(x),))[:, None]
 
-    def _maps(self, found):
-        maps = np.swapaxes(np.asarray(found), 0, 1)
+    def _finished(self, maps):
         images = self._engine.to_input and maps.ndim == 5
         return maps.sum(axis=-1) if images and not self.channels else maps
 
@@ -214,8 +216,8 @@ class CLRP(LRP):
         if not chosen.linear:
             raise ValueError("CLRP needs rules that are linear in relevance; guided and deconvnet rules are not.")
 
-    def _maps(self, found):
-        return super()._maps(np.maximum(found, 0))
+    def _finished(self, maps):
+        return super()._finished(np.maximum(maps, 0))
 
 
 class _Shaped:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import functools
 import re
 
 import tensorflow as tf
@@ -63,6 +64,11 @@ class Engine:
         return self.graph.dtype.as_numpy_dtype
 
     @property
+    def stop_shape(self):
+        """Static shape of the tensor that relevance goes to."""
+        return tuple(self.graph.shapes[self.stop])
+
+    @property
     def to_input(self):
         """Whether relevance goes to the input."""
         return self.stop == f"{self.graph.input}:0"
@@ -89,15 +95,18 @@ class Engine:
 
         Args:
             x: tensor ``(b, ...)``.
-            targets: int tensor ``(k, b)``, positions on the last axis of ``start``.
+            targets: int array ``(k, b)``, positions on the last axis of ``start``.
             contrast: bool, whether the score, uniformly over all other positions, is sent back negatively.
-            audit: bool.
+            audit: bool; for one target only.
 
         Returns:
             Tensor ``(k, b, ...)``; with ``audit``, the pair of it and a tensor ``(steps, 3)``, for each step of the
             plan: sum of relevance that arrives, that leaves, and that arrived where there was nothing to share it by.
         """
-        several = targets.shape[0] != 1
+        if len(targets) > 1 and not self._repeats:
+            found = [self.relevance(x, ids[None], contrast) for ids in targets]
+            return tf.concat(found, 0)
+        several = len(targets) > 1
         key = (several, contrast, audit)
         if key not in self._compiled:
             ids = tf.TensorSpec((None if several else 1, None), "int32")
@@ -105,6 +114,22 @@ class Engine:
                 lambda x, ids: self._relevance(x, ids, several, contrast, audit), self._spec, ids
             )
         return self._compiled[key](tf.constant(x), tf.constant(targets))
+
+    @functools.cached_property
+    def _repeats(self):
+        """Whether the tensors of k relevances per input are k times those of the inputs, one after the other."""
+        if self.graph.shapes[f"{self.graph.input}:0"][0] is not None:
+            return False
+        for name in self.graph.dependent - {self.graph.input}:
+            op = self.graph.nodes[name].op
+            # These may put the batch inside of an axis, behind something else.
+            if op in ("SpaceToBatchND", "BatchToSpaceND"):
+                return False
+            if op == "Reshape":
+                read = self.graph.shapes[self.graph.inputs(name)[0]]
+                if read.rank is None or None in list(read)[1:]:
+                    return False
+        return True
 
     def _relevance(self, x, targets, several, contrast, audit):
         run = Run(self, x, tf.shape(targets)[0] if several else None, [] if audit else None)
@@ -157,15 +182,16 @@ class Engine:
         source, start = node_of(self.stop), node_of(self.start)
         if start not in self.reader.follow or start == source:
             raise ValueError(f"Expected {start!r}, where relevance starts, to depend on {source!r}; it does not.")
-        reached, planned, unsupported, used = {start}, [], {}, set()
+        entries = self.composite.entries
+        reached, planned, unsupported = {start}, [], {}
         for name in reversed(self.graph.order):
             if name not in reached or name == source:
                 continue
             step = self.reader.step(name)
-            chosen = self._choose(step, used)
+            chosen = _choose(entries, step)
             if step.kind == "normalization" and chosen and chosen[0] is rulebook.GRADIENT:
                 step = self.reader.step(name, whole=False)
-                chosen = self._choose(step, used)
+                chosen = _choose(entries, step)
             if chosen is None:
                 unsupported.setdefault(step.op, []).append(name)
                 chosen = rulebook.GRADIENT, {}
@@ -175,8 +201,8 @@ class Engine:
             reached.update(node_of(step.inputs[i]) for i in goes_to)
         if unsupported:
             raise UnsupportedOpError(_unsupported(unsupported))
-        for index, entry in enumerate(self.composite.entries[: self.composite.own]):
-            if index not in used:
+        for entry in entries[: self.composite.own]:
+            if entry[0] != "*" and not any(_applies(entry, one.step) for one in planned):
                 layers = dict.fromkeys(one.step.path for one in planned if one.step.linear)
                 raise ValueError(
                     f"Expected the entry {entry!r} of rules to apply to a step between {self.start!r} and "
@@ -184,17 +210,30 @@ class Engine:
                 )
         return planned
 
-    def _choose(self, step, used):
-        registered = None if step.linear else rulebook.RULES.get(step.op)
-        known = registered or rulebook.RULES.get(step.kind)
-        for index, (where, name, *settings) in enumerate(self.composite.entries):
-            rule = (known or {}).get(name) or (rulebook.GRADIENT if name == "gradient" else None)
-            if rule is not None and _matches(where, step):
-                settings = settings[0] if settings else {}
-                rulebook.check_settings(rule, settings)
-                used.add(index)
-                return rule, settings
-        return (next(iter(known.values())), {}) if known else None
+
+def _choose(entries, step):
+    """Rule of a step and its settings, or None for an op that has no rule."""
+    known = _known(step)
+    for entry in entries:
+        rule = _applies(entry, step)
+        if rule is not None:
+            settings = entry[2] if len(entry) == 3 else {}
+            rulebook.check_settings(rule, settings)
+            return rule, settings
+    return (next(iter(known.values())), {}) if known else None
+
+
+def _known(step):
+    """Rules by name that a step has."""
+    registered = None if step.linear else rulebook.RULES.get(step.op)
+    return registered or rulebook.RULES.get(step.kind, {})
+
+
+def _applies(entry, step):
+    """The rule of an entry if it applies to a step, or None."""
+    where, name = entry[:2]
+    rule = _known(step).get(name) or (rulebook.GRADIENT if name == "gradient" else None)
+    return rule if _matches(where, step) else None
 
 
 def locate(graph, name):

@@ -117,6 +117,8 @@ def _added_after(graph, readers, reshape, channels):
 def _affine(graph, name, tensor, shape, scalable):
     """``(scale, shift)`` of a node that computes ``scale * tensor + shift``, or None for another node."""
     node, inputs = graph.nodes[name], graph.inputs(name)
+    if node.op == "Identity":
+        return None, None
     others = [graph.constants.get(i) for i in inputs if i != tensor]
     if not others or len(others) != len(inputs) - 1 or any(c is None for c in others):
         return None

@@ -47,7 +47,7 @@ def alexnet(size=64, classes=10):
             layers.Flatten(),
             layers.Dropout(0.5),
             layers.Dense(32, activation="relu"),
-            layers.Dense(classes, activation="softmax"),
+            layers.Dense(classes),
         ]
     )
 

@@ -93,8 +93,9 @@ def shares(name, x, w, b, *, bias):
     raise KeyError(name)
 
 
-@pytest.mark.parametrize("normalized", [False, True], ids=["plain", "batch norm"])
-@pytest.mark.parametrize("kind", LINEAR)
+@pytest.mark.parametrize(
+    ("kind", "normalized"), [*((kind, True) for kind in LINEAR), ("dense", False), ("convolution", False)]
+)
 def test_rules_are_their_formulas(kind, normalized):
     model = one_layer(kind, normalized)
     w, b = matrix(model)

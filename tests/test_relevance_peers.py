@@ -109,14 +109,6 @@ def test_contrast_equals_two_passes_of_zennit(pair, variant):
     assert difference(found, theirs[variant]) <= 1e-4
 
 
-@pytest.fixture
-def double():
-    """The small denominators of the epsilon rule amplify rounding; in double precision rules show, not rounding."""
-    keras.config.set_floatx("float64")
-    yield
-    keras.config.set_floatx("float32")
-
-
 def test_transformer_equals_lxt(double, tmp_path):
     model, theirs = peer("lxt", vit, tmp_path)
     np.testing.assert_allclose(theirs["scores"], model(X), atol=1e-5)

@@ -76,7 +76,7 @@ class LRP:
             tapped, input_shape=input_shape, fixed=fixed, output=output, signature=signature, extra=extra
         )
         graph = relevance.trace(function, spec.shape, spec.dtype)
-        ends = dict(zip(extra, graph.outputs[1:], strict=True))
+        ends = dict(zip(extra, graph.results[1:], strict=True))
         self._engine = relevance.Engine(
             graph,
             chosen,
@@ -121,16 +121,13 @@ class LRP:
             Report; ``str`` of it is a table. With ``x`` its steps say how much relevance arrived at them, how much they
             passed on, and how much was lost because there was nothing to share it by (z = 0), summed over the images.
         """
-        sums = None
-        if x is not None:
-            x = self._checked(x)
-            ids = self._ids(x, target)
-            if ids.shape[1] != 1:
-                raise ValueError(
-                    f"Expected one class per image in a report; received target of shape {np.shape(target)}."
-                )
-            sums = np.asarray(self._engine.relevance(x, ids.T, self._contrast, audit=True)[1])
-        return self._engine.report(sums)
+        if x is None:
+            return self._engine.report()
+        x = self._checked(x)
+        ids = self._ids(x, target)
+        if ids.shape[1] != 1:
+            raise ValueError(f"Expected one class per image in a report; received target of shape {np.shape(target)}.")
+        return self._engine.report(self._engine.relevance(x, ids.T, self._contrast, audit=True))
 
     def refresh(self):
         """Take over the present values of the model's variables; call it after they changed."""

@@ -147,15 +147,16 @@ class Engine:
         found = tf.reshape(arrived, tf.concat([tf.shape(targets), tf.shape(arrived)[1:]], 0))
         return (found, tf.stack(run.audit)) if audit else found
 
-    def report(self, sums=None):
-        """Report of the plan; ``sums (steps, 3)`` as ``relevance`` returns them, or None."""
+    def report(self, found=None):
+        """Report of the plan; ``found`` is what ``relevance`` returned for an audit, or None."""
+        relevance, sums = (None, None) if found is None else (float(tf.reduce_sum(found[0])), found[1])
         rows = []
         for i, one in enumerate(self.plan):
             arrived, left, lost = (None, None, None) if sums is None else map(float, sums[i])
             rows.append(
                 Row(one.step.path, one.step.op, one.step.kind, one.rule.name, one.settings, arrived, left, lost)
             )
-        return Report(self.start, self.stop, rows)
+        return Report(self.start, self.stop, rows, relevance)
 
     def bounds(self, tensor):
         """Lowest and highest values of a tensor that affine ops compute from the input."""

@@ -46,7 +46,7 @@ class Graph:
     """
 
     def __init__(self, function):
-        definition = _inline(function.graph.as_graph_def())
+        definition = _inline(function.graph.as_graph_def(add_shapes=True))
         self.input = function.inputs[0].op.name
         self.dtype = function.inputs[0].dtype
         self.outputs = [tensor.name for tensor in function.outputs]
@@ -62,6 +62,16 @@ class Graph:
         self._active = self._definition(name for name in self.order if name in self.dependent and name != self.input)
         self.shapes = self._shapes(function.inputs[0].shape)
         self._refuse()
+
+    @property
+    def results(self):
+        """Names of the tensors that the outputs are identities of."""
+        found = []
+        for tensor in self.outputs:
+            while self.nodes[node_of(tensor)].op == "Identity":
+                tensor = self._inputs[node_of(tensor)][0]
+            found.append(tensor)
+        return found
 
     def inputs(self, name):
         """Names ``node:index`` of the tensors that a node reads."""

@@ -25,11 +25,13 @@ class Report:
     Attributes:
         start: str, the tensor whose value is redistributed; ``stop``: the tensor it is redistributed to.
         rows: list of Row, in the order relevance takes.
+        relevance: float, what arrived at ``stop``, summed; None without images.
     """
 
     start: str
     stop: str
     rows: list
+    relevance: float | None = None
 
     @property
     def ops(self):
@@ -44,4 +46,6 @@ class Report:
         for row in self.rows:
             sums = "" if row.arrived is None else f"{row.arrived:11.4g} {row.passed:11.4g} {row.lost:11.4g}  "
             lines.append(f"{row.op:22} {row.rule:14} {sums}{row.node}")
+        if self.relevance is not None:
+            lines.append(f"{'':37} {self.relevance:11.4g} {'':24} {self.stop}")
         return "\n".join(lines)

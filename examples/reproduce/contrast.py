@@ -60,7 +60,7 @@ def of_trained(args):
     train, test = data.load(args.dataset, batch_size=64, data_dir=args.data_dir, seed=args.seed)
     shape, classes = train.element_spec[0].shape[1:], data.info(args.dataset).num_classes
     model = ConvNetFC(shape, classes, filters=(32, 32, 32))
-    recipe = training.Recipe(args.epochs, 64, learning_rate=0.001, schedule="cosine")
+    recipe = training.Recipe(args.epochs, 64, learning_rate=0.001, schedule="cosine", loss="cross_entropy")
     history = training.fit(model, train, test, recipe, verbose=0).history
     x, _ = data.take(test, args.examples)
     top = np.argsort(-model.predict(x, verbose=0))[:, :2]

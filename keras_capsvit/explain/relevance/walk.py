@@ -138,21 +138,30 @@ class Layer(_View):
         self._op = run.op(step.linear.head)
         self.x = run.tensor(step.inputs[step.linear.position])
         self.nonnegative = step.linear.nonnegative
-        self.weight = self._derived("weight", lambda weight: weight)
-        self.positive = self._derived("positive", tf.nn.relu)
-        self.negative = self._derived("negative", lambda weight: -tf.nn.relu(-weight))
         self.bias = None if step.linear.bias is None else sign * step.linear.bias
         self.shape = tf.shape(run.repeat(self._op.outputs[0]))
         y = run.op(step.name).outputs[0]
         self.y = sign * (tf.reshape(y, tf.shape(self._op.outputs[0])) if step.linear.reshaped else y)
 
+    @property
+    def weight(self):
+        return self._derived("weight", lambda weight: weight)
+
+    @property
+    def positive(self):
+        return self._derived("positive", tf.nn.relu)
+
+    @property
+    def negative(self):
+        return self._derived("negative", lambda weight: -tf.nn.relu(-weight))
+
     def _derived(self, name, make):
+        """What is made of the weight, computed once and kept."""
         cache = self._linear.cache
         if (name, self._sign) not in cache:
             with tf.init_scope():
-                cache[name, self._sign] = make(
-                    self._sign * self._linear.weight if self._sign < 0 else self._linear.weight
-                )
+                weight = self._linear.weight if self._sign > 0 else -self._linear.weight
+                cache[name, self._sign] = make(weight)
         return cache[name, self._sign]
 
     @property

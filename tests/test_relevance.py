@@ -226,6 +226,30 @@ def test_modified_gradients_are_those_of_a_network_with_such_rectifiers(model, r
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
+def test_attention_is_the_formulas_of_attnlrp():
+    """Softmax weights times values: Achtibat et al. 2024, Eq. 13 and 15, in NumPy."""
+    random = np.random.default_rng(5)
+    a, b = random.normal(size=(4, 3)).astype("float32"), random.normal(size=(4, 6)).astype("float32")
+    x = random.normal(size=(2, 4)).astype("float32")
+
+    def model(x):
+        values = tf.reshape(x @ b, (-1, 3, 2))
+        return tf.squeeze(tf.nn.softmax(x @ a)[:, None] @ values, 1)
+
+    for rules, half in (("attn_lrp", 0.5), ("cp_lrp", 1.0)):
+        found = explain.LRP(model, rules, input_shape=(4,))(x, 1)
+        for one in range(2):
+            logits, values = x[one] @ a, (x[one] @ b).reshape(3, 2)
+            weights = np.exp(logits) / np.exp(logits).sum()
+            product = half * weights * values[:, 1]  # divided by and multiplied with their sum, the score
+            of_values = np.stack([np.zeros(3), product], axis=1).ravel()
+            expected = (x[one][:, None] * b / (x[one] @ b)) @ of_values
+            if half < 1:
+                of_logits = logits * (product - weights * product.sum())
+                expected = expected + (x[one][:, None] * a / logits) @ of_logits
+            np.testing.assert_allclose(found[one], expected, rtol=1e-3, atol=1e-4)
+
+
 # Contrast.
 
 

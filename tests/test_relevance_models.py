@@ -258,6 +258,19 @@ def test_relevance_of_votes_is_their_share_of_the_class_capsule():
     assert not found[:, :, [0, 2]].any()
 
 
+@pytest.mark.parametrize("make", [networks.vit, *(CAPSULES[kind] for kind in ("dynamic", "rolled", "em", "graph"))])
+def test_gradients_of_all_kinds_of_ops(make):
+    keras.utils.set_random_seed(0)
+    model = make()
+    x = tf.constant(images_for(model))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        score = model(x, training=False)[:, 1]
+    expected = tape.gradient(score, x).numpy()
+    found = explain.LRP(model, "gradient", channels=True)(x, 1)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
 def test_half_of_the_relevance_to_the_coupling_if_wanted():
     keras.utils.set_random_seed(0)
     model = CAPSULES["dynamic"]()

@@ -75,7 +75,14 @@ except ImportError:
     print("no jax")
 else:
     import keras_capsvit
-    print(keras_capsvit.GraCapsNet((9, 9, 1), 3, filters=8, num_heads=2).count_params() > 0)
+    model = keras_capsvit.GraCapsNet((9, 9, 1), 3, filters=8, num_heads=2)
+    keras_capsvit.explain.GraphAttention(model)
+    for explainer in (keras_capsvit.explain.LRP, keras_capsvit.explain.CLRP):
+        try:
+            explainer(model)
+        except ValueError as error:
+            assert "needs the tensorflow backend; received 'jax'" in str(error)
+    print(model.count_params() > 0)
 """
     assert fresh_process(code).split()[-1] in ("True", "jax")
 

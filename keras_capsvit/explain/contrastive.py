@@ -14,7 +14,8 @@ class LRP:
     The score of a class, before the softmax, is sent back and redistributed op by op. Biases after linear layers and
     batch normalisation become part of the layer; other normalisations and activations are bypassed; max pooling gives
     all to the maximum; the coupling of a routing and the attention of a transformer are constants (all relevance goes
-    to votes and values), except under ``attn_lrp``, which gives each factor half.
+    to votes and values), except under ``attn_lrp``, which gives each factor half. Votes may be negative, and z+ loses
+    what arrives at a vote without a positive part: take ``"epsilon"`` for capsule networks.
 
     Args:
         model: Keras model of any kind, live or served, callable, ``tf.function``, path of a SavedModel, or what

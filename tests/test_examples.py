@@ -64,7 +64,7 @@ def test_squeezenet_reads_its_weights(tmp_path, monkeypatch):
         arrays[f"fire{number}/conv1x1_2"] = (1, 1, squeezed, expanded)
         arrays[f"fire{number}/conv3x3_2"] = (3, 3, squeezed, expanded)
         channels = 2 * expanded
-    kernels = {f"{name}/kernel": random.normal(size=shape) * 0.1 for name, shape in arrays.items()}
+    kernels = {f"{name}/kernel": (0.1 * random.normal(size=shape)).astype("float32") for name, shape in arrays.items()}
     np.savez(tmp_path / "weights.npz", **kernels, **{f"{name}/bias": np.zeros(s[-1]) for name, s in arrays.items()})
     monkeypatch.syspath_prepend(ROOT / "examples")
     importer = importlib.import_module("squeezenet")

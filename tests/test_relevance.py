@@ -373,6 +373,19 @@ def test_refresh_takes_new_weights():
     assert not np.allclose(explainer(X, 1), before)
 
 
+def test_a_constant_branch_may_be_negative():
+    """Relevance does not go there, but what it is added to may become negative, and z+ then has a second part."""
+    weight = np.random.default_rng(6).normal(size=(4, 2)).astype("float32")
+
+    def model(x):
+        return (tf.nn.relu(x) + tf.stop_gradient(-2.0 * tf.nn.relu(x))) @ weight
+
+    x = np.random.default_rng(7).uniform(size=(3, 4)).astype("float32")
+    row = explain.LRP(model, input_shape=(4,)).report(x, 1).rows[0]
+    assert row.op == "MatMul"
+    np.testing.assert_allclose(row.passed + row.lost, row.arrived, rtol=1e-4)
+
+
 # Nothing active, and bad input.
 
 

@@ -308,6 +308,12 @@ def test_control_flow_is_refused():
         explain.LRP(loop, input_shape=(8, 8, 2))
 
 
+def test_half_precision_is_refused():
+    model = keras.Sequential([keras.Input((8, 8, 2)), layers.Conv2D(3, 3, name="conv", dtype="mixed_float16")])
+    with pytest.raises(ValueError, match=r"float32 or float64.*'.*' is float16. Load .* dtype policy float32"):
+        explain.LRP(model)
+
+
 def test_training_mode_is_refused(functional):
     with pytest.raises(ValueError, match=r"inference mode; found .*Random\w* at '.*dropout.*training=False"):
         explain.LRP(lambda x: functional(x, training=True), input_shape=(8, 8, 2))

@@ -34,24 +34,20 @@ _KIND_OF = {op: kind for kind, ops in KINDS.items() for op in ops}
 # Factors that scale what they multiply, rather than being explained themselves.
 _GATES = {"Sigmoid", "Rsqrt", "Sqrt", "Reciprocal", "Erf", "Erfc", "Tanh", "Relu6"}
 _MOVING = {
-    "StridedSlice",
-    "Reshape",
-    "Transpose",
-    "Squeeze",
-    "ExpandDims",
-    "Identity",
-    "IdentityN",
-    "Cast",
-    "BroadcastTo",
-    "Tile",
+    *("Reshape", "Transpose", "Squeeze", "ExpandDims", "StridedSlice"),
+    *("Identity", "IdentityN", "Cast", "BroadcastTo", "Tile"),
 }
 _AFFINE = {"Mul", "AddV2", "Add", "Sub", "RealDiv", "BiasAdd", "Neg"}
-_NONNEGATIVE = {"Relu", "Relu6", "Sigmoid", "Softmax", "Softplus", "Exp", "Square", "Abs", "SquaredDifference", "Sqrt"}
-_NONNEGATIVE |= {"Rsqrt"}
-_KEEPS_SIGN = (
-    set(KINDS["average"]) | set(KINDS["maximum"]) | set(KINDS["identity"]) | {"LRN", "AddV2", "Add", "AddN", "Sum"}
-)
-_KEEPS_SIGN |= {"Mul", "RealDiv", "BiasAdd", "BroadcastTo", *KINDS["structure"]} - {"MirrorPad", "GatherNd"}
+_NONNEGATIVE = {
+    *("Relu", "Relu6", "Sigmoid", "Softmax", "Softplus", "Exp", "Square", "Abs", "SquaredDifference", "Sqrt", "Rsqrt")
+}
+_KEEPS_SIGN = {
+    *KINDS["average"],
+    *KINDS["maximum"],
+    *KINDS["identity"],
+    *KINDS["structure"],
+    *("LRN", "AddV2", "Add", "AddN", "Sum", "Mul", "RealDiv", "BiasAdd", "BroadcastTo"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,8 +173,7 @@ class Reader:
         return node_of(tensor) in self._nonnegative
 
     def _find_nonnegative(self, input_is):
-        found = {self.graph.input} if input_is else set()
-        self._nonnegative = found
+        found = self._nonnegative = {self.graph.input} if input_is else set()
         for name in self.graph.order:
             op = self.graph.nodes[name].op
             if name not in self.graph.dependent or name == self.graph.input:
@@ -186,16 +181,10 @@ class Reader:
             if op in _NONNEGATIVE:
                 found.add(name)
             elif op in _KEEPS_SIGN:
-                floats = [i for i in self.graph.inputs(name) if self._carries(i)]
-                if floats and all(map(self._known_nonnegative, floats)):
+                numbers = [i for i in self.graph.inputs(name) if self.graph.dtypes[i].is_floating]
+                if numbers and all(map(self._known_nonnegative, numbers)):
                     found.add(name)
         return found
-
-    def _carries(self, tensor):
-        constant = self.graph.constants.get(tensor)
-        if constant is not None:
-            return constant.dtype.is_floating
-        return node_of(tensor) in self.follow
 
     def _find_near(self):
         found = {self.graph.input}

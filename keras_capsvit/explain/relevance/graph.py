@@ -39,10 +39,10 @@ class Graph:
         input: str, name of the input node; ``dtype``: of its tensor; ``outputs``: names of the output tensors.
         dependent: names of the nodes that depend on the input in any way; all others are folded.
         constants: eager tensors by tensor name, the folded inputs of dependent nodes.
-        shapes: static tf.TensorShape of what dependent nodes write, and of constants, by tensor name.
+        shapes: static tf.TensorShape of constants and of what dependent nodes write, by tensor name; ``dtypes`` too.
 
     Raises:
-        UnsupportedOpError: for control flow that depends on the input, random numbers, and sums over the batch.
+        UnsupportedOpError: for control flow that depends on the input, float16, random numbers, and sums over the batch.
     """
 
     def __init__(self, function):
@@ -60,7 +60,7 @@ class Graph:
         self.dependent = self.descendants(self.input, through=set())
         self.constants = self._fold()
         self._active = self._definition(name for name in self.order if name in self.dependent and name != self.input)
-        self.shapes = self._shapes(function.inputs[0].shape)
+        self.shapes, self.dtypes = self._types(function.inputs[0].shape)
         self._refuse()
 
     @property
@@ -152,16 +152,18 @@ class Graph:
 
         return {**constants, **dict(zip(computed, compiled(evaluate)() if computed else [], strict=True))}
 
-    def _shapes(self, shape):
-        found = {f"{self.input}:0": shape, **{key: value.shape for key, value in self.constants.items()}}
+    def _types(self, shape):
+        shapes = {f"{self.input}:0": shape, **{key: value.shape for key, value in self.constants.items()}}
+        dtypes = {f"{self.input}:0": self.dtype, **{key: value.dtype for key, value in self.constants.items()}}
 
         def look(x):
-            ops = self.replay(x).items()
-            found.update({f"{name}:{k}": output.shape for name, op in ops for k, output in enumerate(op.outputs)})
+            for name, op in self.replay(x).items():
+                shapes.update({f"{name}:{k}": output.shape for k, output in enumerate(op.outputs)})
+                dtypes.update({f"{name}:{k}": output.dtype for k, output in enumerate(op.outputs)})
             return x
 
         compiled(look, tf.TensorSpec(shape, self.dtype))
-        return found
+        return shapes, dtypes
 
     def _refuse(self):
         follow = self.descendants(self.input)
@@ -172,6 +174,12 @@ class Graph:
                 f"Relevance cannot pass control flow that depends on the input; found {', '.join(loops)}. Unroll loops "
                 "with Python's range (the number of iterations must not be a tensor), and replace conditions on "
                 "tensors by where."
+            )
+        half = next((name for name in self.order if self.dtypes.get(f"{name}:0") == tf.float16), None)
+        if half is not None:
+            raise UnsupportedOpError(
+                f"Expected a model that computes in float32 or float64, whose range relevance needs; {half!r} is float16. "
+                "Load the model with the dtype policy float32."
             )
         random = [f"{op} at {name!r}" for name, op in ops if op.startswith(_RANDOM)]
         batch = [f"{op} over the batch at {name!r}" for name, op in ops if name in follow and self._over_batch(name)]

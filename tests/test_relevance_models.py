@@ -310,7 +310,9 @@ def test_control_flow_is_refused():
 
 def test_half_precision_is_refused():
     model = keras.Sequential([keras.Input((8, 8, 2)), layers.Conv2D(3, 3, name="conv", dtype="mixed_float16")])
-    with pytest.raises(ValueError, match=r"float32 or float64.*'.*' is float16. Load .* dtype policy float32"):
+    with pytest.raises(
+        ValueError, match=r"float32 or float64.* received float16 at '.*'. Load the model with the dtype policy float32"
+    ):
         explain.LRP(model)
 
 

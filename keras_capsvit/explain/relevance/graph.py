@@ -42,7 +42,7 @@ class Graph:
         shapes: static tf.TensorShape of constants and of what dependent nodes write, by tensor name; ``dtypes`` too.
 
     Raises:
-        UnsupportedOpError: for control flow that depends on the input, float16, random numbers, and sums over the batch.
+        UnsupportedOpError: for control flow that depends on the input, random numbers, sums over the batch, float16.
     """
 
     def __init__(self, function):
@@ -178,8 +178,8 @@ class Graph:
         half = next((name for name in self.order if self.dtypes.get(f"{name}:0") == tf.float16), None)
         if half is not None:
             raise UnsupportedOpError(
-                f"Expected a model that computes in float32 or float64, whose range relevance needs; {half!r} is float16. "
-                "Load the model with the dtype policy float32."
+                f"Expected a model that computes in float32 or float64, for its range; received float16 at {half!r}. Load "
+                "the model with the dtype policy float32."
             )
         random = [f"{op} at {name!r}" for name, op in ops if op.startswith(_RANDOM)]
         batch = [f"{op} over the batch at {name!r}" for name, op in ops if name in follow and self._over_batch(name)]

@@ -178,8 +178,8 @@ class Graph:
         half = next((name for name in self.order if self.dtypes.get(f"{name}:0") == tf.float16), None)
         if half is not None:
             raise UnsupportedOpError(
-                f"Expected a model that computes in float32 or float64, for its range; received float16 at {half!r}. Load "
-                "the model with the dtype policy float32."
+                f"Expected a model that computes in float32 or float64, for its range; received float16 at {half!r}. "
+                "Load the model with the dtype policy float32."
             )
         random = [f"{op} at {name!r}" for name, op in ops if op.startswith(_RANDOM)]
         batch = [f"{op} over the batch at {name!r}" for name, op in ops if name in follow and self._over_batch(name)]

@@ -239,6 +239,12 @@ def test_capsule_networks_conserve(kind):
     explainer = explain.LRP(model, "epsilon")
     np.testing.assert_allclose(explainer(x, 1).sum((1, 2)), model.predict(x, verbose=0)[:, 1], rtol=1e-3)
     assert not [row for row in explainer.report().rows if row.kind == "softmax"]
+
+
+def test_capsule_networks_are_contrasted():
+    keras.utils.set_random_seed(0)
+    model = CAPSULES["dynamic"]()
+    x = images_for(model)
     contrast = explain.CLRP(model, rules="epsilon")(x, 1)
     assert contrast.min() >= 0
     assert contrast.max() > 0

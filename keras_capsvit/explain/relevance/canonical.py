@@ -205,7 +205,8 @@ class Reader:
                 centred = self._centred(name)
                 if centred is not None:
                     end = self._join(centred[1], readers)
-                    if end is not None and self.graph.shapes[f"{end}:0"].rank == self.graph.shapes[centred[0]].rank:
+                    shapes = self.graph.shapes
+                    if end is not None and list(shapes[f"{end}:0"]) == list(shapes[centred[0]]):
                         found[end] = centred[0]
         return found
 

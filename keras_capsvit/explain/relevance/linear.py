@@ -124,7 +124,7 @@ def _affine(graph, name, tensor, shape, scalable):
         return None
     if graph.shapes[f"{name}:0"].as_list() != shape.as_list():
         return None
-    if node.attr["data_format"].s.startswith(b"NC"):
+    if "data_format" in node.attr and node.attr["data_format"].s.startswith(b"NC"):
         return None
     if node.op.startswith("FusedBatchNorm") and scalable:
         gamma, beta, mean, variance = (c.numpy() for c in others)

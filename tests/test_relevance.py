@@ -228,7 +228,7 @@ def test_modified_gradients_are_those_of_a_network_with_such_rectifiers(model, r
 
 
 def test_attention_is_the_formulas_of_attnlrp():
-    """Softmax weights times values: Achtibat et al. 2024, Eq. 13 and 15, in NumPy."""
+    """Softmax weights times values: Achtibat et al. 2024, Prop. 3.1 and 3.3, in NumPy."""
     random = np.random.default_rng(5)
     a, b = random.normal(size=(4, 3)).astype("float32"), random.normal(size=(4, 6)).astype("float32")
     x = random.normal(size=(2, 4)).astype("float32")

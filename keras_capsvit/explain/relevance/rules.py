@@ -253,7 +253,7 @@ def constant(op, relevances, *, epsilon=_EPSILON):
 
 @_rule("uniform", "product")
 def uniform(op, relevances, *, epsilon=_EPSILON):
-    """Half of the relevance to each of two factors (AttnLRP; Achtibat et al. 2024, Eq. 15)."""
+    """Half of the relevance to each of two factors (AttnLRP; Achtibat et al. 2024, Prop. 3.3)."""
     return _factors(op, relevances, 1.0 / len(op.active), epsilon)
 
 
@@ -263,7 +263,7 @@ def _factors(op, relevances, share, epsilon):
 
 @_rule("taylor", "softmax")
 def taylor(op, relevances):
-    """Deep Taylor decomposition of the softmax (Achtibat et al. 2024, Eq. 13)."""
+    """Deep Taylor decomposition of the softmax (Achtibat et al. 2024, Prop. 3.1)."""
     total = tf.reduce_sum(relevances[0], axis=-1, keepdims=True)
     return [op.inputs[0] * (relevances[0] - op.outputs[0] * total)]
 

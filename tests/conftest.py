@@ -52,6 +52,16 @@ def small_model():
 
 
 @pytest.fixture
+def double():
+    """The small denominators of the epsilon rule amplify rounding; in double precision rules show, not rounding."""
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture
 def fresh_process():
     """Run Python code in a new interpreter; returns what it printed."""
 

@@ -1,5 +1,6 @@
 """The examples run as a newcomer runs them; the README shows what they print and no more."""
 
+import importlib
 import json
 import pathlib
 import re
@@ -7,6 +8,7 @@ import subprocess
 import sys
 
 import keras
+import numpy as np
 import pytest
 
 from keras_capsvit import serving
@@ -85,6 +87,56 @@ def test_adversarial_training_compares_three_and_reuses_them(tmp_path):
         assert [line.split("  ")[0] for line in printed[-3:]] == ["natural", "AT", "AT + votes"]
     assert not any("Epoch" in line for line in printed)
     assert len((tmp_path / "training.csv").read_text().splitlines()) == 4
+
+
+@pytest.mark.tensorflow
+def test_squeezenet_reads_its_weights(tmp_path, monkeypatch):
+    random = np.random.default_rng(0)
+    arrays = {"conv1": (7, 7, 3, 96), "conv_final": (1, 1, 512, 1000)}
+    channels = 96
+    fires = ((16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 256), (64, 256))
+    for number, (squeezed, expanded) in enumerate(fires, 2):
+        arrays[f"fire{number}/conv1x1_1"] = (1, 1, channels, squeezed)
+        arrays[f"fire{number}/conv1x1_2"] = (1, 1, squeezed, expanded)
+        arrays[f"fire{number}/conv3x3_2"] = (3, 3, squeezed, expanded)
+        channels = 2 * expanded
+    kernels = {f"{name}/kernel": (0.1 * random.normal(size=shape)).astype("float32") for name, shape in arrays.items()}
+    np.savez(tmp_path / "weights.npz", **kernels, **{f"{name}/bias": np.zeros(s[-1]) for name, s in arrays.items()})
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    importer = importlib.import_module("squeezenet")
+    network = importer.squeezenet(tmp_path / "weights.npz")
+    assert network.count_params() == 1_248_424
+    np.testing.assert_array_equal(network.get_layer("fire9.conv3x3_2").kernel, kernels["fire9/conv3x3_2/kernel"])
+    low, high = importer.input_range()
+    np.testing.assert_allclose(importer.preprocess(np.ones((1, 1, 1, 3)))[0, 0, 0], high)
+    np.testing.assert_allclose(importer.preprocess(np.zeros((1, 1, 1, 3)))[0, 0, 0], low)
+    np.savez(tmp_path / "less.npz", **{name: kernels[name] for name in ("conv1/kernel",)})
+    with pytest.raises(ValueError, match=r"Expected arrays \['conv1/bias'\]"):
+        importer.squeezenet(tmp_path / "less.npz")
+
+
+@pytest.mark.tensorflow
+def test_explain_cnn_draws_saved_models(tmp_path):
+    keras.utils.save_img(tmp_path / "one.png", np.random.default_rng(0).uniform(size=(40, 50, 3)))
+    layers = keras.layers
+    kinds = [layers.Conv2D(4, 5, activation="relu"), layers.GlobalAveragePooling2D(), layers.Dense(3)]
+    keras.Sequential([keras.Input((24, 24, 3)), *kinds]).export(tmp_path / "model", verbose=False)
+    printed = run(
+        *("explain_cnn.py", tmp_path / "one.png", "--model", tmp_path / "model"),
+        *("--classes", 0, 1, 2, "--out", tmp_path / "maps.png"),
+    )
+    assert printed.startswith("3 explanations each of LRP, CLRP1, CLRP2 in ")
+    assert (tmp_path / "maps.png").stat().st_size > 20_000
+
+
+@pytest.mark.tensorflow
+def test_relevance_benchmark_compares_with_the_gradient():
+    options = ("--size", 32, "--batches", 1, "--rounds", 1)
+    printed = run("benchmarks/relevance.py", *options).splitlines()
+    names = [line[2:20].strip() for line in printed if " s (" in line]
+    assert names[:4] == ["forward", "gradient", "LRP", "CLRP1"]
+    assert float(printed[-2].split()[-1]) > 0.5
+    assert printed[-1].startswith("  peak memory ")
 
 
 @pytest.mark.tensorflow

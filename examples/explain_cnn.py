@@ -1,0 +1,115 @@
+"""What in a picture speaks for a class: LRP, CLRP1 and CLRP2 side by side, for any classifier (thesis Fig. 2.3).
+
+    python examples/explain_cnn.py zebra.jpg --model VGG16                     # Keras fetches the weights
+    python examples/explain_cnn.py zebra.jpg --model saved_models/vgg/1 --range 0 1
+    python examples/explain_cnn.py both.jpg --squeezenet squeezenet.npz --classes 340 386 --names synsets.json
+
+A SavedModel takes RGB pixels in --range. The file of SqueezeNet holds arrays of the Caffe model (see squeezenet.py).
+Without --classes the two with the highest scores are explained. Writes OUT: a row per picture and class.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import squeezenet
+import tensorflow as tf
+from matplotlib.figure import Figure
+
+from keras_capsvit import explain, plot
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="+", type=pathlib.Path)
+    parser.add_argument("--model", default="VGG16", help="class of keras.applications, or folder of a SavedModel")
+    parser.add_argument("--weights", default="imagenet", help="of the Keras application: imagenet, a file, or none")
+    parser.add_argument("--squeezenet", type=pathlib.Path, metavar="NPZ", help="explain SqueezeNet instead")
+    parser.add_argument("--range", nargs=2, type=float, default=(0, 1), help="of the pixels that a SavedModel takes")
+    parser.add_argument("--classes", nargs="+", type=int)
+    parser.add_argument("--names", type=pathlib.Path, help="JSON list of class names, or of [synset, name]")
+    parser.add_argument("--rules", default="z_plus", help="see explain.LRP")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("explanations.png"))
+    return parser.parse_args()
+
+
+def classifier(args):
+    """Model, scores of a batch, image size, and preprocessing of pixels in [0, 1]."""
+    if args.squeezenet:
+        model = squeezenet.squeezenet(args.squeezenet)
+        return model, model, squeezenet.SIZE, squeezenet.preprocess
+    if hasattr(keras.applications, args.model):
+        model = getattr(keras.applications, args.model)(weights=None if args.weights == "none" else args.weights)
+        modules = [module for name, module in sys.modules.items() if name.startswith("keras.src.applications.")]
+        module = next(m for m in modules if hasattr(m, args.model) and hasattr(m, "preprocess_input"))
+        return model, model, model.input_shape[1], lambda x: module.preprocess_input(255 * x)
+    model = tf.saved_model.load(args.model)
+    served = model.signatures["serving_default"]
+    ((name, spec),) = served.structured_input_signature[1].items()
+    low, high = args.range
+    return model, lambda x: next(iter(served(**{name: x}).values())), spec.shape[1], lambda x: low + x * (high - low)
+
+
+def read(path, size):
+    """Pixels ``(size, size, 3)`` in [0, 1]."""
+    image = tf.io.decode_image(path.read_bytes(), channels=3, expand_animations=False)
+    return tf.image.resize(tf.cast(image, "float32") / 255, (size, size), antialias=True).numpy().clip(0, 1)
+
+
+def named(path):
+    if path is None:
+        return str
+    names = json.loads(path.read_text())
+    return lambda number: (names[number] if isinstance(names[number], str) else names[number][-1]).replace("_", " ")
+
+
+def draw(images, maps, titles):
+    """Figure with a row for each image: the image, and its maps on one colour scale per map."""
+    columns = ["", *maps]
+    figure = Figure(figsize=(2.3 * len(columns), 2.4 * len(images)), layout="constrained")
+    axes = figure.subplots(len(images), len(columns), squeeze=False)
+    for row, image in enumerate(images):
+        axes[row, 0].imshow(image)
+        axes[row, 0].set_title(titles[row], fontsize=8)
+        axes[row, 0].axis("off")
+        for ax, (name, found) in zip(axes[row, 1:], maps.items(), strict=True):
+            bound = np.quantile(np.abs(found[row]), 0.995) or 1
+            gray = np.repeat(image.mean(-1, keepdims=True), 3, axis=-1)
+            plot.overlay(0.5 + gray / 2, found[row], ax=ax, alpha=0.75, cmap="seismic", vmin=-bound, vmax=bound)
+            ax.set_title(name if row == 0 else "", fontsize=8)
+    return figure
+
+
+def main():
+    args = parse()
+    model, score, size, preprocess = classifier(args)
+    images = np.stack([read(path, size) for path in args.images])
+    x = np.asarray(preprocess(images.copy()), "float32")
+    # Preprocessing keeps the order of pixel values, so black and white are the bounds.
+    ends = [np.asarray(preprocess(np.full(images[:1].shape, end, "float32")))[0] for end in (0, 1)]
+    scores = np.asarray(score(tf.constant(x)))
+    classes = np.argsort(-scores)[:, :2] if args.classes is None else np.tile(args.classes, (len(x), 1))
+    settings = {"rules": args.rules, "input_range": (np.minimum(*ends), np.maximum(*ends))}
+    explainers = {
+        "LRP": explain.LRP(model, **settings),
+        "CLRP1": explain.CLRP(model, "others", **settings),
+        "CLRP2": explain.CLRP(model, "negated", **settings),
+    }
+    maps = {name: explainer(x, classes).reshape(-1, size, size) for name, explainer in explainers.items()}
+    name_of = named(args.names)
+    titles = [
+        f"{path.name}: {name_of(one)}\n{scores[i, one]:.2f}" for i, path in enumerate(args.images) for one in classes[i]
+    ]
+    draw(np.repeat(images, classes.shape[1], axis=0), maps, titles).savefig(args.out, dpi=110)
+    print(f"{len(titles)} explanations each of {', '.join(maps)} in {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,260 @@
+"""Layer-wise relevance propagation, and its contrastive form (thesis chapter 2)."""
+
+import keras
+import numpy as np
+
+from keras_capsvit import taps
+
+VARIANTS = ("others", "negated")
+
+
+class LRP:
+    """Layer-wise relevance propagation on the ops of any TensorFlow model (Bach et al. 2015; thesis Eq. 2.1).
+
+    The score of a class, before the softmax, is sent back and redistributed op by op. Biases after linear layers and
+    batch normalisation become part of the layer; other normalisations and activations are bypassed; max pooling gives
+    all to the maximum; the coupling of a routing and the attention of a transformer are constants (all relevance goes
+    to votes and values), except under ``attn_lrp``, which gives each factor half. Votes may be negative, and z+ loses
+    what arrives at a vote without a positive part: take ``"epsilon"`` for capsule networks.
+
+    Args:
+        model: Keras model of any kind, live or served, callable, ``tf.function``, path of a SavedModel, or what
+            ``tf.saved_model.load`` returned.
+        rules: str, or a list whose first matching entry counts. The names: ``"z_plus"``; ``"thesis"`` (2.3.1: z^beta on
+            the input layer, z+ elsewhere, average pooling even); ``"epsilon"``; ``"epsilon_plus"`` (z+ in
+            convolutions, epsilon in dense layers); ``"epsilon_gamma_box"``; ``"alpha2_beta1"``; ``"attn_lrp"``;
+            ``"cp_lrp"``; and ``"gradient"``, ``"guided_backprop"``, ``"deconvnet"``, which return gradients; or a rule
+            of linear layers (``"gamma"``, ``"w_square"``, ``"flat"``, ...). Entries of a list are ``(where, rule)`` or
+            ``(where, rule, settings)``, and a name at the end for the rest. ``where`` is a layer name or a pattern of
+            such, an op type (``"Conv2D"``), or ``"input"``, the linear layers next to the input.
+        input_range: pair of numbers or arrays that broadcast to an image, lowest and highest input; then the input
+            layer is treated by z^beta, unless ``rules`` is a list with an entry for it.
+        input_shape: ints ``(H, W, C)``, for models that do not tell it.
+        start: str, tap, layer or node whose neurons are explained; None for the scores.
+        stop: str, tap, layer or node that relevance is returned for; None for the input. Relevance that goes round it
+            is not in the result.
+        output: name or index, of a model with several outputs.
+        fixed: dict, values of all inputs but the one to explain, of a model with several.
+        signature: str, of a SavedModel.
+        channels: bool, keep the channels of images instead of summing over them.
+        batch_size: int, images per pass.
+
+    Raises:
+        ValueError: on a backend other than TensorFlow; for rules, ranges and names that are none; for models that
+            relevance cannot pass, before anything runs, naming all such ops.
+
+    Example::
+
+        maps = LRP(model, input_range=(0, 1))(x)                       # for the predicted classes
+        maps = LRP("saved_models/vgg/1", "epsilon")(x, target=[[3, 5]])  # both classes of one image
+        LRP(model, [("fc*", "epsilon"), ("conv1", "gamma", {"gamma": 0.5}), "z_plus"])
+    """
+
+    _contrast = _negate = False
+
+    def __init__(
+        self,
+        model,
+        rules="z_plus",
+        *,
+        input_range=None,
+        input_shape=None,
+        start=None,
+        stop=None,
+        output=None,
+        fixed=None,
+        signature="serving_default",
+        channels=False,
+        batch_size=32,
+    ):
+        relevance = _relevance()
+        self.channels, self.batch_size = channels, batch_size
+        chosen = relevance.choose(rules, input_range)
+        self._check(chosen)
+        self._model = relevance.load(model)  # variables of a SavedModel live as long as it
+        tapped, start, extra = self._with_taps(start, stop)
+        function, spec = relevance.read(
+            tapped, input_shape=input_shape, fixed=fixed, output=output, signature=signature, extra=extra
+        )
+        graph = relevance.trace(function, spec.shape, spec.dtype)
+        ends = dict(zip(extra, graph.results[1:], strict=True))
+        self._engine = relevance.Engine(
+            graph,
+            chosen,
+            start=ends.get(start) or relevance.locate(graph, start),
+            stop=ends.get(stop) or relevance.locate(graph, stop),
+            input_range=input_range,
+            negate=self._negate,
+        )
+        self._shape = tuple(spec.shape)
+
+    def __call__(self, x, target=None):
+        """Explain images.
+
+        Args:
+            x: images ``(b, H, W, C)``, as the model takes them.
+            target: class id, ids ``(b,)``, several ids per image ``(b, k)``, or None for the predicted class; of
+                intermediate neurons, positions on the last axis.
+
+        Returns:
+            NumPy array of relevance ``(b, H, W)``, or ``(b, H, W, C)`` with ``channels``; of inputs that are no
+            images, or with ``stop``, the shape of these. With several ids per image ``(b, k, ...)``.
+
+        Raises:
+            ValueError: for images of another shape, or a target out of range.
+        """
+        x = self._checked(x)
+        ids = self._ids(x, target)
+        parts = [slice(first, first + self.batch_size) for first in range(0, len(x), self.batch_size)]
+        maps = [self._engine.relevance(x[part], ids[part].T, self._contrast) for part in parts]
+        maps = np.concatenate(maps, axis=1) if maps else np.zeros((ids.shape[1], 0, *self._engine.stop_shape[1:]))
+        maps = self._finished(np.swapaxes(maps, 0, 1))
+        return maps if np.ndim(target) == 2 else maps[:, 0]
+
+    def report(self, x=None, target=None):
+        """What is explained how, and where relevance goes.
+
+        Args:
+            x: images ``(b, H, W, C)`` for a conservation audit, or None.
+            target: see the call, one class per image.
+
+        Returns:
+            Report; ``str`` of it is a table. With ``x`` its steps say how much relevance arrived at them, how much they
+            passed on, and how much was lost because there was nothing to share it by (z = 0), summed over the images.
+        """
+        if x is None:
+            return self._engine.report()
+        x = self._checked(x)
+        ids = self._ids(x, target)
+        if ids.shape[1] != 1:
+            raise ValueError(f"Expected one class per image in a report; received target of shape {np.shape(target)}.")
+        return self._engine.report(self._engine.relevance(x, ids.T, self._contrast, audit=True))
+
+    def refresh(self):
+        """Take over the present values of the model's variables; call it after they changed."""
+        self._engine.refresh()
+
+    def _check(self, chosen):
+        """Refuse rules that the explainer cannot use."""
+
+    def _with_taps(self, start, stop):
+        """The model to trace, ``start`` in it, and the taps to trace along."""
+        model = self._model
+        known = {name: taps.tap(model, name) for name in (start, stop) if name in taps.names(model)}
+        if all(isinstance(tapped, keras.Model) for tapped in known.values()):
+            return model, start, tuple(known)
+        if stop in known:
+            raise ValueError(
+                f"Tap {stop!r} of a served model is a function of its own, so relevance cannot stop there; pass a "
+                "layer or node of the graph as stop."
+            )
+        return _Shaped(known[start], model.input_shape), None, ()
+
+    def _checked(self, x):
+        x = np.asarray(x, self._engine.dtype)
+        if x.ndim != len(self._shape) or any(s not in (None, n) for n, s in zip(x.shape, self._shape, strict=True)):
+            raise ValueError(f"Expected input of shape {self._shape}; received {x.shape}.")
+        return x
+
+    def _ids(self, x, target):
+        """Ids ``(b, k)``."""
+        if target is None and not len(x):
+            return np.zeros((0, 1), "int32")
+        if target is None:
+            scores = np.asarray(self._engine.scores(x))
+            return scores.sum(axis=tuple(range(1, scores.ndim - 1))).argmax(-1)[:, None].astype("int32")
+        ids = np.asarray(target)
+        shapes_fit = ids.ndim == 0 or (ids.ndim in (1, 2) and len(ids) == len(x) and 0 not in ids.shape[1:])
+        if not shapes_fit or not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(
+                f"target must be a class id, or integer ids of shape ({len(x)},) or ({len(x)}, k); received shape "
+                f"{ids.shape} of {ids.dtype}."
+            )
+        ids, classes = ids.astype("int32"), self._engine.classes
+        if ids.size and not (ids.min() >= 0 and ids.max() < classes):
+            raise ValueError(
+                f"Expected targets between 0 and {classes - 1}; received values between {ids.min()} and {ids.max()}."
+            )
+        return ids if ids.ndim == 2 else np.broadcast_to(ids, (len(x),))[:, None]
+
+    def _finished(self, maps):
+        images = self._engine.to_input and maps.ndim == 5
+        return maps.sum(axis=-1) if images and not self.channels else maps
+
+
+class CLRP(LRP):
+    """Contrastive layer-wise relevance propagation: ``max(0, R - R_dual)`` (thesis Eq. 2.2).
+
+    ``R_dual`` explains the opposite of a class. Forward pass and denominators are those of LRP, and because LRP is
+    linear in what it redistributes, the difference is taken at the top and sent back once.
+
+    Args:
+        model: see LRP.
+        variant: ``"others"`` (CLRP1: the score, uniformly over all other classes) or ``"negated"`` (CLRP2: the score,
+            under negated weights of the last linear layer).
+        rules: see LRP; not ``"guided_backprop"`` and ``"deconvnet"``, which are not linear. ``"epsilon"`` on the last
+            layer cannot tell negated weights, so ``"negated"`` gives zeros there.
+        **settings: see LRP.
+
+    Raises:
+        ValueError: see LRP; and for another variant.
+
+    Example::
+
+        maps = CLRP(model, input_range=(0, 1))(x, target=3)
+    """
+
+    def __init__(self, model, variant="others", *, rules="z_plus", **settings):
+        if variant not in VARIANTS:
+            raise ValueError(f"variant must be one of {VARIANTS}; received {variant!r}.")
+        self._contrast, self._negate = variant == "others", variant == "negated"
+        super().__init__(model, rules, **settings)
+
+    def _check(self, chosen):
+        if not chosen.linear:
+            raise ValueError("CLRP needs rules that are linear in relevance; guided and deconvnet rules are not.")
+
+    def _finished(self, maps):
+        return super()._finished(np.maximum(maps, 0))
+
+
+class _Shaped:
+    """A callable that tells the shape of its input."""
+
+    def __init__(self, function, input_shape):
+        self._function, self.input_shape = function, input_shape
+
+    def __call__(self, x):
+        return self._function(x)
+
+
+def register_rule(op_type, function):
+    """Register how relevance passes a type of TensorFlow op; from then on that is the op's default.
+
+    Args:
+        op_type: str, such as ``"Cumsum"``; not a linear layer.
+        function: callable ``(op, relevances) → list``. ``op`` has ``name``, ``type``, ``inputs`` and ``outputs``
+            (tensors), ``active`` (positions of the inputs that relevance may go to) and ``pull_back(gradients)`` (the
+            gradients with respect to its inputs); ``relevances`` holds a tensor or None per output. Returned is a
+            tensor or None per input. Its ``__name__`` is the name of the rule.
+
+    Raises:
+        ValueError: on a backend other than TensorFlow, for a function that is not callable, or a linear layer's type.
+
+    Example::
+
+        explain.register_rule("Cumsum", lambda op, relevances: op.pull_back(relevances))
+    """
+    _relevance().register_rule(op_type, function)
+
+
+def _relevance():
+    """The part that needs TensorFlow."""
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            f"Relevance propagation needs the tensorflow backend; received {keras.backend.backend()!r}. Save the model "
+            "as .keras and load it in a process with KERAS_BACKEND=tensorflow."
+        )
+    from keras_capsvit.explain import relevance
+
+    return relevance

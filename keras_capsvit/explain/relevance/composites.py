@@ -1,0 +1,86 @@
+"""Rules for whole models, by name."""
+
+import dataclasses
+
+import tensorflow as tf
+
+from keras_capsvit.explain.relevance.rules import RULES
+
+
+@dataclasses.dataclass(frozen=True)
+class Composite:
+    """Rules for a whole model.
+
+    Attributes:
+        entries: tuple of ``(where, rule)`` or ``(where, rule, settings)``; the first that matches and that the op has
+            is taken. ``where`` is ``"*"``, ``"input"``, an op type, a kind of op, or a pattern of layer names.
+        box: ``"needed"``, ``"allowed"`` or ``"never"``, whether the input layer is treated by ``z_box``.
+        one: bool, whether 1 is sent back instead of the score.
+        own: int, how many of the entries are the user's.
+    """
+
+    entries: tuple
+    box: str = "allowed"
+    one: bool = False
+    own: int = 0
+
+    @property
+    def linear(self):
+        """Whether all its rules are linear in the relevance."""
+        return not any(entry[1] in ("guided", "deconvnet") for entry in self.entries)
+
+
+_ATTENTION = (("*", "uniform"), ("*", "taylor"))
+CONVOLUTIONS = ("Conv2D", "DepthwiseConv2dNative", "Conv3D", "Conv2DBackpropInput")
+COMPOSITES = {
+    "z_plus": Composite((("*", "z_plus"),)),
+    "thesis": Composite((("*", "z_plus"), ("*", "even")), box="needed"),
+    "epsilon": Composite((("*", "epsilon"),)),
+    "epsilon_plus": Composite((*((op, "z_plus") for op in CONVOLUTIONS), ("*", "epsilon"))),
+    "epsilon_gamma_box": Composite((*((op, "gamma") for op in CONVOLUTIONS), ("*", "epsilon")), box="needed"),
+    "alpha2_beta1": Composite((("*", "alpha_beta"),)),
+    "gradient": Composite((("*", "gradient"),), box="never", one=True),
+    "guided_backprop": Composite((("activation", "guided"), ("*", "gradient")), box="never", one=True),
+    "deconvnet": Composite((("activation", "deconvnet"), ("*", "gradient")), box="never", one=True),
+    "attn_lrp": Composite((*_ATTENTION, ("*", "epsilon"))),
+    "cp_lrp": Composite((("*", "constant"), ("*", "epsilon"))),
+}
+
+
+def choose(rules, input_range=None):
+    """The Composite that a user means.
+
+    Args:
+        rules: see LRP.
+        input_range: pair of numbers or arrays, or None.
+
+    Raises:
+        ValueError: for names and entries that are none, and a range that is missing, out of order or of no use.
+    """
+    *own, last = [rules] if isinstance(rules, str) else [*rules] or [None]
+    if not isinstance(last, str):
+        own, last = [*own, last], "z_plus"
+    names = {name for known in RULES.values() for name in known}
+    for entry in own:
+        if not (isinstance(entry, tuple) and len(entry) in (2, 3) and entry[1] in names):
+            raise ValueError(
+                f"Expected entries (where, rule) or (where, rule, settings) with a rule out of {sorted(names)}; "
+                f"received {entry!r}."
+            )
+    if last in COMPOSITES:
+        found = COMPOSITES[last]
+    elif last in RULES["linear"]:
+        found = Composite((("*", last),))
+    else:
+        raise ValueError(f"rules must be one of {sorted({*COMPOSITES, *RULES['linear']})}; received {last!r}.")
+    entries = found.entries
+    if input_range is not None:
+        low, high = input_range
+        if found.box == "never":
+            raise ValueError(f"rules={last!r} makes no use of an input_range; received {input_range}.")
+        if not tf.reduce_all(tf.cast(low, "float32") < tf.cast(high, "float32")):
+            raise ValueError(f"input_range must be (lowest, highest) input; received {input_range}.")
+        entries = (("input", "z_box"), *entries)
+    elif found.box == "needed" or any(entry[1] == "z_box" for entry in own):
+        raise ValueError("z_box needs to know the range of the input; pass input_range=(lowest, highest).")
+    return dataclasses.replace(found, entries=(*own, *entries), own=len(own))

@@ -1,0 +1,155 @@
+"""Linear layers: linear ops with constant weights, and the biases and batch normalisations that become part of them."""
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+
+from keras_capsvit.explain.relevance.graph import node_of
+
+LINEAR = ("Conv2D", "DepthwiseConv2dNative", "Conv3D", "Conv2DBackpropInput", "MatMul", "BatchMatMulV2", "Einsum")
+
+
+@dataclasses.dataclass
+class Linear:
+    """A linear op with constant weight, and the biases and batch normalisations after it.
+
+    Attributes:
+        head: str, the linear op's node.
+        position: int, which of its inputs is the activation; ``at``: which is the weight.
+        weight: tensor, scaled by what follows.
+        bias: tensor or None.
+        reshaped: bool, whether the bias is added after a reshape.
+        nonnegative: bool, whether the activation cannot be negative.
+        first: bool, whether nothing but reshaping and affine ops lies between input and activation.
+        cache: dict, of what rules derive from the weight.
+    """
+
+    head: str
+    position: int
+    at: int
+    weight: tf.Tensor
+    bias: tf.Tensor | None
+    reshaped: bool
+    nonnegative: bool = False
+    first: bool = False
+    cache: dict = dataclasses.field(default_factory=dict)
+
+
+def linear_layers(graph, follow, borders):
+    """All linear layers.
+
+    Args:
+        graph: Graph.
+        follow: names of the nodes whose values follow that of the source of relevance.
+        borders: names of nodes that no layer may extend beyond.
+
+    Returns:
+        dict from the last node of a layer to its Linear.
+    """
+    readers = graph.readers(follow)
+    found = {}
+    for head in graph.order:
+        if head not in follow or graph.nodes[head].op not in LINEAR:
+            continue
+        inputs = graph.inputs(head)
+        active = [i for i, tensor in enumerate(inputs) if node_of(tensor) in follow]
+        at = 1 if graph.nodes[head].op == "Conv2DBackpropInput" else len(inputs) - 1 - active[0]
+        if len(active) != 1 or at == active[0] or inputs[at] not in graph.constants:
+            continue
+        axis = _channel_axis(graph.nodes[head], active[0])
+        scale, shift, tail, reshaped = _tail(graph, readers, borders, head, axis)
+        weight = graph.constants[inputs[at]]
+        if scale is not None:
+            weight = weight * tf.cast(_along(graph.nodes[head].op, scale, weight.shape, axis), weight.dtype)
+        bias = None if shift is None else tf.cast(shift, weight.dtype)
+        found[tail] = Linear(head, active[0], at, weight, bias, reshaped)
+    return found
+
+
+def _along(op, scale, shape, axis):
+    """A scale of the outputs in a shape that multiplies a weight."""
+    if scale.size == 1:
+        return scale.reshape(())
+    wide = np.ones(shape.rank, int)
+    wide[axis] = shape[axis]
+    if op == "DepthwiseConv2dNative":  # outputs are channels times multipliers
+        wide[-2:] = shape[-2:]
+    return scale.reshape(wide)
+
+
+def _tail(graph, readers, borders, head, axis):
+    """Scale and shift of the constant ops after a linear one, the last of these, and if it adds after a reshape."""
+    scale = shift = None
+    shape = graph.shapes[f"{head}:0"]
+    tail = head
+    while tail not in borders and len(readers[tail]) == 1:
+        name = readers[tail][0]
+        if graph.nodes[name].op == "Reshape" and name not in borders:
+            added = _added_after(graph, readers, name, shape[-1] if shape.rank else None)
+            if added is not None and scale is None and shift is None:
+                return None, added[1], added[0], True
+            break
+        found = _affine(graph, name, f"{tail}:0", shape, axis is not None)
+        if found is None:
+            break
+        times, plus = found
+        if times is not None:
+            scale = times if scale is None else scale * times
+            shift = None if shift is None else shift * times
+        if plus is not None:
+            shift = plus if shift is None else shift + plus
+        tail = name
+    return scale, shift, tail, False
+
+
+def _added_after(graph, readers, reshape, channels):
+    readers = readers[reshape]
+    if len(readers) != 1 or channels is None or graph.nodes[readers[0]].op not in ("AddV2", "Add", "BiasAdd"):
+        return None
+    constants = [graph.constants.get(i) for i in graph.inputs(readers[0])]
+    added = next((c for c in constants if c is not None), None)
+    if added is None or added.shape.num_elements() != channels:
+        return None
+    return readers[0], added.numpy().reshape(-1)
+
+
+def _affine(graph, name, tensor, shape, scalable):
+    """``(scale, shift)`` of a node that computes ``scale * tensor + shift``, or None for another node."""
+    node, inputs = graph.nodes[name], graph.inputs(name)
+    if node.op == "Identity":
+        return None, None
+    others = [graph.constants.get(i) for i in inputs if i != tensor]
+    if not others or len(others) != len(inputs) - 1 or any(c is None for c in others):
+        return None
+    if graph.shapes[f"{name}:0"].as_list() != shape.as_list():
+        return None
+    if "data_format" in node.attr and node.attr["data_format"].s.startswith(b"NC"):
+        return None
+    if node.op.startswith("FusedBatchNorm") and scalable:
+        gamma, beta, mean, variance = (c.numpy() for c in others)
+        scale = gamma / np.sqrt(variance + node.attr["epsilon"].f)
+        return scale, beta - mean * scale
+    value = others[0].numpy()
+    first = inputs[0] == tensor
+    if node.op in ("AddV2", "Add", "BiasAdd"):
+        return None, value
+    if node.op == "Sub":
+        return None if not (first or scalable) else (None, -value) if first else (-np.ones(1, value.dtype), value)
+    per_channel = value.size == 1 or (value.ndim and value.size == value.shape[-1] == shape[-1])
+    if not scalable or not per_channel or node.op not in ("Mul", "RealDiv") or (node.op == "RealDiv" and not first):
+        return None
+    return (value if node.op == "Mul" else 1 / value).reshape(-1), None
+
+
+def _channel_axis(node, position):
+    """Axis of the weight that numbers the outputs, if these are the last axis of what the op writes; else None."""
+    if "data_format" in node.attr and not node.attr["data_format"].s.endswith(b"C"):
+        return None
+    if node.op == "MatMul":
+        return None if position else (0 if node.attr["transpose_b"].b else 1)
+    if node.op == "BatchMatMulV2":
+        return None if position else (-2 if node.attr["adj_y"].b else -1)
+    if node.op == "Conv2DBackpropInput":
+        return 2
+    return None if node.op == "Einsum" else -1

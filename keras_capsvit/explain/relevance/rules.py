@@ -63,8 +63,8 @@ def check_settings(rule, settings):
 
 
 def _share(layer, relevance, parts, z):
-    ratio = relevance / z
-    shares = (layer.repeat(x) * layer.pull_back(ratio, weight) for x, weight in parts)
+    ratio = layer.per_input(tf.divide, relevance, z)
+    shares = (layer.per_input(tf.multiply, layer.pull_back(ratio, weight), x) for x, weight in parts)
     return sum(shares, start=0.0)
 
 
@@ -145,7 +145,8 @@ def gamma(layer, relevance, *, gamma=0.25, bias=True):
         if bias and layer.bias is not None:
             offset = layer.bias + gamma * sign * tf.nn.relu(sign * layer.bias)
         z = _total(layer, of_sign, offset)
-        arriving = tf.where(layer.repeat(sign * layer.y) > 0, relevance, tf.zeros_like(relevance))
+        active = tf.cast(sign * layer.y > 0, relevance.dtype)
+        arriving = layer.per_input(tf.multiply, relevance, active)
         shares.append(_share(layer, arriving, of_sign, (_above if sign > 0 else _below)(layer, z)))
     return shares[0] + shares[1]
 

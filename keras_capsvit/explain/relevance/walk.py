@@ -32,13 +32,23 @@ class Run:
 
     def repeat(self, tensor):
         """A tensor of the forward pass, once for each of the relevances of an input; constants stay as they are."""
-        axis = next((i for i, size in enumerate(tensor.shape) if size is None), None)
+        axis = _batch_axis(tensor)
         if self.times is None or axis is None:
             return tensor
         if id(tensor) not in self._repeated:
             multiples = [self.times if i == axis else 1 for i in range(tensor.shape.rank)]
             self._repeated[id(tensor)] = tensor, tf.tile(tensor, multiples)
         return self._repeated[id(tensor)][1]
+
+    def per_input(self, function, relevance, tensor):
+        """``function`` of relevance and a tensor of the forward pass, as if that were repeated, without doing it."""
+        axis = _batch_axis(tensor)
+        if self.times is None or axis is None:
+            return function(relevance, tensor)
+        shape = tf.shape(relevance)
+        batch = tf.shape(tensor)[axis]
+        apart = tf.reshape(relevance, tf.concat([shape[:axis], [self.times, batch], shape[axis + 1 :]], 0))
+        return tf.reshape(function(apart, tf.expand_dims(tensor, axis)), shape)
 
     def walk(self, relevance):
         """From relevance of ``start`` to relevance of ``stop``."""
@@ -82,6 +92,10 @@ class Run:
         self.audit.append(tf.stack([*sums, tf.cast(lost, sums[0].dtype)]))
 
 
+def _batch_axis(tensor):
+    return next((i for i, size in enumerate(tensor.shape) if size is None), None)
+
+
 class _View:
     """What rules see of a step."""
 
@@ -95,8 +109,7 @@ class _View:
         return self._run.repeat(tensor)
 
     def divisor(self, z):
-        """What relevance is divided by: ``z``, once for each relevance of an input."""
-        z = self.repeat(z)
+        """``z``, noted as what relevance is divided by."""
         self.divisors.append(z)
         return z
 
@@ -112,10 +125,6 @@ class Op(_View):
         read = self._op.inputs if step.kind != "normalization" else [run.tensor(step.inputs[0])]
         self.inputs = [run.repeat(tensor) for tensor in read]
         self.outputs = [run.repeat(tensor) for tensor in self._op.outputs]
-
-    def divisor(self, z):
-        self.divisors.append(z)  # made of outputs, which are repeated already
-        return z
 
     def pull_back(self, gradients):
         """Gradients with respect to the inputs, a tensor or None for each."""
@@ -184,8 +193,20 @@ class Layer(_View):
         """The linear op on another input and weight."""
         return emit(self._op, self._with(x, weight)).outputs[0]
 
+    def per_input(self, function, relevance, tensor):
+        """See Run."""
+        return self._run.per_input(function, relevance, tensor)
+
     def pull_back(self, gradient, weight):
         """Gradient with respect to the input, if the layer had another weight."""
+        if self._op.type == "Conv2D":  # whose own gradient would read the repeated input, for its shape only
+            names = ("strides", "padding", "explicit_paddings", "data_format", "dilations")
+            return tf.raw_ops.Conv2DBackpropInput(
+                input_sizes=tf.concat([tf.shape(gradient)[:1], tf.shape(self.x)[1:]], 0),
+                filter=weight,
+                out_backprop=gradient,
+                **{name: self._op.get_attr(name) for name in names},
+            )
         inputs = self._with(self.repeat(self.x), weight)
         return pull_back(self._op, inputs, [gradient], [gradient])[self._linear.position]
 

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_capsvit import serving
+from keras_capsvit import CapsNet, MarginLoss, serving
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -61,15 +61,16 @@ SMALL = ("--epochs", 1, "--image-size", 12, "--filters", 8, "--num-types", 2, "-
 @pytest.mark.tensorflow
 def test_vote_attack_and_detection_write_what_they_say(tmp_path):
     out = tmp_path / "votes"
-    printed = run("vote_attack.py", *SMALL, "--cw-steps", 2, "--out", out).splitlines()
+    chosen = ("--attacks", "FGSM", "C&W L2", "--cw-steps", 2)
+    printed = run("vote_attack.py", *SMALL, *chosen, "--out", out).splitlines()
     start = next(i for i, line in enumerate(printed) if line.startswith("objective"))
     rows = [line.split()[:2] for line in printed[start + 1 : -1]]
-    assert rows[:4] == [["capsules", name] for name in ("FGSM", "BIM", "MIM", "PGD")]
-    assert len(rows) == 14
+    goals = ["capsules", "capsules", "votes", "votes", "squash_then_average", "average_loss"]
+    assert rows == [[goal, name] for goal, name in zip(goals, ["FGSM", "C&W"] * 2 + ["PGD"] * 2, strict=True)]
     assert printed[-1].startswith("Test accuracy ")
     for name in ("adversarial.png", "votes.png"):
         assert (out / name).stat().st_size > 20_000
-    assert len((out / "robustness.csv").read_text().splitlines()) == 15
+    assert len((out / "robustness.csv").read_text().splitlines()) == 7
     assert json.loads((out / "robustness.json").read_text())["examples"] == 8
 
     model = out / "model.keras"
@@ -82,10 +83,18 @@ def test_vote_attack_and_detection_write_what_they_say(tmp_path):
 
 @pytest.mark.tensorflow
 def test_adversarial_training_compares_three_and_reuses_them(tmp_path):
-    for _ in range(2):
-        printed = run("adversarial_training.py", *SMALL, "--out", tmp_path).splitlines()
-        assert [line.split("  ")[0] for line in printed[-3:]] == ["natural", "AT", "AT + votes"]
-    assert not any("Epoch" in line for line in printed)
+    keras.utils.set_random_seed(0)
+    here = CapsNet((12, 12, 1), 10, kernel_size=5, filters=8, num_types=2, reconstruction="conditional")
+    here.compile("adam", MarginLoss(), metrics=["accuracy"])
+    for name in ("natural", "AT"):
+        (tmp_path / name).mkdir()
+        here.save(tmp_path / name / "model.keras")
+    printed = run("adversarial_training.py", *SMALL, "--out", tmp_path).splitlines()
+    assert [line.split("  ")[0] for line in printed[-3:]] == ["natural", "AT", "AT + votes"]
+    assert sum("Epoch 1/1" in line for line in printed) == 1
+    assert (tmp_path / "AT+votes" / "model.keras").exists()
+    accuracies = [float(line.split()[-3]) for line in printed[-3:]]
+    assert accuracies[0] == accuracies[1] < accuracies[2]
     assert len((tmp_path / "training.csv").read_text().splitlines()) == 4
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -210,7 +211,9 @@ def batches_of(dataset):
 
 def classes_of(model, x):
     """Class ids ``(b,)`` of the highest scores of images ``x``, NumPy."""
-    return ops.convert_to_numpy(model(ops.convert_to_tensor(x))).argmax(axis=-1)
+    compiled = isinstance(model, keras.Model) and len(x)
+    scores = model.predict_on_batch(x) if compiled else ops.convert_to_numpy(model(ops.convert_to_tensor(x)))
+    return scores.argmax(axis=-1)
 
 
 def _fools(model, x, y, targeted):

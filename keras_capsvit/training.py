@@ -168,13 +168,16 @@ def adversarial_fit(model, train, validation, recipe, attack, *, objective=None,
     model.stop_training = False
     callbacks.on_train_begin()
     for epoch in range(model._initial_epoch or 0, recipe.epochs):  # where BackupAndRestore says that fit goes on
-        model.reset_metrics()
         callbacks.on_epoch_begin(epoch)
+        totals, seen = {}, 0
         for step, (x, y) in enumerate(train):
             callbacks.on_train_batch_begin(step)
             if hasattr(attack, "seed"):
                 attack = dataclasses.replace(attack, seed=epoch * len(train) + step)
-            logs = model.train_on_batch(attack(goal, x, y), y, return_dict=True)
+            found = model.train_on_batch(attack(goal, x, y), y, return_dict=True)  # of this batch alone
+            seen += len(x)
+            totals = {name: totals.get(name, 0.0) + len(x) * value for name, value in found.items()}
+            logs = {name: total / seen for name, total in totals.items()}
             callbacks.on_train_batch_end(step, logs)
         judged = model.evaluate(validation, verbose=0, return_dict=True)
         callbacks.on_epoch_end(epoch, {**logs, **{f"val_{name}": value for name, value in judged.items()}})

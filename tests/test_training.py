@@ -158,6 +158,15 @@ def test_adversarial_training_sees_what_the_attack_makes_now(streams, small_mode
     assert len(history.history["loss"]) == 2
 
 
+def test_adversarial_training_reports_means_over_the_epoch(streams):
+    recipe = training.Recipe(epochs=1, learning_rate=0.0, loss="cross_entropy")
+    model = convnet()
+    history = training.adversarial_fit(model, *streams, recipe, lambda objective, x, y: x, verbose=0).history
+    expected = model.evaluate(streams[0], verbose=0, return_dict=True)
+    for name in ("loss", "accuracy"):
+        assert history[name][0] == pytest.approx(expected[name], rel=1e-4)
+
+
 def test_adversarial_training_makes_robust(streams):
     recipe = training.Recipe(epochs=6, learning_rate=0.01, loss="cross_entropy")
     pgd = attacks.PGD(0.1, steps=4)

@@ -72,5 +72,6 @@ def batches(x, y, size=128):
 
 
 def settings(args):
-    """The options that say how a result was obtained, not where things are."""
-    return {name: value for name, value in vars(args).items() if name not in ("data_dir", "model", "out")}
+    """The options that say how a result was obtained, not where things are; of training only those that were used."""
+    unused = ("data_dir", "model", "out") + (() if args.model is None else ("epochs", "filters", "num_types"))
+    return {name: value for name, value in vars(args).items() if name not in unused}

@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_capsvit import autodiff
 from keras_capsvit.attacks.base import Attack
-from keras_capsvit.attacks.norms import NORMS
+from keras_capsvit.attacks.norms import NORMS, per_image
 
 # Pixels on the bounds would be infinitely far away in the space that is searched.
 _INSIDE = 0.999999
@@ -71,7 +71,7 @@ class _PixelSearch(Attack):
             def step(i, w, mean, square, running, last, best, cheapest):
                 (losses, (adversarial, margin, cost)), slope = gradient(w, origin, y, const, limit, sign)
                 better = ops.logical_and(running > 0, ops.logical_and(margin < 0, cost < cheapest))
-                best = ops.where(_per_image(better), adversarial, best)
+                best = ops.where(per_image(better), adversarial, best)
                 cheapest = ops.where(better, cost, cheapest)
                 running = running * ops.cast(losses > 0, "float32")  # nothing is left to gain
                 if self.abort_early:
@@ -83,7 +83,7 @@ class _PixelSearch(Attack):
                 square = 0.999 * square + 0.001 * ops.square(slope)
                 t = ops.cast(i + 1, "float32")
                 change = (mean / (1 - 0.9**t)) / (ops.sqrt(square / (1 - 0.999**t)) + 1e-8)
-                w = w - self.step_size * change * _per_image(running)
+                w = w - self.step_size * change * per_image(running)
                 return i + 1, w, mean, square, running, last, best, cheapest
 
             def unfinished(i, w, mean, square, running, *_):
@@ -204,7 +204,7 @@ class CarliniWagnerLinf(_PixelSearch):
                 raise ValueError(f"{name} must lie between {low} and {high}; received {name}={getattr(self, name)}.")
 
     def cost(self, change, limit):
-        return ops.sum(ops.relu(ops.abs(change) - _per_image(limit)), axis=(1, 2, 3))
+        return ops.sum(ops.relu(ops.abs(change) - per_image(limit)), axis=(1, 2, 3))
 
     def __call__(self, objective, x, y, targeted=False):
         objective, x, y = self.prepare(objective, x, y)
@@ -223,7 +223,3 @@ class CarliniWagnerLinf(_PixelSearch):
             const[~better] *= self.const_factor
             running &= (limit > self.smallest_limit * reach) & (const < self.largest_const)
         return self.cut(x, best)
-
-
-def _per_image(values):
-    return ops.reshape(values, (-1, 1, 1, 1))

@@ -6,7 +6,7 @@ from keras import ops
 
 from keras_capsvit import autodiff
 from keras_capsvit.attacks.base import Attack
-from keras_capsvit.attacks.norms import NORMS
+from keras_capsvit.attacks.norms import NORMS, per_image
 
 _BEYOND = 1e-4  # of a border, as in Foolbox: on it, two classes are equal
 
@@ -90,12 +90,12 @@ class DeepFool(Attack):
                 nearest = ops.one_hot(ops.argmin(distances, axis=1), margin.shape[1], dtype="float32")
                 gradient = ops.einsum("bk,bk...->b...", nearest, gradients)
                 distance = ops.sum(nearest * distances, axis=1) + _BEYOND
-                step = _per_image(distance) * norm.direction(gradient)
-                perturbation = perturbation + step * _per_image(1.0 - ops.cast(fooled, "float32"))
+                step = per_image(distance) * norm.direction(gradient)
+                perturbation = perturbation + step * per_image(1.0 - ops.cast(fooled, "float32"))
                 moved = x + (1.0 + self.overshoot) * perturbation
                 if self.epsilon is not None:
                     moved = x + norm.project(moved - x, self.epsilon)
-                adversarial = ops.where(_per_image(fooled), adversarial, ops.clip(moved, *self.bounds))
+                adversarial = ops.where(per_image(fooled), adversarial, ops.clip(moved, *self.bounds))
                 return i + 1, adversarial, perturbation, fooled
 
             def unfinished(i, adversarial, perturbation, fooled):
@@ -106,7 +106,3 @@ class DeepFool(Attack):
             return ops.while_loop(unfinished, step, start)[1]
 
         return run
-
-
-def _per_image(values):
-    return ops.reshape(values, (-1, 1, 1, 1))

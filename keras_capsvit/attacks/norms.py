@@ -50,6 +50,11 @@ class L2:
         return epsilon * radius * drawn
 
 
+def per_image(values):
+    """Values ``(b,)`` in a shape that multiplies images, ``(b, 1, 1, 1)``."""
+    return ops.reshape(values, (-1, 1, 1, 1))
+
+
 def _axes(x):
     return tuple(range(1, len(x.shape)))
 

@@ -104,10 +104,6 @@ class _View:
     def __init__(self, run):
         self._run, self.divisors = run, []
 
-    def repeat(self, tensor):
-        """See Run."""
-        return self._run.repeat(tensor)
-
     def divisor(self, z):
         """``z``, noted as what relevance is divided by."""
         self.divisors.append(z)
@@ -207,7 +203,7 @@ class Layer(_View):
                 out_backprop=gradient,
                 **{name: self._op.get_attr(name) for name in names},
             )
-        inputs = self._with(self.repeat(self.x), weight)
+        inputs = self._with(self._run.repeat(self.x), weight)
         return pull_back(self._op, inputs, [gradient], [gradient])[self._linear.position]
 
     def _with(self, x, weight):

@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_capsvit import CapsuleLength, CapsuleMask, CapsuleTransform, GraphCapsPool, PrimaryCaps
 from keras_capsvit.autodiff import value_and_gradient
-from keras_capsvit.layers import CapsuleInitializer, gaussian_adjacency
+from keras_capsvit.layers import CapsuleInitializer, NormalizedConv2D, gaussian_adjacency
 
 rng = np.random.default_rng(0)
 IMAGES = rng.uniform(size=(2, 9, 8, 3)).astype("float32")
@@ -30,6 +30,13 @@ LAYERS = [
     ),
     (CapsuleLength, CAPSULES, (2, 3, 4, 5)),
     (CapsuleMask, CAPSULES[:, 0, 0], (2, 5, 6)),
+    (
+        lambda: NormalizedConv2D(
+            keras.layers.Conv2D(4, 3, strides=2, data_format="channels_last"), keras.layers.BatchNormalization()
+        ),
+        IMAGES,
+        (2, 4, 3, 4),
+    ),
 ]
 
 
@@ -165,3 +172,27 @@ def test_layers_say_what_they_expect():
         CapsuleTransform(4).build((None, 8))
     with pytest.raises(ValueError, match=r"GraphCapsPool needs .* received shape \(None, None, 6, 32, 8\)"):
         GraphCapsPool(4).build((None, None, 6, 32, 8))
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"scale": False}, {"center": False}])
+def test_normalized_convolution_is_the_two_layers(use_bias, settings):
+    conv = keras.layers.Conv2D(5, 3, padding="same", use_bias=use_bias, data_format="channels_last")
+    norm = keras.layers.BatchNormalization(**settings)
+    layer = NormalizedConv2D(conv, norm)
+    x = keras.random.normal((4, 7, 6, 3), seed=0)
+    layer(x)
+    for variable in norm.variables + conv.variables:
+        variable.assign(variable + 0.5 * keras.ops.abs(keras.random.normal(variable.shape, seed=1)))
+    np.testing.assert_allclose(layer(x), norm(conv(x)), atol=2e-5)
+    before = ops.convert_to_numpy(norm.moving_mean)
+    trained = layer(x, training=True)
+    assert np.abs(ops.convert_to_numpy(norm.moving_mean) - before).max() > 1e-3
+    np.testing.assert_allclose(trained, norm(conv(x), training=True), atol=2e-5)
+    norm.trainable = False  # normalises by the stored statistics, as Keras does
+    np.testing.assert_allclose(layer(x, training=True), norm(conv(x)), atol=2e-5)
+
+
+def test_normalized_convolution_refuses_an_activation():
+    with pytest.raises(ValueError, match="without activation; received activation='relu'"):
+        NormalizedConv2D(keras.layers.Conv2D(4, 3, activation="relu"), keras.layers.BatchNormalization())

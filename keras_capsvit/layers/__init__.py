@@ -1,4 +1,4 @@
-"""Capsule layers."""
+"""Layers."""
 
 from keras_capsvit.layers.capsules import (
     CapsuleInitializer,
@@ -8,6 +8,7 @@ from keras_capsvit.layers.capsules import (
     PrimaryCaps,
     votes_bytes,
 )
+from keras_capsvit.layers.convolution import NormalizedConv2D
 from keras_capsvit.layers.graph_pooling import GraphCapsPool, TopKGraphPool, gaussian_adjacency
 from keras_capsvit.layers.routing import DynamicRouting, EMRouting, SelfRouting, TrainableRouting, UniformRouting
 
@@ -19,6 +20,7 @@ __all__ = [
     "DynamicRouting",
     "EMRouting",
     "GraphCapsPool",
+    "NormalizedConv2D",
     "PrimaryCaps",
     "SelfRouting",
     "TopKGraphPool",

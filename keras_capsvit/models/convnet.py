@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_capsvit.layers import NormalizedConv2D
 from keras_capsvit.models.checks import check_images, check_positive
 
 IMAGES = {"data_format": "channels_last"}
@@ -164,16 +165,15 @@ class VGG19(LogitModel):
         for factor, depth in ((1, 2), (2, 2), (4, 4), (8, 4), (8, 4)):
             for _ in range(depth):
                 # Counted as in published weights, where convolution, normalisation and ReLU have an index each.
-                features = keras.layers.Conv2D(
+                conv = keras.layers.Conv2D(
                     factor * filters,
                     3,
                     padding="same",
                     kernel_initializer="he_normal",
                     name=f"features_{index}",
                     **IMAGES,
-                )(features)
-                features = batch_norm(f"features_{index + 1}")(features)
-                features = keras.layers.ReLU()(features)
+                )
+                features = keras.layers.ReLU()(normalized(conv, f"features_{index + 1}")(features))
                 index += 3
             features = keras.layers.MaxPooling2D(2, **IMAGES)(features)
             index += 1
@@ -200,9 +200,10 @@ def _conv(filters, kernel_size, *, strides=1, name):
     )
 
 
-def batch_norm(name):
-    """Batch normalisation, called ``name`` (str), with the constants that published weights assume."""
-    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)
+def normalized(conv, name):
+    """Layer ``conv``, then batch normalisation, called ``name``, with the constants that published weights assume."""
+    norm = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)
+    return NormalizedConv2D(conv, norm, name=f"{conv.name}_normalized")
 
 
 def to_logits(x, num_classes, *, name="linear"):

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_capsvit.models.checks import check_images, check_positive
-from keras_capsvit.models.convnet import IMAGES, LogitModel, batch_norm, to_logits
+from keras_capsvit.models.convnet import IMAGES, LogitModel, normalized, to_logits
 
 HEADS = ("avg", "fc")
 
@@ -98,7 +98,7 @@ class ResNet20(LogitModel):
         if head == "avg":
             x = keras.layers.GlobalAveragePooling2D(**IMAGES)(features)
         else:
-            x = keras.layers.ReLU()(batch_norm("head_bn")(_conv(32 * filters, 3, name="head_conv")(features)))
+            x = keras.layers.ReLU()(_conv(32 * filters, 3, name="head_conv", norm="head_bn")(features))
             x = keras.layers.Flatten(**IMAGES)(x)
         super().__init__(
             images,
@@ -158,7 +158,7 @@ class ResNet18(LogitModel):
 
 
 def _stages(x, widths, *, depth, project):
-    x = keras.layers.ReLU()(batch_norm("bn1")(_conv(widths[0], 3, name="conv1")(x)))
+    x = keras.layers.ReLU()(_conv(widths[0], 3, name="conv1", norm="bn1")(x))
     for stage, filters in enumerate(widths, 1):
         for block in range(depth):
             strides = 2 if stage > 1 and block == 0 else 1
@@ -167,18 +167,17 @@ def _stages(x, widths, *, depth, project):
 
 
 def _basic_block(x, filters, strides, project, name):
-    y = _conv(filters, 3, strides=strides, name=f"{name}_conv1")(x)
-    y = keras.layers.ReLU()(batch_norm(f"{name}_bn1")(y))
-    y = batch_norm(f"{name}_bn2")(_conv(filters, 3, name=f"{name}_conv2")(y))
+    y = keras.layers.ReLU()(_conv(filters, 3, strides=strides, name=f"{name}_conv1", norm=f"{name}_bn1")(x))
+    y = _conv(filters, 3, name=f"{name}_conv2", norm=f"{name}_bn2")(y)
     if strides > 1 and project:
-        x = _conv(filters, 1, strides=strides, name=f"{name}_shortcut_0")(x)
-        x = batch_norm(f"{name}_shortcut_1")(x)
+        x = _conv(filters, 1, strides=strides, name=f"{name}_shortcut_0", norm=f"{name}_shortcut_1")(x)
     elif strides > 1:
         x = PadChannels(filters, strides=strides, name=f"{name}_shortcut")(x)
     return keras.layers.ReLU()(keras.layers.Add()([x, y]))
 
 
-def _conv(filters, kernel_size, *, strides=1, name):
+def _conv(filters, kernel_size, *, strides=1, name, norm):
+    """Convolution called ``name`` and its batch normalisation called ``norm``."""
     conv = keras.layers.Conv2D(
         filters,
         kernel_size,
@@ -189,6 +188,7 @@ def _conv(filters, kernel_size, *, strides=1, name):
         name=name,
         **IMAGES,
     )
+    conv = normalized(conv, norm)
     if strides == 1 or kernel_size == 1:
         return conv
     # With strides, "same" would pad even sizes at the far side only; these networks pad both sides.

@@ -5,6 +5,8 @@ import zipfile
 
 import numpy as np
 
+from keras_capsvit.layers import NormalizedConv2D
+
 # Variables of Keras's layers → what published weights call them.
 PUBLISHED = {
     "kernel": "weight",
@@ -35,7 +37,7 @@ def published_names(model):
     """
     names = {
         f"{layer.name.replace('_', '.')}.{PUBLISHED[variable.name]}": variable
-        for layer in model.layers
+        for layer in _parts(model)
         for variable in layer.variables
         if variable.name in PUBLISHED
     }
@@ -47,6 +49,11 @@ def published_names(model):
             f"{', '.join(others)}. Save and load it as .keras instead."
         )
     return names
+
+
+def _parts(model):
+    for layer in model.layers:
+        yield from (layer.conv, layer.norm) if isinstance(layer, NormalizedConv2D) else (layer,)
 
 
 def load_weights(model, path):

@@ -1,5 +1,6 @@
 """Capsule layers."""
 
+from keras_capsvit.layers.attention import MLP, MixerBlock, MultiHeadSelfAttention, TransformerBlock, gelu
 from keras_capsvit.layers.capsules import (
     CapsuleInitializer,
     CapsuleLength,
@@ -9,9 +10,11 @@ from keras_capsvit.layers.capsules import (
     votes_bytes,
 )
 from keras_capsvit.layers.graph_pooling import GraphCapsPool, TopKGraphPool, gaussian_adjacency
+from keras_capsvit.layers.patch_embedding import PatchEmbedding, resize_positions
 from keras_capsvit.layers.routing import DynamicRouting, EMRouting, SelfRouting, TrainableRouting, UniformRouting
 
 __all__ = [
+    "MLP",
     "CapsuleInitializer",
     "CapsuleLength",
     "CapsuleMask",
@@ -19,11 +22,17 @@ __all__ = [
     "DynamicRouting",
     "EMRouting",
     "GraphCapsPool",
+    "MixerBlock",
+    "MultiHeadSelfAttention",
+    "PatchEmbedding",
     "PrimaryCaps",
     "SelfRouting",
     "TopKGraphPool",
     "TrainableRouting",
+    "TransformerBlock",
     "UniformRouting",
     "gaussian_adjacency",
+    "gelu",
+    "resize_positions",
     "votes_bytes",
 ]

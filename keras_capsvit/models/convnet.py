@@ -16,13 +16,14 @@ class LogitModel(keras.Model):
         logits: KerasTensor ``(b, M)``.
         features: KerasTensor ``(b, h, w, c)``, the last feature map.
         config: dict, the constructor arguments of the subclass.
+        taps: dict from names to KerasTensors, further taps, or others under the same names.
 
     Taps: ``features (b, h, w, c)``, ``logits (b, M)``.
     """
 
-    def __init__(self, inputs, logits, *, features, config, **kwargs):
+    def __init__(self, inputs, logits, *, features, config, taps=(), **kwargs):
         super().__init__(inputs=inputs, outputs=logits, **kwargs)
-        self.taps = {"features": features, "logits": logits}
+        self.taps = {"features": features, "logits": logits, **dict(taps)}
         self._config = config
 
     def get_config(self):
@@ -198,6 +199,13 @@ def _conv(filters, kernel_size, *, strides=1, name):
         name=name,
         **IMAGES,
     )
+
+
+def normalized(images, mean, std):
+    """Images minus ``mean`` by ``std``, floats per channel; as they are where those are None."""
+    if mean is None:
+        return images
+    return keras.layers.Normalization(mean=mean, variance=[one**2 for one in std], name="normalization")(images)
 
 
 def batch_norm(name):

@@ -6,6 +6,7 @@ from keras_capsvit.attacks.deepfool import DeepFool
 from keras_capsvit.attacks.detection_aware import DetectionAware, reconstruction_error
 from keras_capsvit.attacks.gradient import BIM, FGSM, MIM, PGD, GradientAttack
 from keras_capsvit.attacks.objectives import ORDERS, Objective, capsules, combined, logits, natural, votes
+from keras_capsvit.attacks.patch import PatchAttack, PatchResult
 from keras_capsvit.attacks.presets import PRESETS, preset
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "DetectionAware",
     "GradientAttack",
     "Objective",
+    "PatchAttack",
+    "PatchResult",
     "capsules",
     "combined",
     "logits",

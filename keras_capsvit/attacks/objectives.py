@@ -36,9 +36,14 @@ class Objective:
 
     def loss(self, x, y):
         """Cross-entropy ``(b,)`` of images ``x`` for class ids ``y (b,)``."""
+        return self.loss_and_scores(x, y)[0]
+
+    def loss_and_scores(self, x, y):
+        """Cross-entropy ``(b,)`` and the scores ``(b, M)`` that it is of, in one forward pass."""
         scores = self.scores(x)
         log_probabilities = scores if self.normalized else ops.log_softmax(scores, axis=-1)
-        return -ops.sum(ops.one_hot(y, scores.shape[-1], dtype=scores.dtype) * log_probabilities, axis=-1)
+        loss = -ops.sum(ops.one_hot(y, scores.shape[-1], dtype=scores.dtype) * log_probabilities, axis=-1)
+        return loss, scores
 
 
 def natural(model):
@@ -140,8 +145,9 @@ class _Combined(Objective):
         self.objectives = objectives
         self.variables = list({id(one): one for objective in objectives for one in objective.variables}.values())
 
-    def loss(self, x, y):
-        return sum(objective.loss(x, y) for objective in self.objectives)
+    def loss_and_scores(self, x, y):
+        losses, scores = zip(*(objective.loss_and_scores(x, y) for objective in self.objectives), strict=True)
+        return sum(losses), scores[0]
 
 
 def _log(lengths):

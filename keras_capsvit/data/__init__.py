@@ -1,7 +1,19 @@
 """Data sets as ``tf.data`` streams."""
 
-from keras_capsvit.data import affine, affine_sets, multidigit
+from keras_capsvit.data import affine, affine_sets, corruptions, multidigit
 from keras_capsvit.data.augment import augment
 from keras_capsvit.data.datasets import DATASETS, Info, from_arrays, info, load, take
 
-__all__ = ["DATASETS", "Info", "affine", "affine_sets", "augment", "from_arrays", "info", "load", "multidigit", "take"]
+__all__ = [
+    "DATASETS",
+    "Info",
+    "affine",
+    "affine_sets",
+    "augment",
+    "corruptions",
+    "from_arrays",
+    "info",
+    "load",
+    "multidigit",
+    "take",
+]

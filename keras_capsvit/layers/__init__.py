@@ -1,5 +1,6 @@
-"""Layers."""
+"""Layers of capsule networks, residual networks and vision transformers."""
 
+from keras_capsvit.layers.attention import MLP, MixerBlock, MultiHeadSelfAttention, TransformerBlock, gelu
 from keras_capsvit.layers.capsules import (
     CapsuleInitializer,
     CapsuleLength,
@@ -8,11 +9,13 @@ from keras_capsvit.layers.capsules import (
     PrimaryCaps,
     votes_bytes,
 )
-from keras_capsvit.layers.convolution import NormalizedConv2D
+from keras_capsvit.layers.convolution import NormalizedConv2D, StandardizedConv2D
 from keras_capsvit.layers.graph_pooling import GraphCapsPool, TopKGraphPool, gaussian_adjacency
+from keras_capsvit.layers.patch_embedding import PatchEmbedding, resize_positions
 from keras_capsvit.layers.routing import DynamicRouting, EMRouting, SelfRouting, TrainableRouting, UniformRouting
 
 __all__ = [
+    "MLP",
     "CapsuleInitializer",
     "CapsuleLength",
     "CapsuleMask",
@@ -20,12 +23,19 @@ __all__ = [
     "DynamicRouting",
     "EMRouting",
     "GraphCapsPool",
+    "MixerBlock",
+    "MultiHeadSelfAttention",
     "NormalizedConv2D",
+    "PatchEmbedding",
     "PrimaryCaps",
     "SelfRouting",
+    "StandardizedConv2D",
     "TopKGraphPool",
     "TrainableRouting",
+    "TransformerBlock",
     "UniformRouting",
     "gaussian_adjacency",
+    "gelu",
+    "resize_positions",
     "votes_bytes",
 ]

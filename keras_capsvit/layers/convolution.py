@@ -1,4 +1,4 @@
-"""Convolution and batch normalisation as one layer."""
+"""Convolutions with a normalisation: of the result, in one layer, or of the kernel."""
 
 import keras
 from keras import ops
@@ -69,3 +69,17 @@ class NormalizedConv2D(keras.layers.Layer):
             **super().get_config(),
             **{name: keras.saving.serialize_keras_object(one) for name, one in parts.items()},
         }
+
+
+@keras.saving.register_keras_serializable(package="keras_capsvit")
+class StandardizedConv2D(keras.layers.Conv2D):
+    """Convolution whose kernel has mean 0 and variance 1 for every output channel (Qiao et al. 2019; thesis 7.A).
+
+    Arguments, input and output are those of ``keras.layers.Conv2D``.
+    """
+
+    @property
+    def kernel(self):
+        kernel = super().kernel
+        mean, variance = ops.moments(kernel, axes=(0, 1, 2), keepdims=True)
+        return (kernel - mean) * ops.rsqrt(variance + 1e-6)

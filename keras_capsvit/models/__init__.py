@@ -4,9 +4,11 @@ from keras_capsvit.models.capsnet import AffCapsNet, CapsNet
 from keras_capsvit.models.convnet import VGG19, ConvNetAvg, ConvNetFC
 from keras_capsvit.models.decoded_convnet import ConvNetCR, ConvNetCRSF, ConvNetR
 from keras_capsvit.models.gracapsnet import GraCapsNet
+from keras_capsvit.models.mixer import MLPMixer
 from keras_capsvit.models.reconstruction import CapsuleModel, build_decoder
-from keras_capsvit.models.resnet import ResNet18, ResNet20
-from keras_capsvit.models.weights import load_weights
+from keras_capsvit.models.resnet import ResNet18, ResNet20, ResNet50
+from keras_capsvit.models.vit import DeiT, VisionTransformer
+from keras_capsvit.models.weights import load_weights, load_weights_from
 
 __all__ = [
     "VGG19",
@@ -18,9 +20,14 @@ __all__ = [
     "ConvNetCRSF",
     "ConvNetFC",
     "ConvNetR",
+    "DeiT",
     "GraCapsNet",
+    "MLPMixer",
     "ResNet18",
     "ResNet20",
+    "ResNet50",
+    "VisionTransformer",
     "build_decoder",
     "load_weights",
+    "load_weights_from",
 ]

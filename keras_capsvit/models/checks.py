@@ -1,5 +1,9 @@
 """What every model refuses before it is built."""
 
+import math
+
+import numpy as np
+
 
 def check_images(input_shape, num_classes, *, smallest=1):
     """Refuse shapes that are not images of at least ``smallest`` pixels each way, and fewer than two classes."""
@@ -20,3 +24,40 @@ def check_positive(**arguments):
         for one in value if isinstance(value, tuple) else (value,):
             if not isinstance(one, int) or one < 1:
                 raise ValueError(f"{name} must be made of positive ints; received {value!r}.")
+
+
+def check_normalization(mean, std, channels):
+    """Per-channel ``mean`` and ``std`` as tuples of floats, or both None; refuses others."""
+    mean, std = (value if value is None else tuple(np.ravel(value).tolist()) for value in (mean, std))
+    if (mean is None) != (std is None):
+        raise ValueError(f"mean and std are given together or not at all; received mean={mean}, std={std}.")
+    if mean is None:
+        return None, None
+    if len(mean) != channels or len(std) != channels:
+        raise ValueError(f"Expected {channels} values each, one per channel; received mean={mean}, std={std}.")
+    if not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+        raise ValueError(f"Expected finite means and positive std; received mean={mean}, std={std}.")
+    return mean, std
+
+
+def check_variant(variant, sizes, input_shape):
+    """Entry of ``sizes`` and patch size of a variant such as ``"S/16"``; refuses others, and images not of patches."""
+    size, _, patch_size = str(variant).partition("/")
+    if size not in sizes or not patch_size.isdigit() or int(patch_size) < 1:
+        raise ValueError(f"variant must be a size of {tuple(sizes)}, '/' and a patch size; received {variant!r}.")
+    patch_size = int(patch_size)
+    if any(pixels % patch_size for pixels in input_shape[:2]):
+        nearest = tuple(-(-pixels // patch_size) * patch_size for pixels in input_shape[:2])
+        raise ValueError(
+            f"Patches of {patch_size}x{patch_size} do not tile images of {input_shape[0]}x{input_shape[1]}; the next "
+            f"larger legal size is {nearest[0]}x{nearest[1]}. Resize or pad the images, or choose another patch size."
+        )
+    return sizes[size], patch_size
+
+
+def choose(defaults, **given):
+    """The given arguments by name, and those of ``defaults``, in the same order, for which None is given."""
+    return {
+        name: default if value is None else value
+        for (name, value), default in zip(given.items(), defaults, strict=True)
+    }

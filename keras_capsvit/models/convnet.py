@@ -17,13 +17,14 @@ class LogitModel(keras.Model):
         logits: KerasTensor ``(b, M)``.
         features: KerasTensor ``(b, h, w, c)``, the last feature map.
         config: dict, the constructor arguments of the subclass.
+        taps: dict from names to KerasTensors, further taps, or others under the same names.
 
     Taps: ``features (b, h, w, c)``, ``logits (b, M)``.
     """
 
-    def __init__(self, inputs, logits, *, features, config, **kwargs):
+    def __init__(self, inputs, logits, *, features, config, taps=(), **kwargs):
         super().__init__(inputs=inputs, outputs=logits, **kwargs)
-        self.taps = {"features": features, "logits": logits}
+        self.taps = {"features": features, "logits": logits, **dict(taps)}
         self._config = config
 
     def get_config(self):
@@ -173,7 +174,7 @@ class VGG19(LogitModel):
                     name=f"features_{index}",
                     **IMAGES,
                 )
-                features = keras.layers.ReLU()(normalized(conv, f"features_{index + 1}")(features))
+                features = keras.layers.ReLU()(with_batch_norm(conv, f"features_{index + 1}")(features))
                 index += 3
             features = keras.layers.MaxPooling2D(2, **IMAGES)(features)
             index += 1
@@ -200,7 +201,14 @@ def _conv(filters, kernel_size, *, strides=1, name):
     )
 
 
-def normalized(conv, name):
+def normalized(images, mean, std):
+    """Images minus ``mean`` by ``std``, floats per channel; as they are where those are None."""
+    if mean is None:
+        return images
+    return keras.layers.Normalization(mean=mean, variance=[one**2 for one in std], name="normalization")(images)
+
+
+def with_batch_norm(conv, name):
     """Layer ``conv``, then batch normalisation, called ``name``, with the constants that published weights assume."""
     norm = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)
     return NormalizedConv2D(conv, norm, name=f"{conv.name}_normalized")

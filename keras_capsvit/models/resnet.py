@@ -1,15 +1,17 @@
-"""Residual networks for small images (He et al. 2016)."""
+"""Residual networks (He et al. 2016)."""
 
 import math
 
 import keras
-import numpy as np
 from keras import ops
 
-from keras_capsvit.models.checks import check_images, check_positive
-from keras_capsvit.models.convnet import IMAGES, LogitModel, normalized, to_logits
+from keras_capsvit.layers import StandardizedConv2D
+from keras_capsvit.models.checks import check_images, check_normalization, check_positive
+from keras_capsvit.models.convnet import IMAGES, LogitModel, normalized, to_logits, with_batch_norm
 
 HEADS = ("avg", "fc")
+STEMS = ("3x3", "7x7")
+NORMS = ("batch", "group")
 
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
@@ -83,22 +85,19 @@ class ResNet20(LogitModel):
         **kwargs,
     ):
         input_shape = tuple(input_shape)
-        mean, std = (value if value is None else tuple(np.ravel(value).tolist()) for value in (mean, std))
         check_positive(filters=filters)
         check_images(input_shape, num_classes)
-        _check_normalization(mean, std, input_shape[-1])
+        mean, std = check_normalization(mean, std, input_shape[-1])
         if head not in HEADS:
             raise ValueError(f"head must be one of {HEADS}; received {head!r}.")
         images = keras.Input(input_shape, name="images")
-        x = images
-        if mean is not None:
-            variance = [one**2 for one in std]
-            x = keras.layers.Normalization(mean=mean, variance=variance, name="normalization")(x)
-        features = _stages(x, [filters, 2 * filters, 4 * filters], depth=3, project=False)
+        layers = _Layers()
+        x = layers.stem(normalized(images, mean, std), filters, "3x3")
+        features = layers.stages(x, [filters, 2 * filters, 4 * filters], (3, 3, 3), _basic_block, project=False)
         if head == "avg":
             x = keras.layers.GlobalAveragePooling2D(**IMAGES)(features)
         else:
-            x = keras.layers.ReLU()(_conv(32 * filters, 3, name="head_conv", norm="head_bn")(features))
+            x = keras.layers.ReLU()(layers.conv(features, 32 * filters, 3, name="head_conv", norm="head_bn"))
             x = keras.layers.Flatten(**IMAGES)(x)
         super().__init__(
             images,
@@ -117,38 +116,167 @@ class ResNet20(LogitModel):
         )
 
 
+class _ImageNetResNet(LogitModel):
+    """Four stages of blocks with projections as shortcuts, global average pooling and a linear head."""
+
+    def __init__(
+        self,
+        input_shape,
+        num_classes,
+        *,
+        block,
+        depths,
+        expansion,
+        filters,
+        stem,
+        norm,
+        weight_standardization,
+        mean,
+        std,
+        **kwargs,
+    ):
+        input_shape = tuple(input_shape)
+        check_positive(filters=filters)
+        check_images(input_shape, num_classes)
+        mean, std = check_normalization(mean, std, input_shape[-1])
+        if stem not in STEMS:
+            raise ValueError(f"stem must be one of {STEMS}; received {stem!r}.")
+        images = keras.Input(input_shape, name="images")
+        layers = _Layers(norm, weight_standardization)
+        x = layers.stem(normalized(images, mean, std), filters, stem)
+        widths = [expansion * factor * filters for factor in (1, 2, 4, 8)]
+        features = layers.stages(x, widths, depths, block, project=True)
+        super().__init__(
+            images,
+            to_logits(keras.layers.GlobalAveragePooling2D(**IMAGES)(features), num_classes),
+            features=features,
+            config={
+                "input_shape": input_shape,
+                "num_classes": num_classes,
+                "filters": filters,
+                "stem": stem,
+                "norm": norm,
+                "weight_standardization": weight_standardization,
+                "mean": mean,
+                "std": std,
+            },
+            **kwargs,
+        )
+
+
 @keras.saving.register_keras_serializable(package="keras_capsvit")
-class ResNet18(LogitModel):
-    """Residual network of 18 layers in its form for 32x32 images: a 3x3 stem and no max pool (He et al. 2016).
+class ResNet18(_ImageNetResNet):
+    """Residual network of 18 layers (He et al. 2016), for small images or, with ``stem="7x7"``, for ImageNet's.
 
     Four stages of two basic blocks, 1x1 convolutions as shortcuts between stages, global average pooling. The
-    network and the backbone of thesis chapter 6.
+    network and the backbone of thesis chapter 6, and with the stem of ImageNet that of chapter 7.
 
     Args:
         input_shape: ints ``(H, W, C)``.
         num_classes: int ``M >= 2``.
         filters: int, channels of the first stage; the others have 2, 4 and 8 times as many.
+        stem: ``"3x3"``, a convolution and no max pool; or ``"7x7"``, strides of 2 and a max pool, to a quarter.
+        norm: ``"batch"``, or ``"group"``, group normalisation with up to 32 groups (thesis 7.A).
+        weight_standardization: bool, kernels of all convolutions are standardised (thesis 7.A).
+        mean: floats, one per channel, subtracted from the pixels; None for pixels as they are.
+        std: floats > 0, one per channel, that pixels are divided by; given together with ``mean``.
 
     Call: images ``(b, H, W, C)`` with values in [0, 1] → logits ``(b, M)``.
 
-    Taps: ``features (b, ceil(H / 8), ceil(W / 8), 512)``, ``logits (b, M)``.
+    Taps: ``features (b, ceil(H / 8), ceil(W / 8), 512)``, with the larger stem a quarter of that; ``logits (b, M)``.
 
     Raises:
         ValueError: for arguments out of range.
     """
 
-    def __init__(self, input_shape, num_classes, *, filters=64, name="resnet18", **kwargs):
-        input_shape = tuple(input_shape)
-        check_positive(filters=filters)
-        check_images(input_shape, num_classes)
-        images = keras.Input(input_shape, name="images")
-        features = _stages(images, [filters, 2 * filters, 4 * filters, 8 * filters], depth=2, project=True)
-        x = keras.layers.GlobalAveragePooling2D(**IMAGES)(features)
+    def __init__(
+        self,
+        input_shape,
+        num_classes,
+        *,
+        filters=64,
+        stem="3x3",
+        norm="batch",
+        weight_standardization=False,
+        mean=None,
+        std=None,
+        name="resnet18",
+        **kwargs,
+    ):
         super().__init__(
-            images,
-            to_logits(x, num_classes),
-            features=features,
-            config={"input_shape": input_shape, "num_classes": num_classes, "filters": filters},
+            input_shape,
+            num_classes,
+            block=_basic_block,
+            depths=(2, 2, 2, 2),
+            expansion=1,
+            filters=filters,
+            stem=stem,
+            norm=norm,
+            weight_standardization=weight_standardization,
+            mean=mean,
+            std=std,
+            name=name,
+            **kwargs,
+        )
+
+
+@keras.saving.register_keras_serializable(package="keras_capsvit")
+class ResNet50(_ImageNetResNet):
+    """Residual network of 50 layers (He et al. 2016), for ImageNet's images or, with ``stem="3x3"``, for small ones.
+
+    Four stages of 3, 4, 6 and 3 bottleneck blocks, whose 3x3 convolution has the strides (as in timm, torchvision and
+    Hugging Face's "v1.5").
+
+    Args:
+        input_shape: ints ``(H, W, C)``.
+        num_classes: int ``M >= 2``.
+        filters: int, channels inside the blocks of the first stage; they return four times as many, and the other
+            stages have 2, 4 and 8 times as many.
+        stem: ``"7x7"``, strides of 2 and a max pool, to a quarter; or ``"3x3"``, a convolution and no max pool.
+        norm: ``"batch"``, or ``"group"``, group normalisation with up to 32 groups (thesis 7.A).
+        weight_standardization: bool, kernels of all convolutions are standardised (thesis 7.A).
+        mean: floats, one per channel, subtracted from the pixels; None for pixels as they are.
+        std: floats > 0, one per channel, that pixels are divided by; given together with ``mean``.
+
+    Call: images ``(b, H, W, C)`` with values in [0, 1] → logits ``(b, M)``.
+
+    Taps: ``features (b, ceil(H / 32), ceil(W / 32), 2048)``, with the smaller stem four times that; ``logits (b, M)``.
+
+    Raises:
+        ValueError: for arguments out of range.
+
+    Example::
+
+        model = ResNet50((224, 224, 3), 1000, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+        load_weights_from(model, "resnet50.safetensors")
+    """
+
+    def __init__(
+        self,
+        input_shape=(224, 224, 3),
+        num_classes=1000,
+        *,
+        filters=64,
+        stem="7x7",
+        norm="batch",
+        weight_standardization=False,
+        mean=None,
+        std=None,
+        name="resnet50",
+        **kwargs,
+    ):
+        super().__init__(
+            input_shape,
+            num_classes,
+            block=_bottleneck_block,
+            depths=(3, 4, 6, 3),
+            expansion=4,
+            filters=filters,
+            stem=stem,
+            norm=norm,
+            weight_standardization=weight_standardization,
+            mean=mean,
+            std=std,
             name=name,
             **kwargs,
         )
@@ -157,51 +285,70 @@ class ResNet18(LogitModel):
 # Layers are called as in published weights, with underscores for dots: `weights` finds them by these names.
 
 
-def _stages(x, widths, *, depth, project):
-    x = keras.layers.ReLU()(_conv(widths[0], 3, name="conv1", norm="bn1")(x))
-    for stage, filters in enumerate(widths, 1):
-        for block in range(depth):
-            strides = 2 if stage > 1 and block == 0 else 1
-            x = _basic_block(x, filters, strides, project, f"layer{stage}_{block}")
-    return x
+class _Layers:
+    """Convolutions and normalisations of one network.
+
+    Args:
+        norm: ``"batch"`` or ``"group"``.
+        weight_standardization: bool.
+    """
+
+    def __init__(self, norm="batch", weight_standardization=False):
+        if norm not in NORMS:
+            raise ValueError(f"norm must be one of {NORMS}; received {norm!r}.")
+        self.group = norm == "group"
+        self.conv2d = StandardizedConv2D if weight_standardization else keras.layers.Conv2D
+
+    def conv(self, x, filters, kernel_size, *, strides=1, name, norm):
+        """A convolution called ``name`` and its normalisation called ``norm``."""
+        if strides > 1 and kernel_size > 1:
+            # With strides, "same" would pad even sizes at the far side only; these networks pad both sides.
+            x = keras.layers.ZeroPadding2D(kernel_size // 2, **IMAGES)(x)
+        conv = self.conv2d(
+            filters,
+            kernel_size,
+            strides=strides,
+            padding="same" if strides == 1 else "valid",
+            use_bias=False,
+            kernel_initializer="he_normal",
+            name=name,
+            **IMAGES,
+        )
+        if not self.group:
+            return with_batch_norm(conv, norm)(x)
+        return keras.layers.GroupNormalization(math.gcd(32, filters), epsilon=1e-5, name=norm)(conv(x))
+
+    def stem(self, x, filters, kind):
+        large = kind == "7x7"
+        x = self.conv(x, filters, 7 if large else 3, strides=2 if large else 1, name="conv1", norm="bn1")
+        x = keras.layers.ReLU()(x)
+        if not large:
+            return x
+        # Zeros around what is not negative are as good as minus infinity.
+        return keras.layers.MaxPooling2D(3, strides=2, **IMAGES)(keras.layers.ZeroPadding2D(1, **IMAGES)(x))
+
+    def stages(self, x, widths, depths, block, *, project):
+        for stage, (filters, depth) in enumerate(zip(widths, depths, strict=True), 1):
+            for index in range(depth):
+                strides = 2 if stage > 1 and index == 0 else 1
+                name = f"layer{stage}_{index}"
+                y = block(self, x, filters, strides, name)
+                if project and (strides > 1 or x.shape[-1] != filters):
+                    shortcut = f"{name}_shortcut"
+                    x = self.conv(x, filters, 1, strides=strides, name=f"{shortcut}_0", norm=f"{shortcut}_1")
+                elif strides > 1:
+                    x = PadChannels(filters, strides=strides, name=f"{name}_shortcut")(x)
+                x = keras.layers.ReLU()(keras.layers.Add()([x, y]))
+        return x
 
 
-def _basic_block(x, filters, strides, project, name):
-    y = keras.layers.ReLU()(_conv(filters, 3, strides=strides, name=f"{name}_conv1", norm=f"{name}_bn1")(x))
-    y = _conv(filters, 3, name=f"{name}_conv2", norm=f"{name}_bn2")(y)
-    if strides > 1 and project:
-        x = _conv(filters, 1, strides=strides, name=f"{name}_shortcut_0", norm=f"{name}_shortcut_1")(x)
-    elif strides > 1:
-        x = PadChannels(filters, strides=strides, name=f"{name}_shortcut")(x)
-    return keras.layers.ReLU()(keras.layers.Add()([x, y]))
+def _basic_block(layers, x, filters, strides, name):
+    x = keras.layers.ReLU()(layers.conv(x, filters, 3, strides=strides, name=f"{name}_conv1", norm=f"{name}_bn1"))
+    return layers.conv(x, filters, 3, name=f"{name}_conv2", norm=f"{name}_bn2")
 
 
-def _conv(filters, kernel_size, *, strides=1, name, norm):
-    """Convolution called ``name`` and its batch normalisation called ``norm``."""
-    conv = keras.layers.Conv2D(
-        filters,
-        kernel_size,
-        strides=strides,
-        padding="same" if strides == 1 else "valid",
-        use_bias=False,
-        kernel_initializer="he_normal",
-        name=name,
-        **IMAGES,
-    )
-    conv = normalized(conv, norm)
-    if strides == 1 or kernel_size == 1:
-        return conv
-    # With strides, "same" would pad even sizes at the far side only; these networks pad both sides.
-    pad = keras.layers.ZeroPadding2D(kernel_size // 2, **IMAGES)
-    return lambda x: conv(pad(x))
-
-
-def _check_normalization(mean, std, channels):
-    if (mean is None) != (std is None):
-        raise ValueError(f"mean and std are given together or not at all; received mean={mean}, std={std}.")
-    if mean is None:
-        return
-    if len(mean) != channels or len(std) != channels:
-        raise ValueError(f"Expected {channels} values each, one per channel; received mean={mean}, std={std}.")
-    if not all(map(math.isfinite, mean + std)) or min(std) <= 0:
-        raise ValueError(f"Expected finite means and positive std; received mean={mean}, std={std}.")
+def _bottleneck_block(layers, x, filters, strides, name):
+    inner = filters // 4
+    x = keras.layers.ReLU()(layers.conv(x, inner, 1, name=f"{name}_conv1", norm=f"{name}_bn1"))
+    x = keras.layers.ReLU()(layers.conv(x, inner, 3, strides=strides, name=f"{name}_conv2", norm=f"{name}_bn2"))
+    return layers.conv(x, filters, 1, name=f"{name}_conv3", norm=f"{name}_bn3")

@@ -1,21 +1,15 @@
 """Published weights: arrays by name, read from ``.npz`` or ``.safetensors`` into a model's variables."""
 
+import fnmatch
+import math
 import pathlib
 import zipfile
 
 import numpy as np
+from keras import ops
 
-from keras_capsvit.layers import NormalizedConv2D
-
-# Variables of Keras's layers → what published weights call them.
-PUBLISHED = {
-    "kernel": "weight",
-    "bias": "bias",
-    "gamma": "weight",
-    "beta": "bias",
-    "moving_mean": "running_mean",
-    "moving_variance": "running_var",
-}
+from keras_capsvit.layers import PatchEmbedding, resize_positions
+from keras_capsvit.models.published import FORMATS, PUBLISHED, from_torch, layers_of, sources, torch_names, torch_shape
 
 
 def published_names(model):
@@ -37,7 +31,7 @@ def published_names(model):
     """
     names = {
         f"{layer.name.replace('_', '.')}.{PUBLISHED[variable.name]}": variable
-        for layer in _parts(model)
+        for layer in layers_of(model)
         for variable in layer.variables
         if variable.name in PUBLISHED
     }
@@ -49,11 +43,6 @@ def published_names(model):
             f"{', '.join(others)}. Save and load it as .keras instead."
         )
     return names
-
-
-def _parts(model):
-    for layer in model.layers:
-        yield from (layer.conv, layer.norm) if isinstance(layer, NormalizedConv2D) else (layer,)
 
 
 def load_weights(model, path):
@@ -82,13 +71,7 @@ def load_weights(model, path):
     problems = [f"{name} is missing" for name in variables if name not in arrays]
     problems += [f"{name} is left over" for name in arrays if name not in variables]
     for name in variables.keys() & arrays.keys():
-        expected, array = tuple(variables[name].shape), arrays[name]
-        if array.shape != expected:
-            problems.append(f"{name} has shape {array.shape}, expected {expected}")
-        elif not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
-            problems.append(f"{name} is not all finite floats")
-        elif name.endswith(".running_var") and array.min() < 0:
-            problems.append(f"{name} has negative variances")
+        problems += _problems(name, arrays[name], tuple(variables[name].shape))
     if problems:
         raise ValueError(
             f"{path.name} does not fit {model.name}: {'; '.join(sorted(problems))}. Expected the arrays of "
@@ -98,11 +81,103 @@ def load_weights(model, path):
         variable.assign(arrays[name])
 
 
+def load_weights_from(model, path, *, interpolate_positions=False, skip=()):
+    """Set every weight of a model from a file as timm, Hugging Face, or Keras wrote it.
+
+    Args:
+        model: ``VisionTransformer``, ``DeiT``, ``MLPMixer``, ``ResNet18``, ``ResNet50``, or another model of this
+            package made of convolutions, normalisations and dense layers.
+        path: path of a ``.safetensors`` file (needs the safetensors package) or an ``.npz``, with the names and
+            layouts of timm or of Hugging Face's ViT, DeiT (with teacher) and ResNet for image classification; or of
+            Keras's own ``.keras`` or ``.weights.h5``. Files do not have the constants of normalisations: ``epsilon``,
+            ``mean`` and ``std`` are given to the model's constructor.
+        interpolate_positions: bool, position embeddings of another, square, grid are resized, see
+            ``layers.resize_positions``.
+        skip: strs, patterns such as ``"head.*"`` of tensors of the file that are left there. Weights made of them
+            stay as they are.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if tensors are missing, left over, of a wrong shape, not finite, or are negative variances; lists
+            all of them, and leaves the model as it was. Also for a file that cannot be read and another file type.
+        ImportError: for ``.safetensors`` without the safetensors package.
+
+    Example::
+
+        model = DeiT("Ti/16", input_shape=(384, 384, 3), num_classes=10)
+        load_weights_from(model, "deit_tiny.safetensors", interpolate_positions=True, skip=["head.*"])
+    """
+    path = pathlib.Path(path)
+    if path.suffix in (".keras", ".h5"):
+        _check_exists(path)
+        model.load_weights(path)
+        return
+    arrays, names = _read(path), torch_names(model)
+    rules = min(FORMATS.values(), key=lambda rules: sum(_missing(names, rules, arrays)))
+    wanted = {name: (variable, sources(name, rules)) for name, variable in names.items()}
+    wanted = {name: one for name, one in wanted.items() if not any(_skipped(source, skip) for source in one[1])}
+    used = {source for _, found in wanted.values() for source in found}
+    problems = [f"{source} is missing" for source in used if source not in arrays]
+    problems += [f"{name} is left over" for name in arrays if not (name in used or _skipped(name, skip))]
+    values = {}
+    for name, (variable, found) in wanted.items():
+        if all(source in arrays for source in found):
+            expected = torch_shape(variable)
+            part = (expected[0] // len(found), *expected[1:])
+            tensors = [arrays[source] for source in found]
+            if variable.name == "positions" and interpolate_positions and tensors[0].shape != expected:
+                tensors = [_resized(model, tensors[0])]
+            wrong = [one for pair in zip(found, tensors, strict=True) for one in _problems(*pair, part)]
+            problems += wrong
+            if not wrong:
+                values[name] = from_torch(variable, np.concatenate(tensors) if len(tensors) > 1 else tensors[0])
+    if problems:
+        hint = " Positions of another grid need interpolate_positions=True." if "pos" in str(problems) else ""
+        raise ValueError(
+            f"{path.name} does not fit {model.name}: {'; '.join(sorted(problems))}. Expected this network's tensors "
+            f"as timm or Hugging Face name them; those not wanted go into skip.{hint}"
+        )
+    for name, value in values.items():
+        names[name].assign(value)
+
+
+def _missing(names, rules, arrays):
+    return (source not in arrays for name in names for source in sources(name, rules))
+
+
+def _skipped(name, skip):
+    # A counter that PyTorch keeps beside running statistics and uses only without a momentum.
+    return name.endswith(".num_batches_tracked") or any(fnmatch.fnmatchcase(name, pattern) for pattern in skip)
+
+
+def _resized(model, positions):
+    """Positions ``(1, t, d)`` on a square grid, resized to the model's grid; as they are if there is no such grid."""
+    (embedding,) = (layer for layer in model.layers if isinstance(layer, PatchEmbedding))
+    side = math.isqrt(max(positions.shape[1] - embedding.num_prefix_tokens, 0))
+    if positions.ndim != 3 or side**2 + embedding.num_prefix_tokens != positions.shape[1]:
+        return positions
+    return ops.convert_to_numpy(resize_positions(positions[0], (side, side), embedding.grid))[None]
+
+
+def _problems(name, array, expected):
+    if array.shape != expected:
+        return [f"{name} has shape {array.shape}, expected {expected}"]
+    if not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
+        return [f"{name} is not all finite floats"]
+    if name.endswith(".running_var") and array.min() < 0:
+        return [f"{name} has negative variances"]
+    return []
+
+
+def _check_exists(path):
+    if not path.is_file():
+        raise FileNotFoundError(f"No weights at {path}; give the path of an existing {path.suffix} file.")
+
+
 def _read(path):
     if path.suffix not in (".npz", ".safetensors"):
         raise ValueError(f"Expected a .npz or .safetensors file; received {path.name}.")
-    if not path.is_file():
-        raise FileNotFoundError(f"No weights at {path}; give the path of an existing .npz or .safetensors file.")
+    _check_exists(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:

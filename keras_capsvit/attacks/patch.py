@@ -1,0 +1,244 @@
+"""Adversarial patches: small regions whose pixels may become anything (LaVAN, Karmon et al. 2018; thesis chapter 7)."""
+
+import dataclasses
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_capsvit import autodiff
+from keras_capsvit.attacks.base import Attack
+from keras_capsvit.patches import PatchGrid, apply_patch, check_positions, cut_patches, pair, random_positions
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchResult:
+    """What a patch attack found.
+
+    Args:
+        images: adversarial images ``(b, H, W, C)``, float32.
+        patches: ``(b, n, h, w, C)``, those of each image; of a universal attack ``(n, h, w, C)``, those of all.
+            ``patches.apply_patch`` puts them anywhere.
+        positions: ints ``(b, n, 2)``, the pixel (top, left) of each.
+        fooled: bools ``(b,)``, whether the objective is fooled (targeted: gives the wanted class).
+        iterations: ints ``(b,)``, gradient steps taken.
+    """
+
+    images: np.ndarray
+    patches: np.ndarray
+    positions: np.ndarray
+    fooled: np.ndarray
+    iterations: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchAttack(Attack):
+    """Steps along the sign of the gradient on the pixels of patches only, from random noise (LaVAN; thesis 7.3).
+
+    An image that fools the objective leaves the batch at once, which the forward pass of the next gradient shows: the
+    cost is one gradient per step of the images that are not fooled yet, and a forward pass for those left at the end.
+
+    Args:
+        patch_size: int, or pair of ints ``(h, w)``.
+        positions: where the patches lie: ints ``(n, 2)``, pixels (top, left), on every image; ``(b, n, 2)``, on each;
+            a PatchGrid, for ``num_patches`` of it drawn for each image; None for anywhere, also drawn.
+        num_patches: int >= 1, where they are drawn.
+        epsilon: float >= 0, largest change of a pixel; None for pixels anywhere within the bounds.
+        step_size: float >= 0, change of a pixel in a step.
+        steps: int >= 1, at most.
+        early_stop: bool, leave off when fooled; else every image takes all steps, which makes patches stronger.
+        universal: bool, one patch (or ``num_patches``) for all images, which move at random from step to step: to
+            other positions, unless they are given. Each step is on ``batch_size`` images, and none leaves.
+        batch_size: int >= 1, images of a step of a universal patch.
+        bounds: pair of floats, the range of pixels.
+        seed: int, of positions and of the noise, which is the same for all images; what happens to an image depends on
+            others only where positions are drawn, by its number among them.
+
+    Call: see Attack. ``run`` returns more.
+
+    Raises:
+        ValueError: for settings out of range, and a universal patch with ``epsilon``.
+
+    Example::
+
+        attack = PatchAttack(16, positions=PatchGrid((224, 224), 16), steps=1000)
+        result = attack.run(model, x, y)
+        print(result.fooled.mean(), result.iterations[result.fooled].mean())
+    """
+
+    patch_size: int | tuple
+    _: dataclasses.KW_ONLY
+    positions: tuple | PatchGrid | None = None
+    num_patches: int = 1
+    epsilon: float | None = None
+    step_size: float = 2 / 255
+    steps: int = 10_000
+    early_stop: bool = True
+    universal: bool = False
+    batch_size: int = 64
+    bounds: tuple = (0.0, 1.0)
+    seed: int = 0
+    norm: str = dataclasses.field(default="linf", init=False)
+
+    def __post_init__(self):
+        self.check_ranges(at_least_0=("epsilon", "step_size"), at_least_1=("num_patches", "steps", "batch_size"))
+        object.__setattr__(self, "patch_size", pair(self.patch_size, "patch_size"))
+        if not isinstance(self.positions, PatchGrid | None):
+            object.__setattr__(self, "positions", _tuples(np.asarray(self.positions).tolist()))
+        if self.universal and self.epsilon is not None:
+            raise ValueError("A universal patch has no image to stay close to; leave epsilon out.")
+
+    def __call__(self, objective, x, y, targeted=False):
+        return self.run(objective, x, y, targeted).images
+
+    def run(self, objective, x, y, targeted=False):
+        """Attack images.
+
+        Args:
+            objective: see Attack, as are the others.
+            x: images ``(b, H, W, C)``.
+            y: class ids ``(b,)``.
+            targeted: bool.
+
+        Returns:
+            PatchResult.
+
+        Raises:
+            ValueError: as Attack, and for positions that do not fit the images.
+        """
+        objective, x, y = self.prepare(objective, x, y)
+        positions = self._positions(x.shape, self.seed)
+        sign = np.float32(-1 if targeted else 1)
+        noise = np.random.default_rng(self.seed).uniform(size=(positions.shape[1], *self.patch_size, x.shape[-1]))
+        if self.universal:
+            patches = self._common(objective, x, y, noise, sign)
+            images = apply_patch(x, patches, positions)
+            fooled = self._fools(objective, images, y, sign)
+            return PatchResult(images, patches, positions, fooled, np.full(len(x), self.steps))
+        low, high = self._limits(x, positions)
+        start = np.clip(low + apply_patch(np.zeros_like(x), noise, positions) * (high - low), low, high)
+        images, fooled, iterations = self._each(objective, start, low, high, y, sign)
+        return PatchResult(images, cut_patches(images, positions, self.patch_size), positions, fooled, iterations)
+
+    def compiled(self, objective, make):
+        # What the loops need of the settings are arguments, so one trace serves all positions, sizes and step sizes.
+        return Attack.compiled(PatchAttack(1, early_stop=self.early_stop), objective, make)
+
+    def _positions(self, shape, seed):
+        if isinstance(self.positions, PatchGrid):
+            found = self.positions.positions[self.positions.draw(shape[0], self.num_patches, seed=seed)]
+        elif self.positions is None:
+            found = random_positions(shape[1:], self.patch_size, shape[0], self.num_patches, seed=seed)
+        else:
+            found = self.positions
+        return check_positions(found, self.patch_size, shape)
+
+    def _limits(self, x, positions):
+        """Lowest and highest values of the pixels: where no patch lies, those they have."""
+        inside = apply_patch(np.zeros((*x.shape[:3], 1), bool), np.ones((*self.patch_size, 1), bool), positions)
+        low, high = self.bounds
+        if self.epsilon is not None:
+            low, high = np.maximum(low, x - self.epsilon), np.minimum(high, x + self.epsilon)
+        return np.where(inside, low, x).astype("float32"), np.where(inside, high, x).astype("float32")
+
+    def _each(self, objective, start, low, high, y, sign):
+        """Images ``(b, H, W, C)`` after the steps, which are fooled, and steps taken, of a patch for each."""
+        found, fooled, iterations = start.copy(), np.zeros(len(y), bool), np.full(len(y), self.steps)
+        loop, left, taken = self.compiled(objective, self._loop), np.arange(len(y)), 0
+        state = [ops.convert_to_tensor(one) for one in (start, low, high, y)]
+        while len(left) and taken < self.steps:
+            taken, state[0], out = loop(*state, np.int32(taken), np.int32(self.steps), np.float32(self.step_size), sign)
+            taken, out = int(taken), ops.convert_to_numpy(out)[: len(left)]
+            if out.any():
+                gone, stay = np.flatnonzero(out), np.flatnonzero(~out)
+                found[left[gone]] = ops.convert_to_numpy(ops.take(state[0], gone, axis=0))
+                fooled[left[gone]], iterations[left[gone]] = True, taken - 1
+                left = left[stay]
+                state = [ops.take(one, stay[_padded(len(stay), len(y))], axis=0) for one in state]
+        if len(left):
+            judge = self.compiled(objective, self._judge)
+            found[left] = ops.convert_to_numpy(state[0])[: len(left)]
+            fooled[left] = ops.convert_to_numpy(judge(state[0], state[3], sign))[: len(left)]
+        return found, fooled, iterations
+
+    def _loop(self, objective):
+        """Steps, up to the one at which somebody turns out to be fooled, who does not take it."""
+        gradient = autodiff.gradient(objective.loss_and_scores, has_aux=True)
+
+        def loop(x, low, high, y, taken, steps, step_size, sign):
+            def step(i, x, fooled):
+                (_, scores), slope = gradient(x, y)
+                fooled = _fooled(scores, y, sign) if self.early_stop else fooled
+                moved = ops.clip(x + sign * step_size * ops.sign(slope), low, high)
+                return i + 1, ops.where(ops.reshape(fooled, (-1, 1, 1, 1)), x, moved), fooled
+
+            def going(i, x, fooled):
+                return ops.logical_and(i < steps, ops.logical_not(ops.any(fooled)))
+
+            return ops.while_loop(going, step, (taken, x, ops.zeros_like(y, dtype="bool")))
+
+        return loop
+
+    def _judge(self, objective):
+        return lambda x, y, sign: _fooled(objective(x), y, sign)
+
+    def _fools(self, objective, x, y, sign):
+        judge, fooled = self.compiled(objective, self._judge), np.zeros(len(x), bool)
+        for first in range(0, len(x), self.batch_size):
+            few = slice(first, first + self.batch_size)
+            fooled[few] = ops.convert_to_numpy(judge(x[few], y[few], sign))
+        return fooled
+
+    def _common(self, objective, x, y, noise, sign):
+        """Patches ``(n, h, w, C)`` for all images."""
+        low, high = np.float32(self.bounds)
+        patches = (low + noise * (high - low)).astype("float32")
+        step, random = self.compiled(objective, self._common_step), np.random.default_rng([self.seed, 1])
+        given = self._positions(x.shape, 0) if isinstance(self.positions, tuple) else None
+        for number in range(self.steps if len(x) else 0):
+            few = random.permutation(len(x))[: self.batch_size]
+            places = given[few] if given is not None else self._positions(x[few].shape, (self.seed, number + 1))
+            places, size = places.astype("int32"), np.float32(self.step_size) * sign
+            patches = step(patches, x[few], y[few], places, size, low, high)
+        return ops.convert_to_numpy(patches)
+
+    def _common_step(self, objective):
+        gradient = autodiff.gradient(lambda patches, x, y, places: objective.loss(_pasted(x, patches, places), y))
+
+        def step(patches, x, y, places, size, low, high):
+            return ops.clip(patches + size * ops.sign(gradient(patches, x, y, places)[1]), low, high)
+
+        return step
+
+
+def _fooled(scores, y, sign):
+    return ops.equal(ops.equal(ops.argmax(scores, axis=-1), y), sign < 0)
+
+
+def _pasted(x, patches, places):
+    """``apply_patch`` of tensors, with a gradient: patches ``(n, h, w, C)`` at places ``(b, n, 2)``."""
+    for k in range(patches.shape[0]):
+        rows, columns = (_one_hot(x.shape[axis + 1], places[:, k, axis], patches.shape[axis + 1]) for axis in (0, 1))
+        covered = ops.sum(rows, axis=-1)[:, :, None, None] * ops.sum(columns, axis=-1)[:, None, :, None]
+        spread = ops.einsum("bip,pqc,bjq->bijc", rows, patches[k], columns)
+        x = x * (1 - covered) + spread
+    return x
+
+
+def _one_hot(length, first, size):
+    """Which of the ``length`` rows each of the ``size`` rows from ``first (b,)`` is, ``(b, length, size)``."""
+    return ops.one_hot(ops.arange(length, dtype="int32") - first[:, None], size, dtype="float32")
+
+
+def _padded(count, full):
+    """Indices of ``count`` examples. TensorFlow takes any number of them; JAX compiles for each, so it gets few."""
+    size = count
+    if keras.backend.backend() == "jax" and count:
+        size = full
+        while size // 2 >= count:
+            size //= 2
+    return np.arange(size) % max(count, 1)
+
+
+def _tuples(positions):
+    return tuple(map(_tuples, positions)) if isinstance(positions, list) else positions

@@ -1,0 +1,171 @@
+"""How well models withstand corrupted and adversarial patches (thesis chapter 7)."""
+
+import dataclasses
+import time
+
+import numpy as np
+from keras import ops
+
+from keras_capsvit.evaluate.checks import finite_array
+from keras_capsvit.evaluate.robustness import batches_of, classes_of
+from keras_capsvit.evaluate.table import Table
+from keras_capsvit.patches import apply_patch, cut_patches
+
+
+def classified_correctly(models, dataset):
+    """Examples that all models classify correctly, which are those that fooling rates are of.
+
+    Args:
+        models: dict from names to callables ``x (b, H, W, C) → scores (b, M)``.
+        dataset: iterable of batches ``(x, y)`` with class ids ``y (b,)``; or one pair of arrays.
+
+    Returns:
+        List of batches ``(x, y)``, arrays; without batches of which none is left.
+    """
+    found = []
+    for x, y in batches_of(dataset):
+        right = np.all([classes_of(model, x) == y for model in models.values()], axis=0)
+        if right.any():
+            found.append((x[right], y[right]))
+    return found
+
+
+def fooling_rate(models, perturb, dataset):
+    """Share of the images classified correctly by all models that each misclassifies when perturbed (thesis 7.3).
+
+    Args:
+        models: dict from names to callables ``x (b, H, W, C) → scores (b, M)``.
+        perturb: callable ``(model, x, y) → images``: an attack, made on every model anew; or, with ``model`` and ``y``
+            not looked at, a natural corruption.
+        dataset: iterable of batches ``(x, y)`` with class ids ``y (b,)``; or one pair of arrays.
+
+    Returns:
+        Table, a row for each model: ``model``, ``examples``, ``fooling_rate`` (NaN without examples) and
+        ``seconds_per_example``; if ``perturb`` has a method ``run`` like PatchAttack's, also ``mean_iterations`` and
+        ``median_iterations`` of those fooled.
+
+    Example::
+
+        noise = lambda model, x, y: corrupt_patches(x, grid, grid.draw(len(x), 16), "gaussian_noise")
+        print(evaluate.fooling_rate({"vit": vit, "resnet": resnet}, noise, test))
+    """
+    batches = classified_correctly(models, dataset)
+    rows = []
+    for name, model in models.items():
+        fooled, iterations = [], []
+        started = time.perf_counter()
+        for x, y in batches:
+            result = perturb.run(model, x, y) if hasattr(perturb, "run") else None
+            images = perturb(model, x, y) if result is None else result.images
+            fooled.append(classes_of(model, ops.convert_to_numpy(images)) != y)
+            if result is not None:
+                iterations.append(result.iterations[fooled[-1]])
+        seconds = time.perf_counter() - started
+        examples = sum(map(len, fooled))
+        row = {"model": name, "examples": examples, "fooling_rate": _share(fooled)}
+        if hasattr(perturb, "run"):
+            taken = np.concatenate([[], *iterations])
+            for kind in ("mean", "median"):
+                row[f"{kind}_iterations"] = float(getattr(np, kind)(taken)) if taken.size else float("nan")
+        rows.append({**row, "seconds_per_example": seconds / examples if examples else float("nan")})
+    return Table(rows)
+
+
+def position_map(model, attack, dataset, grid):
+    """Fooling rate of a patch at every position of a grid (thesis Fig. 7.6).
+
+    Args:
+        model: callable ``x (b, H, W, C) → scores (b, M)``.
+        attack: PatchAttack; its positions are set.
+        dataset: iterable of batches ``(x, y)`` with class ids ``y (b,)``; or one pair of arrays.
+        grid: PatchGrid.
+
+    Returns:
+        Array ``(rows, columns)`` of floats in [0, 1], of the images classified correctly; NaN if there are none.
+    """
+    batches = classified_correctly({"model": model}, dataset)
+    rates = []
+    for position in grid.positions:
+        there = dataclasses.replace(attack, positions=position[None])
+        rates.append(_share([classes_of(model, there(model, x, y)) != y for x, y in batches]))
+    return np.reshape(rates, (grid.rows, grid.columns))
+
+
+def shift_table(model, x, y, result, shifts):
+    """Whether patches still fool a model that are moved on the image they were made on (thesis Table 7.4).
+
+    Args:
+        model: callable ``x (b, H, W, C) → scores (b, M)``.
+        x: clean images ``(b, H, W, C)``, all classified correctly.
+        y: class ids ``(b,)``.
+        result: PatchResult for them.
+        shifts: list of pairs of ints ``(dy, dx)``, pixels downwards and to the right.
+
+    Returns:
+        Table, a row for each shift: ``dy``, ``dx``, ``examples`` and ``fooling_rate``, of the images on which the moved
+        patches still lie wholly; NaN if there are none.
+    """
+    rows = []
+    room = np.array(x.shape[1:3]) - result.patches.shape[-3:-1]
+    for shift in shifts:
+        moved = result.positions + np.array(shift)
+        fits = np.all((moved >= 0) & (moved <= room), axis=(1, 2))
+        patches = result.patches[fits] if result.patches.ndim == 5 else result.patches
+        fooled = classes_of(model, apply_patch(x[fits], patches, moved[fits])) != y[fits] if fits.any() else []
+        rows.append({"dy": shift[0], "dx": shift[1], "examples": int(fits.sum()), "fooling_rate": _share([fooled])})
+    return Table(rows)
+
+
+def patch_transfer(models, x, y, results):
+    """Whether patches fool other models on the same image, and the same model on other images (Tables 7.7, 7.8).
+
+    Args:
+        models: dict from names to callables ``x (b, H, W, C) → scores (b, M)``.
+        x: clean images ``(b, H, W, C)``, all classified correctly by all models.
+        y: class ids ``(b,)``.
+        results: dict from the same names to PatchResult for these images, of patches for each.
+
+    Returns:
+        Table, a row for each model that patches were made on: ``made_on``; its fooling rates on all, by name; and
+        ``other_images``, the fooling rate on it with the patches of each image put on the next image.
+
+    Raises:
+        ValueError: for results of universal patches, which are those of all images.
+    """
+    rows = []
+    for name, result in results.items():
+        if result.patches.ndim != 5:
+            raise ValueError("Expected results with patches for each image; received a universal patch.")
+        there = {target: _share([classes_of(model, result.images) != y]) for target, model in models.items()}
+        moved = apply_patch(x, np.roll(result.patches, 1, axis=0), np.roll(result.positions, 1, axis=0))
+        rows.append({"made_on": name, **there, "other_images": _share([classes_of(models[name], moved) != y])})
+    return Table(rows)
+
+
+def patch_share(maps, positions, patch_size):
+    """How much of an explanation lies on patches (thesis Table 7.3, SUM and MAX).
+
+    Args:
+        maps: explanations ``(b, H, W)``, whose absolute values count.
+        positions: ints ``(b, n, 2)``, as PatchResult has them.
+        patch_size: int, or pair of ints ``(h, w)``.
+
+    Returns:
+        Pair of arrays ``(b,)``: the share of the sum that lies inside the patches, 0 where the map is zero; and whether
+        the largest value does.
+
+    Raises:
+        ValueError: for maps of another shape or that are not finite, and patches that cross the border.
+    """
+    maps = np.abs(finite_array(maps, "maps", "(batch, height, width)", 3))[..., None]
+    blank = cut_patches(np.zeros_like(maps), positions, patch_size)
+    outside = apply_patch(maps, blank, positions)  # overlapping patches count once
+    total, rest = (one.sum(axis=(1, 2, 3), dtype="float64") for one in (maps, outside))
+    share = np.divide(total - rest, total, where=total > 0, out=np.zeros(len(maps)))
+    inside = np.where(outside == 0, maps, 0).max(axis=(1, 2, 3))
+    return share, (inside >= maps.max(axis=(1, 2, 3))) & (total > 0)
+
+
+def _share(fooled):
+    fooled = np.concatenate([[], *fooled])
+    return float(fooled.mean()) if fooled.size else float("nan")

@@ -1,0 +1,226 @@
+"""Where patches lie on images, and images with patches on them; a position is the pixel ``(top, left)`` of a patch."""
+
+import dataclasses
+
+import numpy as np
+
+_TRIES = 1000  # at positions that do not overlap
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchGrid:
+    """The patches that an image is cut into, in rows from the top left; those that would cross the border are left out.
+
+    Args:
+        image_shape: ints ``(H, W)`` or ``(H, W, C)``.
+        patch_size: int, or pair of ints ``(h, w)``.
+        offset: pair of ints from 0, where the first patch begins; ``(0, 0)`` is aligned with the patches of a vision
+            transformer of that patch size.
+
+    Raises:
+        ValueError: for sizes that are none, and patches of which none fits.
+
+    Example::
+
+        grid = PatchGrid((224, 224), 16)
+        attacked = apply_patch(images, np.load("patch.npy"), grid.positions[[105]])
+    """
+
+    image_shape: tuple
+    patch_size: int | tuple
+    _: dataclasses.KW_ONLY
+    offset: tuple = (0, 0)
+
+    def __post_init__(self):
+        object.__setattr__(self, "image_shape", pair(tuple(self.image_shape)[:2], "image_shape"))
+        object.__setattr__(self, "patch_size", pair(self.patch_size, "patch_size"))
+        object.__setattr__(self, "offset", pair(self.offset, "offset", lowest=0))
+        if not len(self):
+            raise ValueError(
+                f"A patch must fit into the image; received patches of {self.patch_size} from {self.offset} in images "
+                f"of {self.image_shape}."
+            )
+
+    @property
+    def rows(self):
+        """Patches from top to bottom, int."""
+        return self._count(0)
+
+    @property
+    def columns(self):
+        """Patches from left to right, int."""
+        return self._count(1)
+
+    def __len__(self):
+        return self.rows * self.columns
+
+    @property
+    def positions(self):
+        """Positions of all patches, row by row, int array ``(rows columns, 2)``."""
+        cells = np.stack(np.divmod(np.arange(len(self)), self.columns), axis=-1)
+        return cells * self.patch_size + np.array(self.offset)
+
+    @property
+    def boxes(self):
+        """Boxes ``(top, left, bottom, right)`` of all patches, the ends excluded, int array ``(rows columns, 4)``."""
+        return np.concatenate([self.positions, self.positions + self.patch_size], axis=-1)
+
+    def draw(self, batch, num_patches=1, *, seed=0):
+        """Different patches for each image, drawn at random; those of image ``k`` depend on the seed and ``k`` only.
+
+        Args:
+            batch: int, number of images.
+            num_patches: int from 0 to ``rows columns``.
+            seed: int, or sequence of ints.
+
+        Returns:
+            Indices into ``positions``, int array ``(batch, num_patches)``.
+
+        Raises:
+            ValueError: for more patches than there are.
+        """
+        if not 0 <= num_patches <= len(self):
+            raise ValueError(f"num_patches must lie between 0 and {len(self)}, all there are; received {num_patches}.")
+        drawn = [_random(seed, k).permutation(len(self))[:num_patches] for k in range(batch)]
+        return np.reshape(np.array(drawn, int), (batch, num_patches))
+
+    def _count(self, axis):
+        return max(0, (self.image_shape[axis] - self.offset[axis]) // self.patch_size[axis])
+
+
+def random_positions(image_shape, patch_size, batch, num_patches=1, *, seed=0):
+    """Positions anywhere on each image, not aligned, of patches that do not overlap.
+
+    Args:
+        image_shape: ints ``(H, W)`` or ``(H, W, C)``.
+        patch_size: int, or pair of ints ``(h, w)``.
+        batch: int, number of images.
+        num_patches: int.
+        seed: int, or sequence of ints; the positions of image ``k`` depend on it and ``k`` only.
+
+    Returns:
+        int array ``(batch, num_patches, 2)``.
+
+    Raises:
+        ValueError: if the patches do not fit, or after 1,000 tries always overlapped.
+    """
+    grid = PatchGrid(image_shape, patch_size)
+    room = np.array(grid.image_shape) - grid.patch_size + 1
+    found = np.zeros((batch, num_patches, 2), int)
+    for k in range(batch):
+        random = _random(seed, k)
+        for _ in range(_TRIES):
+            found[k] = random.integers(room, size=(num_patches, 2))
+            apart = np.any(np.abs(found[k][:, None] - found[k]) >= grid.patch_size, axis=-1)
+            if np.all(apart | np.eye(num_patches, dtype=bool)):
+                break
+        else:
+            raise ValueError(
+                f"{num_patches} patches of {grid.patch_size} on images of {grid.image_shape} overlapped {_TRIES} times "
+                "in a row; take fewer or smaller ones, or positions of a PatchGrid."
+            )
+    return found
+
+
+def apply_patch(images, patch, positions):
+    """Images with patches in place of their pixels; where patches overlap, the last is seen.
+
+    Args:
+        images: ``(b, H, W, C)``.
+        patch: one patch ``(h, w, C)`` for all positions; ``(n, h, w, C)``, one per position; or ``(b, n, h, w, C)``,
+            those of each image.
+        positions: ints, one position ``(2,)``; ``(n, 2)``, those of every image; or ``(b, n, 2)``, those of each image.
+
+    Returns:
+        Array of the shape and dtype of ``images``, which stay as they are.
+
+    Raises:
+        ValueError: for shapes that do not fit, and patches that cross the border.
+    """
+    images, patch = np.array(images), np.asarray(patch)
+    if images.ndim != 4:
+        raise ValueError(f"Images must have shape (batch, height, width, channels); received {images.shape}.")
+    if patch.ndim not in (3, 4, 5) or patch.shape[-1] != images.shape[-1]:
+        raise ValueError(
+            f"A patch must have shape (h, w, {images.shape[-1]}), (n, h, w, {images.shape[-1]}) or (batch, n, h, w, "
+            f"{images.shape[-1]}); received {patch.shape}."
+        )
+    size = patch.shape[-3:-1]
+    positions = check_positions(positions, size, images.shape)
+    wanted = (*positions.shape[:2], *patch.shape[-3:])
+    try:
+        patches = np.broadcast_to(patch, wanted)
+    except ValueError:
+        raise ValueError(
+            f"Expected a patch for each of {wanted[1]} positions, and if each image has its own, for {wanted[0]} "
+            f"images; received patches {patch.shape}."
+        ) from None
+    for k in range(wanted[1]):
+        images[_pixels(positions[:, k], size)] = patches[:, k]
+    return images
+
+
+def cut_patches(images, positions, patch_size):
+    """What lies at given positions of images.
+
+    Args:
+        images: ``(b, H, W, C)``.
+        positions: see ``apply_patch``.
+        patch_size: int, or pair of ints ``(h, w)``.
+
+    Returns:
+        Patches ``(b, n, h, w, C)`` as ``apply_patch`` takes them.
+
+    Raises:
+        ValueError: for patches that cross the border.
+    """
+    images, size = np.asarray(images), pair(patch_size, "patch_size")
+    positions = check_positions(positions, size, images.shape)
+    found = np.empty((*positions.shape[:2], *size, images.shape[-1]), images.dtype)
+    for k in range(positions.shape[1]):
+        found[:, k] = images[_pixels(positions[:, k], size)]
+    return found
+
+
+def check_positions(positions, patch_size, shape):
+    """Positions of patches on images ``shape = (b, H, W, C)``, as an int array ``(b, n, 2)``.
+
+    Raises:
+        ValueError: for other shapes, numbers that are no integers, and patches that cross the border.
+    """
+    found = np.asarray(positions)
+    if not np.issubdtype(found.dtype, np.integer) or found.ndim not in (1, 2, 3) or found.shape[-1] != 2:
+        raise ValueError(
+            f"Positions must be integers of shape (2,), (n, 2) or ({shape[0]}, n, 2), the pixel (top, left) of each "
+            f"patch; received {found.dtype} of shape {found.shape}."
+        )
+    found = found[None] if found.ndim == 1 else found
+    if found.ndim == 3 and len(found) != shape[0]:
+        raise ValueError(f"Expected positions for {shape[0]} images; received {len(found)}.")
+    room = np.array(shape[1:3]) - patch_size
+    outside = np.any((found < 0) | (found > room), axis=-1)
+    if outside.any():
+        raise ValueError(
+            f"Patches of {tuple(patch_size)} must lie within images of {tuple(shape[1:3])}; received the position "
+            f"{tuple(found[outside][0].tolist())}."
+        )
+    return np.broadcast_to(found, (shape[0], *found.shape[-2:]))
+
+
+def pair(value, name, lowest=1):
+    """A pair of ints, of one int or a pair; the message calls it ``name``."""
+    both = (value, value) if np.ndim(value) == 0 else tuple(value)
+    if len(both) != 2 or not all(isinstance(one, int | np.integer) and one >= lowest for one in both):
+        raise ValueError(f"{name} must be an integer from {lowest}, or a pair of such; received {value}.")
+    return int(both[0]), int(both[1])
+
+
+def _pixels(positions, size):
+    """Indices of the pixels of one patch per image, at positions ``(b, 2)``."""
+    rows = positions[:, 0, None] + np.arange(size[0])
+    columns = positions[:, 1, None] + np.arange(size[1])
+    return np.arange(len(positions))[:, None, None], rows[:, :, None], columns[:, None, :]
+
+
+def _random(seed, k):
+    return np.random.default_rng([*np.atleast_1d(seed), k])

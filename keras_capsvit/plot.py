@@ -1,4 +1,4 @@
-"""Pictures: heat maps over images, explainers side by side, sweeps through a decoder, adversarial images, and histograms of votes."""
+"""Pictures: heat maps over images, explainers side by side, sweeps through a decoder, adversarial images, votes."""
 
 import textwrap
 

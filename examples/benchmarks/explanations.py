@@ -12,6 +12,7 @@ import argparse
 import importlib
 import os
 import statistics
+import sys
 import time
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -63,16 +64,18 @@ def perturbation(model, images, patch):
     y = model.predict(x, verbose=0).argmax(axis=-1)
     regions = (x.shape[1] // patch) * (x.shape[2] // patch)
     rows = {}
+    sys.modules["zennit"] = None  # Quantus imports it for explanations that are not needed here
     try:
         quantus = importlib.import_module("quantus")
     except ImportError:
         print("  Quantus is not installed")
     else:
+        judged = keras.Sequential([keras.Input(x.shape[1:]), model, keras.layers.Activation("linear")])
         metric = quantus.RegionPerturbation(
-            patch_size=patch, regions_evaluation=regions, perturb_baseline="uniform", disable_warnings=True
+            patch_size=patch, regions_evaluation=regions, perturb_baseline="uniform", normalise=False
         )
-        settings = {"model": model, "x_batch": x, "y_batch": y, "a_batch": maps[..., None], "softmax": False}
-        rows["Quantus"] = lambda: metric(**settings, channel_first=False, batch_size=images)
+        settings = {"a_batch": maps[:, None], "channel_first": False, "softmax": False, "batch_size": images}
+        rows["Quantus"] = lambda: metric(judged, x, y, **settings)
     rows["evaluate.aopc"] = lambda: evaluate.aopc(model, x, maps, patch=patch, steps=regions, target=y)
     return rows
 

@@ -63,7 +63,7 @@ class PatchGrid:
     @property
     def boxes(self):
         """Boxes ``(top, left, bottom, right)`` of all patches, the ends excluded, int array ``(rows columns, 4)``."""
-        return np.concatenate([self.positions, self.positions + self.patch_size], axis=-1)
+        return boxes(self.positions, self.patch_size)
 
     def draw(self, batch, num_patches=1, *, seed=0):
         """Different patches for each image, drawn at random; those of image ``k`` depend on the seed and ``k`` only.
@@ -86,6 +86,20 @@ class PatchGrid:
 
     def _count(self, axis):
         return max(0, (self.image_shape[axis] - self.offset[axis]) // self.patch_size[axis])
+
+
+def boxes(positions, patch_size):
+    """Boxes of patches, such as ``evaluate.patch_share`` and ``pointing_game`` take.
+
+    Args:
+        positions: ints ``(..., 2)``.
+        patch_size: int, or pair of ints ``(h, w)``.
+
+    Returns:
+        int array ``(..., 4)``: top, left, bottom, right, the last two excluded.
+    """
+    positions = np.asarray(positions)
+    return np.concatenate([positions, positions + pair(patch_size, "patch_size")], axis=-1)
 
 
 def random_positions(image_shape, patch_size, batch, num_patches=1, *, seed=0):

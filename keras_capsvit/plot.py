@@ -1,4 +1,6 @@
-"""Pictures: heat maps over images, sweeps through a decoder, adversarial images, and histograms of votes."""
+"""Pictures: heat maps over images, explainers side by side, sweeps through a decoder, adversarial images, votes."""
+
+import textwrap
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -71,6 +73,55 @@ def grid(images, maps, *, titles=None, columns=8, cmap="jet", label="attention")
         drawn = overlay(image, heatmap, ax=axes[2 * row + 1, column], cmap=cmap, vmin=maps.min(), vmax=maps.max())
     bar = figure.colorbar(drawn, ax=axes, shrink=0.8, aspect=30, pad=0.01)
     bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    bar.solids.set(alpha=1)
+    return figure
+
+
+def comparison(images, maps, *, titles=None, label="relevance"):
+    """A row per image: the image, then the map of each explainer over it, all on one fixed colour scale.
+
+    Explainers have units of their own, so every map is divided by the 99.5 % quantile of its magnitudes and clipped.
+    The scale is [0, 1], or [-1, 1] if any map has negative values; a column shows where, not how much, relevance lies.
+
+    Args:
+        images: array ``(n, H, W, C)`` in [0, 1].
+        maps: dict from names of explainers to arrays ``(n, H, W)``.
+        titles: n strings over the images, such as class names; or None. Long ones are wrapped.
+        label: str, name of the mapped quantity, beside the colour bar.
+
+    Returns:
+        matplotlib Figure (``.savefig(path)``).
+
+    Raises:
+        ValueError: for no images or explainers, maps of another shape or not finite, or titles of another number.
+    """
+    images, maps = np.asarray(images), {name: np.asarray(one, "float64") for name, one in maps.items()}
+    shapes = {name: one.shape for name, one in maps.items()}
+    if images.ndim != 4 or not images.size or set(shapes.values()) != {images.shape[:3]}:
+        raise ValueError(
+            f"Expected images of shape (n, height, width, channels), at least 1, and maps (n, height, width) of the "
+            f"same; received {images.shape} and {shapes}."
+        )
+    titles = [""] * len(images) if titles is None else list(titles)
+    if len(titles) != len(images):
+        raise ValueError(f"Expected {len(images)} titles; received {len(titles)}.")
+    lowest, cmap = (-1, "seismic") if any((one < 0).any() for one in maps.values()) else (0, "jet")
+    shape = (len(images), 1 + len(maps))
+    figure = Figure(figsize=(1.5 * shape[1] + 0.9, 1.75 * shape[0] + 0.2), layout="constrained")
+    axes = figure.subplots(*shape, squeeze=False)
+    for row, image, title in zip(axes, images, titles, strict=True):
+        _show(row[0], image)
+        row[0].set_title(textwrap.fill(title, 18), fontsize=8)
+    for ax, name in zip(axes[0, 1:], maps, strict=True):
+        ax.set_title(textwrap.fill(name, 18), fontsize=8)
+    for column, found in zip(axes[:, 1:].T, maps.values(), strict=True):
+        for ax, image, one in zip(column, images, found, strict=True):
+            pale = 0.4 + 0.6 * image.mean(axis=-1)
+            shown = (one / (np.quantile(np.abs(one), 0.995) or np.abs(one).max() or 1)).clip(-1, 1)
+            drawn = overlay(pale, shown, ax=ax, alpha=0.7, cmap=cmap, vmin=lowest, vmax=1)
+    bar = figure.colorbar(drawn, ax=axes, shrink=min(1, 3 / shape[0]), aspect=30, pad=0.01)
+    bar.set_label(f"{label} / its 99.5 % quantile", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     bar.solids.set(alpha=1)
     return figure

@@ -8,7 +8,7 @@ import pytest
 from keras import ops
 
 from keras_capsvit import attacks, evaluate
-from keras_capsvit.patches import PatchGrid, apply_patch
+from keras_capsvit.patches import PatchGrid, apply_patch, boxes
 
 # Class 1 where the pixel at PLACE is bright.
 X = np.zeros((8, 6, 6, 1), "float32")
@@ -124,12 +124,8 @@ def test_the_share_of_a_map_on_its_patches():
     maps = np.zeros((3, 6, 6))
     maps[0, 0, 0], maps[0, 5, 5] = -3, 1
     maps[1, 5, 5], maps[1, 1, 1] = 3, 1
-    places = np.array([[[0, 0], [1, 1]]] * 3)  # they overlap
-    share, largest = evaluate.patch_share(maps, places, 2)
-    np.testing.assert_allclose(share, [0.75, 0.25, 0])
-    assert largest.tolist() == [True, False, False]
-    share, largest = evaluate.patch_share(np.ones((3, 6, 6)), places, 2)
-    np.testing.assert_allclose(share, 7 / 36)
-    assert largest.all()
-    with pytest.raises(ValueError, match="Expected maps of shape"):
-        evaluate.patch_share(maps[0], places, 2)
+    places = boxes(np.array([[[0, 0], [1, 1]]] * 3), 2)  # they overlap
+    found = evaluate.patch_share(maps, places)
+    np.testing.assert_allclose(found["sum"], [0.75, 0.25, 0])
+    assert found["max"].tolist() == [1, 0, 0]
+    np.testing.assert_allclose(evaluate.patch_share(np.ones((3, 6, 6)), places)["sum"], 7 / 36)

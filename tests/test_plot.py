@@ -1,5 +1,8 @@
+import itertools
+
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from keras_capsvit import plot
 
@@ -112,3 +115,53 @@ def test_vote_histograms_bin_by_cosine(tmp_path):
     figure.savefig(tmp_path / "votes.png")
     with pytest.raises(ValueError, match="at least one set"):
         plot.vote_histograms({})
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_comparison_draws_images_times_explainers_on_a_fixed_scale(tmp_path, channels, signed):
+    images = rng.uniform(size=(2, 20, 21, channels))
+    maps = {
+        "large": 1000 * rng.uniform(size=(2, 20, 21)),
+        "small": rng.uniform(size=(2, 20, 21)) - (0.5 if signed else 0),
+    }
+    maps["spike"] = np.zeros((2, 20, 21))
+    maps["spike"][0, 3, 3] = 5
+    figure = plot.comparison(images, maps, titles=["cat", "a dog with a very long name"])
+    axes = np.array([ax for ax in figure.axes if ax.images]).reshape(2, 4)
+    assert [ax.get_title() for ax in axes[0]] == ["cat", *maps]
+    assert [ax.get_title() for ax in axes[1]] == ["a dog with a very\nlong name", "", "", ""]
+    overlays = np.array([ax.images[1] for ax in axes[:, 1:].flat]).reshape(2, 3)
+    assert {overlay.get_clim() for overlay in overlays.flat} == {(-1, 1) if signed else (0, 1)}
+    for row, column in np.ndindex(2, 2):
+        one = list(maps.values())[column][row]
+        expected = (one / np.quantile(np.abs(one), 0.995)).clip(-1, 1)
+        np.testing.assert_allclose(overlays[row, column].get_array(), expected)
+    np.testing.assert_array_equal(overlays[0, 2].get_array(), maps["spike"][0] / 5)
+    np.testing.assert_array_equal(overlays[1, 2].get_array(), 0)
+    figure.savefig(tmp_path / "comparison.png")
+    assert not overlapping(figure)
+
+
+def overlapping(figure):
+    """Pairs of texts of a drawn figure that overlap."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    shown = (
+        [ax.title for ax in figure.axes] + [ax.yaxis.label for ax in figure.axes] + figure.axes[-1].get_yticklabels()
+    )
+    texts = [text for text in shown if text.get_text()]
+    boxes = [text.get_window_extent(renderer) for text in texts]
+    pairs = itertools.combinations(zip(texts, boxes, strict=True), 2)
+    return [(a.get_text(), b.get_text()) for (a, first), (b, second) in pairs if first.overlaps(second)]
+
+
+def test_comparison_says_what_is_wrong():
+    images, maps = np.zeros((2, 4, 4, 1)), np.zeros((2, 4, 4))
+    for wrong in ({}, {"a": maps[:1]}, {"a": maps, "b": maps[..., None]}):
+        with pytest.raises(ValueError, match=r"maps \(n, height, width\) of the same; received \(2, 4, 4, 1\)"):
+            plot.comparison(images, wrong)
+    with pytest.raises(ValueError, match="Expected 2 titles; received 1"):
+        plot.comparison(images, {"a": maps}, titles=["one"])
+    with pytest.raises(ValueError, match="finite heat map"):
+        plot.comparison(images, {"a": maps + np.nan})

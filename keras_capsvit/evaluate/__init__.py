@@ -1,14 +1,16 @@
-"""Measurements of trained models, given as callables: robustness, and what representations show, with figures."""
+"""Measurements: of trained models, given as callables, of representations, and of explanations, given as maps."""
 
+from keras_capsvit.evaluate.compare import compare
 from keras_capsvit.evaluate.detection import Detection, detection, detection_threshold
+from keras_capsvit.evaluate.localisation import patch_share, pointing_game
 from keras_capsvit.evaluate.patches import (
     classified_correctly,
     fooling_rate,
-    patch_share,
     patch_transfer,
     position_map,
     shift_table,
 )
+from keras_capsvit.evaluate.perturbation import PerturbationCurve, ablation_drop, aopc, neuron_ablation
 from keras_capsvit.evaluate.representation import FACTORS, OFFSETS, compactness, sweep, vary
 from keras_capsvit.evaluate.robustness import (
     Robustness,
@@ -20,6 +22,12 @@ from keras_capsvit.evaluate.robustness import (
     success_rate,
     transfer_matrix,
 )
+from keras_capsvit.evaluate.sanity import (
+    class_sensitivity,
+    conservation,
+    parameter_randomization,
+    rank_correlation,
+)
 from keras_capsvit.evaluate.table import Table, versions
 from keras_capsvit.evaluate.votes import agreement, vote_gradients, vote_statistics
 
@@ -27,20 +35,30 @@ __all__ = [
     "FACTORS",
     "OFFSETS",
     "Detection",
+    "PerturbationCurve",
     "Robustness",
     "Table",
+    "ablation_drop",
     "agreement",
+    "aopc",
     "attack_table",
+    "class_sensitivity",
     "classified_correctly",
     "compactness",
+    "compare",
+    "conservation",
     "detection",
     "detection_threshold",
     "fooling_rate",
+    "neuron_ablation",
+    "parameter_randomization",
     "patch_share",
     "patch_transfer",
     "perturbation_norms",
+    "pointing_game",
     "position_map",
     "random_targets",
+    "rank_correlation",
     "robust_accuracy",
     "robustness",
     "shift_table",

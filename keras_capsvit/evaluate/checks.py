@@ -34,3 +34,21 @@ def expect(what, shape, received):
     if tuple(getattr(received, "shape", ())) != shape:
         found = getattr(received, "shape", type(received).__name__)
         raise ValueError(f"{what}, of shape {shape}; received {found}.")
+
+
+def image_maps(maps, x=None):
+    """Maps ``(b, H, W)`` as a finite float32 array; with images ``(b, H, W, C)``, both, of the same size."""
+    maps = finite_array(maps, "maps", "(b, H, W)", 3)
+    if x is None:
+        return maps
+    x = finite_array(x, "images", "(b, H, W, C)", 4)
+    if maps.shape != x.shape[:3]:
+        raise ValueError(f"Expected a map of shape {x.shape[1:3]} for each of {len(x)} images; received {maps.shape}.")
+    return maps, x
+
+
+def positive_int(name, value, most=None):
+    """Refuse what is no integer from 1, to ``most`` if given."""
+    if not isinstance(value, int | np.integer) or value < 1 or (most is not None and value > most):
+        limit = "" if most is None else f" to {most}"
+        raise ValueError(f"{name} must be an integer from 1{limit}; received {value!r}.")

@@ -6,10 +6,9 @@ import time
 import numpy as np
 from keras import ops
 
-from keras_capsvit.evaluate.checks import finite_array
 from keras_capsvit.evaluate.robustness import batches_of, classes_of
 from keras_capsvit.evaluate.table import Table
-from keras_capsvit.patches import apply_patch, cut_patches
+from keras_capsvit.patches import apply_patch
 
 
 def classified_correctly(models, dataset):
@@ -140,30 +139,6 @@ def patch_transfer(models, x, y, results):
         moved = apply_patch(x, np.roll(result.patches, 1, axis=0), np.roll(result.positions, 1, axis=0))
         rows.append({"made_on": name, **there, "other_images": _share([classes_of(models[name], moved) != y])})
     return Table(rows)
-
-
-def patch_share(maps, positions, patch_size):
-    """How much of an explanation lies on patches (thesis Table 7.3, SUM and MAX).
-
-    Args:
-        maps: explanations ``(b, H, W)``, whose absolute values count.
-        positions: ints ``(b, n, 2)``, as PatchResult has them.
-        patch_size: int, or pair of ints ``(h, w)``.
-
-    Returns:
-        Pair of arrays ``(b,)``: the share of the sum that lies inside the patches, 0 where the map is zero; and whether
-        the largest value does.
-
-    Raises:
-        ValueError: for maps of another shape or that are not finite, and patches that cross the border.
-    """
-    maps = np.abs(finite_array(maps, "maps", "(batch, height, width)", 3))[..., None]
-    blank = cut_patches(np.zeros_like(maps), positions, patch_size)
-    outside = apply_patch(maps, blank, positions)  # overlapping patches count once
-    total, rest = (one.sum(axis=(1, 2, 3), dtype="float64") for one in (maps, outside))
-    share = np.divide(total - rest, total, where=total > 0, out=np.zeros(len(maps)))
-    inside = np.where(outside == 0, maps, 0).max(axis=(1, 2, 3))
-    return share, (inside >= maps.max(axis=(1, 2, 3))) & (total > 0)
 
 
 def _share(fooled):

@@ -209,11 +209,15 @@ def batches_of(dataset):
         yield ops.convert_to_numpy(x), ops.convert_to_numpy(y)
 
 
+def scores_of(model, x):
+    """Scores ``(b, M)`` of images ``x``, NumPy; a Keras model runs compiled, another callable as it is."""
+    compiled = isinstance(model, keras.Model) and len(x)
+    return model.predict_on_batch(x) if compiled else ops.convert_to_numpy(model(ops.convert_to_tensor(x)))
+
+
 def classes_of(model, x):
     """Class ids ``(b,)`` of the highest scores of images ``x``, NumPy."""
-    compiled = isinstance(model, keras.Model) and len(x)
-    scores = model.predict_on_batch(x) if compiled else ops.convert_to_numpy(model(ops.convert_to_tensor(x)))
-    return scores.argmax(axis=-1)
+    return scores_of(model, x).argmax(axis=-1)
 
 
 def _fools(model, x, y, targeted):

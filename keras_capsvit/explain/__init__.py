@@ -1,6 +1,29 @@
 """Explainers: callables ``explainer(x, target=None)`` from images ``(b, H, W, C)`` to maps ``(b, H, W)``."""
 
-from keras_capsvit.explain.attention import GraphAttention
+from keras_capsvit.explain.attention import FeatureMapAttention, GraphAttention
+from keras_capsvit.explain.base import Explainer
+from keras_capsvit.explain.baselines import RandomMap
 from keras_capsvit.explain.contrastive import CLRP, LRP, register_rule
+from keras_capsvit.explain.gradients import InputXGradient, IntegratedGradients, Saliency, SmoothGrad
+from keras_capsvit.explain.guided import DeconvNet, GuidedBackprop
+from keras_capsvit.explain.vis import GradCAM, GradCAMPlusPlus, LayerCAM, ScoreCAM
 
-__all__ = ["CLRP", "LRP", "GraphAttention", "register_rule"]
+__all__ = [
+    "CLRP",
+    "LRP",
+    "DeconvNet",
+    "Explainer",
+    "FeatureMapAttention",
+    "GradCAM",
+    "GradCAMPlusPlus",
+    "GraphAttention",
+    "GuidedBackprop",
+    "InputXGradient",
+    "IntegratedGradients",
+    "LayerCAM",
+    "RandomMap",
+    "Saliency",
+    "ScoreCAM",
+    "SmoothGrad",
+    "register_rule",
+]

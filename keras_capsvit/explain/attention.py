@@ -1,17 +1,22 @@
-"""Explanations that a model computes anyway: its attention."""
+"""Explanations that a model computes anyway: its attention, its features."""
 
-import numpy as np
+import keras
 from keras import ops
 
-from keras_capsvit.taps import tap
+from keras_capsvit import autodiff
+from keras_capsvit.explain.base import PREDICTED, ModelExplainer, enlarged, in_batches, without_training
+from keras_capsvit.taps import names, tap
 
 
-class GraphAttention:
+class GraphAttention(ModelExplainer):
     """Built-in explanation of a graph capsule network: its attention, averaged over heads (thesis Eq. 3.7).
 
     Args:
         model: live or served model with the taps ``attention (b, h, w, l, M)`` and ``lengths``.
         batch_size: int, images per pass.
+
+    Call: see Explainer. A map is the attention of the ``h w`` nodes, enlarged bilinearly; on the node grid it sums to
+    1. With a ``target`` the class capsules are not computed.
 
     Raises:
         ValueError: if the model has no attention tap.
@@ -23,46 +28,75 @@ class GraphAttention:
     """
 
     def __init__(self, model, *, batch_size=128):
-        self.batch_size = batch_size
-        self._forward = tap(model, ["lengths", "attention"])
+        both, attention = tap(model, ["lengths", "attention"]), tap(model, "attention")
+        super().__init__(model, batch_size)
 
-    def __call__(self, x, target=None):
-        """Explain images.
+        def of_predicted(x):
+            lengths, found = both(x)
+            return _attention_map(found, ops.argmax(lengths, axis=-1), ops.shape(x)[1:3])
 
-        Args:
-            x: images ``(b, H, W, C)`` in [0, 1].
-            target: class id, ids ``(b,)``, or None for the predicted class.
+        def of_target(x, ids):
+            return _attention_map(attention(x), ids, ops.shape(x)[1:3])
 
-        Returns:
-            NumPy array ``(b, H, W)``: the attention of the ``h w`` nodes, enlarged bilinearly. On the node grid a map
-            sums to 1.
+        self._of_predicted = autodiff.compile(of_predicted, self.variables)
+        self._of_target = autodiff.compile(of_target, self.variables)
 
-        Raises:
-            ValueError: for images of another rank, or a target out of range.
-        """
-        x = np.asarray(x, dtype="float32")
-        if x.ndim != 4:
-            raise ValueError(f"Expected images of shape (batch, height, width, channels); received {x.shape}.")
-        maps = []
-        for start in range(0, len(x), self.batch_size):
-            lengths, attention = self._forward(x[start : start + self.batch_size])
-            lengths = ops.convert_to_numpy(lengths)
-            chosen = lengths.argmax(-1) if target is None else _ids(target, len(x))[start : start + self.batch_size]
-            if chosen.min() < 0 or chosen.max() >= lengths.shape[-1]:
-                raise ValueError(
-                    f"Expected targets between 0 and {lengths.shape[-1] - 1}; received values between "
-                    f"{chosen.min()} and {chosen.max()}."
-                )
-            mean = ops.convert_to_numpy(ops.mean(attention, axis=3)).astype("float32")
-            mean = np.take_along_axis(mean, chosen[:, None, None, None], axis=-1)
-            maps.append(ops.convert_to_numpy(ops.image.resize(mean, x.shape[1:3], data_format="channels_last"))[..., 0])
-        return np.concatenate(maps) if maps else np.zeros(x.shape[:3], "float32")
+    def attributions(self, x, ids):
+        def maps(part):
+            return self._of_predicted(x[part]) if PREDICTED in ids else self._of_target(x[part], ids[part])
+
+        return in_batches(maps, len(x), self.batch_size)
 
 
-def _ids(target, batch):
-    ids = np.asarray(target)
-    if ids.shape not in ((), (batch,)) or not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(
-            f"target must be a class id or integer ids of shape ({batch},); received shape {ids.shape} of {ids.dtype}."
+def _attention_map(attention, ids, size):
+    mean = ops.mean(ops.cast(attention, "float32"), axis=3)
+    chosen = ops.one_hot(ids, mean.shape[-1], dtype="float32")[:, None, None]
+    return enlarged(ops.sum(mean * chosen, axis=-1), size)
+
+
+class FeatureMapAttention(ModelExplainer):
+    """Feature map attention: the mean over channels of the last feature map, enlarged bilinearly (thesis 7.4).
+
+    Args:
+        model: live model or served model; of one without the tap ``features``, the last layer with an output
+            ``(b, h, w, c)`` is taken.
+        layer: str, another tap or layer with such an output.
+        batch_size: int, images per pass.
+
+    Call: see Explainer. All classes have the same map.
+
+    Raises:
+        ValueError: if there is no such tap or layer; lists those that there are.
+    """
+
+    def __init__(self, model, layer=None, *, batch_size=128):
+        super().__init__(model, batch_size)
+        features = without_training(_features(model, layer))
+        self._maps = autodiff.compile(
+            lambda x: enlarged(ops.mean(features(x), axis=-1), ops.shape(x)[1:3]), self.variables
         )
-    return np.broadcast_to(ids, (batch,))
+
+    def attributions(self, x, ids):
+        return in_batches(lambda part: self._maps(x[part]), len(x), self.batch_size)
+
+
+def _features(model, layer):
+    """Callable from images to a feature map."""
+    if layer is None and "features" in names(model):
+        layer = "features"
+    if layer in names(model):
+        return tap(model, layer)
+    functional = model if isinstance(model, keras.Model) and getattr(model, "inputs", None) else None
+    layers = {one.name: one for one in functional.layers} if functional else {}
+    maps = [
+        name
+        for name, one in layers.items()
+        if not isinstance(one, keras.layers.InputLayer) and len(getattr(one.output, "shape", ())) == 4
+    ]
+    if not maps or layer not in (None, *maps):
+        raise ValueError(
+            f"Expected a tap or layer with an output (b, h, w, c); received layer={layer!r} of a model with the taps "
+            f"{names(model)} and the layers {maps}."
+        )
+    inputs = model.inputs[0] if len(model.inputs) == 1 else model.inputs
+    return keras.Model(inputs, layers[layer or maps[-1]].output)

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from keras_capsvit import taps
+from keras_capsvit.explain.base import check_finite, check_range, check_tensorflow
 
 VARIANTS = ("others", "negated")
 
@@ -101,7 +102,7 @@ class LRP:
             images, or with ``stop``, the shape of these. With several ids per image ``(b, k, ...)``.
 
         Raises:
-            ValueError: for images of another shape, or a target out of range.
+            ValueError: for images of another shape, NaN or infinite ones, or a target out of range.
         """
         x = self._checked(x)
         ids = self._ids(x, target)
@@ -110,6 +111,21 @@ class LRP:
         maps = np.concatenate(maps, axis=1) if maps else np.zeros((ids.shape[1], 0, *self._engine.stop_shape[1:]))
         maps = self._finished(np.swapaxes(maps, 0, 1))
         return maps if np.ndim(target) == 2 else maps[:, 0]
+
+    def predicted(self, x):
+        """Classes of the highest scores.
+
+        Args:
+            x: images ``(b, H, W, C)``.
+
+        Returns:
+            int32 array ``(b,)``.
+        """
+        x = self._checked(x)
+        if not len(x):
+            return np.zeros(0, "int32")
+        scores = np.asarray(self._engine.scores(x))
+        return scores.sum(axis=tuple(range(1, scores.ndim - 1))).argmax(-1).astype("int32")
 
     def report(self, x=None, target=None):
         """What is explained how, and where relevance goes.
@@ -154,15 +170,12 @@ class LRP:
         x = np.asarray(x, self._engine.dtype)
         if x.ndim != len(self._shape) or any(s not in (None, n) for n, s in zip(x.shape, self._shape, strict=True)):
             raise ValueError(f"Expected input of shape {self._shape}; received {x.shape}.")
-        return x
+        return check_finite(x)
 
     def _ids(self, x, target):
         """Ids ``(b, k)``."""
-        if target is None and not len(x):
-            return np.zeros((0, 1), "int32")
         if target is None:
-            scores = np.asarray(self._engine.scores(x))
-            return scores.sum(axis=tuple(range(1, scores.ndim - 1))).argmax(-1)[:, None].astype("int32")
+            return self.predicted(x)[:, None]
         ids = np.asarray(target)
         shapes_fit = ids.ndim == 0 or (ids.ndim in (1, 2) and len(ids) == len(x) and 0 not in ids.shape[1:])
         if not shapes_fit or not np.issubdtype(ids.dtype, np.integer):
@@ -170,16 +183,16 @@ class LRP:
                 f"target must be a class id, or integer ids of shape ({len(x)},) or ({len(x)}, k); received shape "
                 f"{ids.shape} of {ids.dtype}."
             )
-        ids, classes = ids.astype("int32"), self._engine.classes
-        if ids.size and not (ids.min() >= 0 and ids.max() < classes):
-            raise ValueError(
-                f"Expected targets between 0 and {classes - 1}; received values between {ids.min()} and {ids.max()}."
-            )
+        ids = ids.astype("int32")
+        check_range(ids, self._engine.classes)
         return ids if ids.ndim == 2 else np.broadcast_to(ids, (len(x),))[:, None]
 
     def _finished(self, maps):
         images = self._engine.to_input and maps.ndim == 5
-        return maps.sum(axis=-1) if images and not self.channels else maps
+        return self._over_channels(maps) if images and not self.channels else maps
+
+    def _over_channels(self, maps):
+        return maps.sum(axis=-1)
 
 
 class CLRP(LRP):
@@ -250,11 +263,7 @@ def register_rule(op_type, function):
 
 def _relevance():
     """The part that needs TensorFlow."""
-    if keras.backend.backend() != "tensorflow":
-        raise ValueError(
-            f"Relevance propagation needs the tensorflow backend; received {keras.backend.backend()!r}. Save the model "
-            "as .keras and load it in a process with KERAS_BACKEND=tensorflow."
-        )
+    check_tensorflow("Relevance propagation")
     from keras_capsvit.explain import relevance
 
     return relevance

@@ -1,0 +1,134 @@
+"""Explanations of a GraCapsNet against forward passes and input gradients, and AOPC against Quantus.
+
+    python examples/benchmarks/explanations.py
+    python examples/benchmarks/explanations.py --batch-size 32 --steps 5 --samples 2 --rounds 2 --images 50
+
+GraCapsNet for 28x28 images, not trained. All take turns in one process; medians, ranges, and ratios to the first row,
+which costs what an explanation should cost: a forward pass, or as many compiled input gradients as it takes. Quantus
+(``pip install quantus``) is left out where it is not installed.
+"""
+
+import argparse
+import importlib
+import os
+import statistics
+import sys
+import time
+
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+
+from keras_capsvit import GraCapsNet, autodiff, evaluate, explain, taps
+
+TARGET = 3
+
+
+def attention(model, x):
+    """Rows of the built-in explanation, the forward pass first, and what of it the attention needs."""
+    size = len(x)
+    forward = autodiff.compile(lambda x: model(x, training=False), model.variables)
+    primary = taps.tap(model, "primary_capsules")
+    capsules = autodiff.compile(lambda x: keras.ops.sum(primary(x, training=False), axis=(1, 2, 3)), model.variables)
+    explainer = explain.GraphAttention(model, batch_size=size)
+    return {
+        "model.predict": lambda: model.predict(x, batch_size=size, verbose=0),
+        "compiled forward": lambda: keras.ops.convert_to_numpy(forward(x)),
+        "primary capsules": lambda: keras.ops.convert_to_numpy(capsules(x)),
+        "GraphAttention": lambda: explainer(x, TARGET),
+        "of the predicted": lambda: explainer(x),
+    }
+
+
+def gradients(model, x, count, explainer):
+    """Rows of an explainer of so many gradients per image: as many gradients alone, and the explainer."""
+    scores = keras.ops.one_hot(TARGET, model.output_shape[-1])
+    gradient = autodiff.value_and_gradient(
+        lambda x: keras.ops.sum(model(x, training=False) * scores, axis=-1), model.variables
+    )
+
+    def alone():
+        for _ in range(count):
+            found = keras.ops.convert_to_numpy(gradient(x)[1])
+        return found
+
+    return {f"{count} gradients": alone, "explainer": lambda: explainer(x, TARGET)}
+
+
+def perturbation(model, images, patch):
+    """Rows of AOPC: Quantus's region perturbation first, then the same of this package."""
+    x = np.random.default_rng(0).uniform(size=(images, *model.input_shape[1:])).astype("float32")
+    maps = explain.RandomMap()(x)
+    y = model.predict(x, verbose=0).argmax(axis=-1)
+    regions = (x.shape[1] // patch) * (x.shape[2] // patch)
+    rows = {}
+    sys.modules["zennit"] = None  # Quantus imports it for explanations that are not needed here
+    try:
+        quantus = importlib.import_module("quantus")
+    except ImportError:
+        print("  Quantus is not installed")
+    else:
+        judged = keras.Sequential([keras.Input(x.shape[1:]), model, keras.layers.Activation("linear")])
+        metric = quantus.RegionPerturbation(
+            patch_size=patch, regions_evaluation=regions, perturb_baseline="uniform", normalise=False
+        )
+        settings = {"a_batch": maps[:, None], "channel_first": False, "softmax": False, "batch_size": images}
+        rows["Quantus"] = lambda: metric(judged, x, y, **settings)
+    rows["evaluate.aopc"] = lambda: evaluate.aopc(model, x, maps, patch=patch, steps=regions, target=y)
+    return rows
+
+
+def alternate(runs, rounds):
+    """Seconds of every run by name, in turns, after one round to trace and warm up."""
+    times = {name: [] for name in runs}
+    for turn in range(rounds + 1):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            if turn:
+                times[name].append(time.perf_counter() - started)
+    return times
+
+
+def report(title, times):
+    """Print medians, ranges and ratios to the first."""
+    print(title)
+    first = next(iter(times.values()))
+    for name, found in times.items():
+        ratio = statistics.median(found) / statistics.median(first)
+        print(f"  {name:18} {statistics.median(found):8.3f} s ({min(found):.3f} to {max(found):.3f})  {ratio:6.3f}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=50, help="of integrated gradients")
+    parser.add_argument("--samples", type=int, default=10, help="of SmoothGrad")
+    parser.add_argument("--images", type=int, default=1000, help="of AOPC; 0 leaves it out")
+    parser.add_argument("--patch", type=int, default=2, help="pixels, of AOPC; 2 makes 196 regions")
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    keras.utils.set_random_seed(0)
+    model = GraCapsNet((28, 28, 1), 10)
+    for size in sorted({1, args.batch_size}):
+        x = np.random.default_rng(0).uniform(size=(size, *model.input_shape[1:])).astype("float32")
+        report(f"built-in explanation, batch {size}", alternate(attention(model, x), args.rounds))
+    settings = {"batch_size": args.batch_size}
+    saliency = explain.Saliency(model, **settings)
+    integrated = explain.IntegratedGradients(model, steps=args.steps, **settings)
+    for title, count, explainer in (
+        ("Saliency", 1, saliency),
+        (f"SmoothGrad of Saliency, {args.samples} samples", args.samples, explain.SmoothGrad(saliency, args.samples)),
+        (f"IntegratedGradients, {args.steps} steps", args.steps, integrated),
+    ):
+        runs = gradients(model, x, count, explainer)
+        report(f"{title}, batch {args.batch_size}", alternate(runs, args.rounds))
+    if args.images:
+        runs = perturbation(model, args.images, args.patch)
+        report(f"AOPC, {args.images} images, patches of {args.patch}", alternate(runs, 1))
+
+
+if __name__ == "__main__":
+    main()

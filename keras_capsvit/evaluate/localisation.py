@@ -1,0 +1,119 @@
+"""Whether maps point at what they should: at objects in boxes or masks, or at adversarial patches."""
+
+import numpy as np
+from scipy import ndimage
+
+from keras_capsvit.evaluate.checks import image_maps
+
+
+def pointing_game(maps, where, *, threshold=None, tolerance=0):
+    """Whether maps point at the object of their class (Zhang et al. 2018; thesis 2.5.2, Fig. 2.4).
+
+    Args:
+        maps: relevance ``(b, H, W)``; take ``np.abs`` of signed maps whose sign does not matter.
+        where: objects, as a mask array ``(b, H, W)`` of bool or 0 and 1; or for each image a box ``(top, left, bottom,
+            right)`` in pixels, the last two exclusive, or several such ``(k, 4)``, of which the union counts.
+        threshold: None for the classic game: a hit if the maximum lies on the object (the first of equal maxima in
+            reading order). Or a percentage in (0, 100], or several, of the thesis's game: the highest values that hold
+            that share of a map's energy, the sum of its positive values, are kept; a hit if all of them lie on the
+            object. A map without a positive value is a miss.
+        tolerance: float, pixels that may lie between the object and what counts as on it.
+
+    Returns:
+        NumPy array of bool ``(b,)``, or ``(b, len(threshold))``; the accuracy is its mean.
+
+    Raises:
+        ValueError: for maps that are not finite, boxes or masks that do not fit them or are empty, or settings out of
+            range.
+
+    Example::
+
+        hits = evaluate.pointing_game(maps, boxes, threshold=[5, 25, 50])
+    """
+    maps = image_maps(maps)
+    inside = _masks(where, maps.shape)
+    if not 0 <= tolerance < np.inf:
+        raise ValueError(f"tolerance must be a number of pixels from 0; received {tolerance!r}.")
+    if tolerance:
+        inside = np.stack([ndimage.distance_transform_edt(~one) <= tolerance for one in inside])
+    flat, inside = maps.reshape(len(maps), -1), inside.reshape(len(maps), -1)
+    if threshold is None:
+        return inside[np.arange(len(flat)), flat.argmax(axis=1)]
+    shares = np.asarray(threshold, "float64")
+    if shares.ndim > 1 or not shares.size or not ((shares > 0) & (shares <= 100)).all():
+        raise ValueError(f"threshold must be percentages above 0, at most 100; received {threshold!r}.")
+    positive = flat.clip(min=0)
+    lowest = _lowest_kept(positive, shares.reshape(-1) / 100)
+    outside = np.where(inside, -np.inf, positive).max(axis=1)
+    hits = (lowest > outside[:, None]) & positive.any(axis=1)[:, None]
+    return hits if shares.ndim else hits[:, 0]
+
+
+def patch_share(maps, where):
+    """How much of maps lies in a patch (thesis 7.5.1, Table 7.3).
+
+    Args:
+        maps: gradients or relevance ``(b, H, W)``; magnitudes count.
+        where: the patches, see ``pointing_game``.
+
+    Returns:
+        dict of arrays ``(b,)``: ``"sum"``, share in [0, 1] of the sum that lies inside, and ``"max"``, 1.0 where the
+        maximum lies inside and 0.0 elsewhere; both 0 of a map of zeros.
+
+    Raises:
+        ValueError: see ``pointing_game``.
+    """
+    maps = np.abs(image_maps(maps)).astype("float64")
+    inside = np.where(_masks(where, maps.shape), maps, 0)
+    total, most = maps.sum(axis=(1, 2)), maps.max(axis=(1, 2))
+    return {
+        "sum": inside.sum(axis=(1, 2)) / np.where(total > 0, total, 1),
+        "max": ((inside.max(axis=(1, 2)) == most) & (most > 0)).astype("float64"),
+    }
+
+
+def _lowest_kept(positive, shares):
+    """Lowest of the highest values that hold shares of the energy, ``(b, shares)``."""
+    ordered = -np.sort(-positive.astype("float64"), axis=1)
+    energy = ordered.cumsum(axis=1)
+    last = np.stack([np.searchsorted(row, shares * row[-1]) for row in energy])
+    return np.take_along_axis(ordered, last, axis=1)
+
+
+def _masks(where, shape):
+    """Masks ``(b, H, W)`` of bool, of masks or boxes."""
+    if getattr(where, "ndim", 0) == 3 and where.shape[1:] == shape[1:]:
+        masks = np.asarray(where)
+        if masks.shape != shape or not np.isin(masks, (0, 1)).all():
+            raise ValueError(f"Masks must be bool, or 0 and 1, of shape {shape}; received {masks.dtype} {masks.shape}.")
+        masks = masks.astype(bool)
+    else:
+        if len(where) != shape[0]:
+            raise ValueError(
+                f"Expected masks of shape {shape}, or boxes for each of {shape[0]} images; received boxes for "
+                f"{len(where)}."
+            )
+        masks = np.stack([_filled(boxes, shape[1:]) for boxes in where])
+    empty = np.flatnonzero(~masks.any(axis=(1, 2)))
+    if len(empty):
+        raise ValueError(f"Expected an object in each image; the masks of images {empty} are empty.")
+    return masks
+
+
+def _filled(boxes, shape):
+    """Mask ``(H, W)`` of the union of boxes."""
+    boxes = np.asarray(boxes)
+    mask = np.zeros(shape, bool)
+    if boxes.shape[-1:] != (4,) or boxes.ndim > 2 or not np.issubdtype(boxes.dtype, np.integer):
+        raise ValueError(
+            f"Expected boxes of integers (top, left, bottom, right), or (k, 4) of them; received {boxes.dtype} "
+            f"{boxes.shape}."
+        )
+    for top, left, bottom, right in boxes.reshape(-1, 4):
+        if not (0 <= top < bottom <= shape[0] and 0 <= left < right <= shape[1]):
+            raise ValueError(
+                f"Expected boxes (top, left, bottom, right) inside images of {shape} pixels, not empty; received "
+                f"{(int(top), int(left), int(bottom), int(right))}."
+            )
+        mask[top:bottom, left:right] = True
+    return mask

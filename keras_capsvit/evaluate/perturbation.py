@@ -1,0 +1,239 @@
+"""How much scores drop when what a map calls relevant is removed; maps may come from anywhere."""
+
+import dataclasses
+
+import numpy as np
+
+from keras_capsvit.evaluate.checks import class_ids, expect, image_maps, positive_int
+from keras_capsvit.evaluate.robustness import scores_of
+
+ORDERS = ("descending", "ascending")
+
+
+@dataclasses.dataclass(frozen=True)
+class PerturbationCurve:
+    """What perturbing the regions of images, one after the other, does to the scores of their classes.
+
+    Args:
+        curve: array ``(b, steps + 1)``, score of the clean image minus that after k steps; 0 at k = 0.
+        area: array ``(b,)``, mean of the curve: AOPC of each image (thesis 3.4.2).
+    """
+
+    curve: np.ndarray
+    area: np.ndarray
+
+
+def aopc(
+    model,
+    x,
+    maps,
+    *,
+    patch=5,
+    steps=None,
+    fill="random",
+    bounds=(0.0, 1.0),
+    order="descending",
+    target=None,
+    batch_size=256,
+    seed=0,
+):
+    """Area over the perturbation curve (Samek et al. 2017; thesis 3.4.2, Fig. 3.5).
+
+    Images are cut into a grid of regions of patch x patch pixels from the upper left corner; those at the right and
+    lower edge may be smaller. Regions are replaced in the order of their summed relevance, equal ones in reading order.
+
+    Args:
+        model: callable ``x (b, H, W, C) → scores (b, M)``. A Keras model runs compiled, another callable as it is.
+        x: images ``(b, H, W, C)``.
+        maps: relevance ``(b, H, W)``.
+        patch: int, side of a region in pixels.
+        steps: int, how many regions are replaced; None for all.
+        fill: what replaces pixels: ``"random"``, uniform within ``bounds``, which depends on the seed, an image's place
+            in ``x`` and the pixel alone; a float; or an array that broadcasts to ``x``.
+        bounds: pair of floats, of random values.
+        order: ``"descending"`` relevance, or ``"ascending"``, under which a good map has a small area.
+        target: class id or ids ``(b,)`` whose score counts; None for the predicted class of the clean image.
+        batch_size: int, images per pass. It bounds the memory and does not change the result.
+        seed: int.
+
+    Returns:
+        PerturbationCurve.
+
+    Raises:
+        ValueError: for maps that do not fit the images or are not finite, settings out of range, targets that are no
+            classes, and scores that are not finite.
+
+    Example::
+
+        curve = evaluate.aopc(model, x, explain.GraphAttention(model)(x), steps=30)
+        print(curve.area.mean(), curve.area.std())
+    """
+    maps, x = image_maps(maps, x)
+    positive_int("patch", patch, min(x.shape[1:3]))
+    if order not in ORDERS:
+        raise ValueError(f"order must be one of {ORDERS}; received {order!r}.")
+    ranks, regions = _ranks(maps if order == "ascending" else -maps, patch)
+    steps = regions if steps is None else steps
+    positive_int("steps", steps, regions)
+    fill = _filling(fill, x, bounds, seed)
+    ids, clean = _clean(model, x, target, batch_size)
+
+    def perturbed(pairs):
+        of, step = np.divmod(pairs, steps)
+        replaced = ranks[of] <= step[:, None, None]
+        return np.where(replaced[..., None], fill[of], x[of]), ids[of]
+
+    scores = _streamed(model, perturbed, len(x) * steps, batch_size).reshape(len(x), steps)
+    curve = np.concatenate([np.zeros((len(x), 1)), clean[:, None] - scores], axis=1)
+    return PerturbationCurve(curve, curve.mean(axis=1))
+
+
+def ablation_drop(model, x, maps, *, mean, size=9, target=None, relative=False, batch_size=256):
+    """Drop of a class score when the square around the maximum of a map is replaced by the mean (thesis Table 2.1).
+
+    Args:
+        model: callable ``x (b, H, W, C) → scores (b, M)``.
+        x: images ``(b, H, W, C)``.
+        maps: relevance ``(b, H, W)``; the first of equal maxima in reading order counts.
+        mean: what replaces pixels, an array that broadcasts to an image: the mean image of the data set, as the model
+            takes it.
+        size: int, side of the square; what sticks out of the image is cut off.
+        target: class id or ids ``(b,)``; None for the predicted class.
+        relative: bool, divide by the magnitude of the score before.
+        batch_size: int, images per pass.
+
+    Returns:
+        NumPy array ``(b,)``, score before minus score after.
+
+    Raises:
+        ValueError: see ``aopc``; and for scores of 0 if ``relative``.
+    """
+    maps, x = image_maps(maps, x)
+    squares = _squares(maps, size)
+    mean = _broadcast(mean, x, "mean")
+    ids, clean = _clean(model, x, target, batch_size)
+
+    def ablated(of):
+        return np.where(squares[of][..., None], mean[of], x[of]), ids[of]
+
+    drop = clean - _streamed(model, ablated, len(x), batch_size)
+    return drop / _magnitude(clean) if relative else drop
+
+
+def neuron_ablation(neurons, x, maps, *, mean, size=9, relative=False, batch_size=256):
+    """How every neuron reacts when the patch of one is ablated (thesis Fig. 2.5 c).
+
+    Maps that tell neurons apart have the highest drop of each row on the diagonal.
+
+    Args:
+        neurons: callable ``x (b, H, W, C) → activations (b, n)``.
+        x: images ``(b, H, W, C)``.
+        maps: relevance ``(n, b, H, W)``, of each neuron.
+        mean: see ``ablation_drop``.
+        size: int, side of the square around the maximum of a map.
+        relative: bool, divide by the magnitude of the activation before.
+        batch_size: int, images per pass.
+
+    Returns:
+        NumPy array ``(b, n, n)``: row i, column j is the drop of neuron j when the patch of neuron i is ablated.
+
+    Raises:
+        ValueError: for maps that fit neither images nor neurons, values that are not finite, and activations of 0 if
+            ``relative``.
+    """
+    if np.ndim(maps) != 4 or not len(maps):
+        raise ValueError(f"Expected maps of shape (neurons, b, H, W), at least 1; received {np.shape(maps)}.")
+    squares = [_squares(image_maps(one, x)[0], size) for one in maps]
+    x = image_maps(maps[0], x)[1]
+    mean = _broadcast(mean, x, "mean")
+    clean = _batched(neurons, x, batch_size)
+    expect("neurons must return an activation for each of the maps", (len(x), len(squares)), clean)
+    after = [_batched(neurons, np.where(one[..., None], mean, x), batch_size) for one in squares]
+    drop = np.stack([clean - one for one in after], axis=1)
+    return drop / _magnitude(clean)[:, None] if relative else drop
+
+
+def _ranks(maps, patch):
+    """Of each pixel, the place of its region when regions are sorted by their sums, ``(b, H, W)``; and their number."""
+    rows, columns = (np.arange(size) // patch for size in maps.shape[1:])
+    sums = np.add.reduceat(maps.astype("float64"), np.arange(0, maps.shape[1], patch), axis=1)
+    sums = np.add.reduceat(sums, np.arange(0, maps.shape[2], patch), axis=2)
+    flat = sums.reshape(len(maps), -1)
+    ranks = np.empty(flat.shape, "int32")
+    places = np.arange(flat.shape[1], dtype="int32")[None]
+    np.put_along_axis(ranks, np.argsort(flat, axis=1, kind="stable"), places, axis=1)
+    return ranks.reshape(sums.shape)[:, rows][:, :, columns], flat.shape[1]
+
+
+def _filling(fill, x, bounds, seed):
+    if isinstance(fill, str):
+        if fill != "random":
+            raise ValueError(f'fill must be "random", a float or an array; received {fill!r}.')
+        low, high = bounds
+        if not low < high:
+            raise ValueError(f"Expected bounds (low, high) with low < high; received {bounds}.")
+        return np.random.default_rng(seed).uniform(low, high, x.shape).astype("float32")
+    return _broadcast(fill, x, "fill")
+
+
+def _broadcast(values, x, name):
+    values = np.asarray(values, "float32")
+    if not np.isfinite(values).all():
+        raise ValueError(f"Expected finite {name}; received NaN or infinite values.")
+    try:
+        return np.broadcast_to(values, x.shape)
+    except ValueError:
+        raise ValueError(f"Expected {name} that broadcasts to images {x.shape}; received {values.shape}.") from None
+
+
+def _squares(maps, size):
+    """Masks ``(b, H, W)`` of the squares around the maxima."""
+    positive_int("size", size)
+    row, column = np.unravel_index(maps.reshape(len(maps), -1).argmax(axis=1), maps.shape[1:])
+    near = []
+    for centre, length in zip((row, column), maps.shape[1:], strict=True):
+        offset = np.arange(length)[None] - centre[:, None] + size // 2
+        near.append((offset >= 0) & (offset < size))
+    return near[0][:, :, None] & near[1][:, None, :]
+
+
+def _clean(model, x, target, batch_size):
+    """Ids ``(b,)`` of the classes that count, and their scores ``(b,)`` before anything is perturbed."""
+    scores = _batched(model, x, batch_size)
+    if scores.ndim != 2 or len(scores) != len(x):
+        raise ValueError(f"The model must return scores of shape ({len(x)}, classes); received {scores.shape}.")
+    ids = scores.argmax(axis=1) if target is None else target
+    ids = class_ids(np.full(len(x), ids) if np.ndim(ids) == 0 else ids, len(x), scores.shape[1])
+    return ids, scores[np.arange(len(x)), ids].astype("float64")
+
+
+def _batched(model, x, batch_size):
+    """Scores of all images."""
+    positive_int("batch_size", batch_size)
+    parts = [scores_of(model, x[first : first + batch_size]) for first in range(0, len(x), batch_size)]
+    return _finite(np.concatenate(parts))
+
+
+def _streamed(model, images_of, count, batch_size):
+    """Scores ``(count,)`` of images that are made batch by batch, all of one size so that one trace serves them.
+
+    ``images_of`` goes from indices ``(k,)`` to images and class ids ``(k,)``.
+    """
+    size = min(batch_size, count)
+    found = []
+    for first in range(0, count, size):
+        images, ids = images_of(np.arange(first, first + size).clip(max=count - 1))
+        found.append(scores_of(model, images)[np.arange(size), ids])
+    return _finite(np.concatenate(found)[:count].astype("float64"))
+
+
+def _finite(scores):
+    if not np.isfinite(scores).all():
+        raise ValueError("The model returned NaN or infinite scores.")
+    return scores
+
+
+def _magnitude(scores):
+    if not scores.all():
+        raise ValueError("A relative drop needs scores other than 0; received some that are 0. Take relative=False.")
+    return np.abs(scores)

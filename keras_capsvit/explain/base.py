@@ -1,0 +1,191 @@
+"""What explainers share: checked images and classes, class scores, equal batches, maps as large as images."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_capsvit import autodiff, taps
+
+PREDICTED = -1  # in the place of a class id
+
+
+class Explainer:
+    """An explainer, of which subclasses define ``attributions``.
+
+    Call: ``explainer(x, target=None)`` with finite images ``x (b, H, W, C)``, as the model takes them, and ``target``,
+    a class id, ids ``(b,)``, or None for the predicted classes. Returns maps, a float32 NumPy array ``(b, H, W)``, or
+    ``(b, H, W, C)`` of explainers with ``channels=True``.
+
+    Raises:
+        ValueError: for images of another rank, NaN or infinite ones, a target of another shape or out of range, and
+            explanations that come out as NaN or infinite.
+    """
+
+    channels = False
+
+    def __call__(self, x, target=None):
+        x = check_images(x)
+        ids = check_target(target, len(x))
+        if not len(x):
+            return np.zeros(x.shape if self.channels else x.shape[:3], "float32")
+        if target is not None:
+            self.check_classes(x, ids)
+        maps = self.finished(self.attributions(x, ids))
+        if not np.isfinite(maps).all():
+            raise ValueError(
+                f"{type(self).__name__} found NaN or infinite values; expected a model whose scores and gradients are "
+                "finite for these images."
+            )
+        return maps
+
+    def attributions(self, x, ids):
+        """What is averaged by SmoothGrad, before ``finished``.
+
+        Args:
+            x: float32 array ``(b, H, W, C)``, not empty.
+            ids: int32 array ``(b,)``, ``PREDICTED`` for the predicted classes.
+
+        Returns:
+            float32 array ``(b, ...)``.
+        """
+        raise NotImplementedError
+
+    def finished(self, attributions):
+        """Maps from attributions."""
+        return attributions
+
+    def check_classes(self, x, ids):
+        """Refuse ids that are no classes, where these are known."""
+
+
+class ModelExplainer(Explainer):
+    """Explainer of the class scores of a model: ``lengths`` of a capsule network, otherwise logits.
+
+    Args:
+        model: live or served model; or callable ``x (b, H, W, C) → scores (b, M)``.
+        batch_size: int >= 1, images per pass.
+    """
+
+    def __init__(self, model, batch_size):
+        self.batch_size = check_at_least_1("batch_size", batch_size)
+        self.variables = list(getattr(model, "variables", ()))
+        self.scores = without_training(scores_of(model))
+        self._scores = autodiff.compile(self.scores, self.variables)
+        self._classes = None
+
+    def check_classes(self, x, ids):
+        if self._classes is None:
+            shape = tuple(self._scores(x[:1]).shape)
+            if len(shape) != 2:
+                raise ValueError(f"Expected a model with class scores of shape (batch, classes); received {shape}.")
+            self._classes = shape[1]
+        check_range(ids, self._classes)
+
+    def predicted(self, x):
+        """Predicted classes ``(b,)`` of images ``(b, H, W, C)``."""
+        return in_batches(lambda part: self._scores(x[part]), len(x), self.batch_size).argmax(-1).astype("int32")
+
+
+def scores_of(model):
+    """Callable from images to class scores: the tap ``lengths`` or ``logits`` of a model, or what it returns."""
+    name = next((one for one in ("lengths", "logits") if one in taps.names(model)), None)
+    return model if name is None else taps.tap(model, name)
+
+
+def check_tensorflow(what):
+    """Refuse other backends than TensorFlow; the message begins with ``what``, a str."""
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            f"{what} needs the tensorflow backend; received {keras.backend.backend()!r}. Save the model as .keras and "
+            "load it in a process with KERAS_BACKEND=tensorflow."
+        )
+
+
+def without_training(function):
+    """A model or callable as a function of images alone, which returns float32."""
+    arguments = {"training": False} if isinstance(function, keras.Layer) else {}
+    return lambda x: ops.cast(function(x, **arguments), "float32")
+
+
+def check_images(x):
+    """Images ``(b, H, W, C)`` as a finite float32 array."""
+    x = np.asarray(ops.convert_to_numpy(x), "float32")
+    if x.ndim != 4:
+        raise ValueError(f"Expected images of shape (batch, height, width, channels); received {x.shape}.")
+    return check_finite(x)
+
+
+def check_finite(x):
+    """Refuse an array with NaN or infinite values; otherwise return it."""
+    if not np.isfinite(x).all():
+        count = np.count_nonzero(~np.isfinite(x))
+        raise ValueError(f"Expected finite values; received {count} NaN or infinite ones.")
+    return x
+
+
+def check_target(target, batch):
+    """Class id, ids ``(batch,)``, or None as int32 ids ``(batch,)``, ``PREDICTED`` for None."""
+    if target is None:
+        return np.full(batch, PREDICTED, "int32")
+    ids = np.asarray(target)
+    if ids.shape not in ((), (batch,)) or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(
+            f"target must be a class id or integer ids of shape ({batch},); received shape {ids.shape} of {ids.dtype}."
+        )
+    ids = np.broadcast_to(ids, (batch,)).astype("int32")
+    if batch and ids.min() < 0:
+        raise ValueError(f"Expected targets from 0; received {ids.min()}.")
+    return ids
+
+
+def check_range(ids, classes):
+    """Refuse ids outside ``0 ... classes - 1``."""
+    if ids.size and not (ids.min() >= 0 and ids.max() < classes):
+        raise ValueError(
+            f"Expected targets between 0 and {classes - 1}; received values between {ids.min()} and {ids.max()}."
+        )
+
+
+def check_at_least_1(name, value):
+    """Refuse what is no int >= 1; otherwise return it."""
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} must be an int, at least 1; received {value!r}.")
+    return value
+
+
+def in_batches(function, images, batch_size):
+    """``function(positions)`` of all images, in equal batches of at most ``batch_size``; float32 array."""
+    return mean_over_samples(lambda image, _: function(image), images, 1, batch_size)
+
+
+def mean_over_samples(function, images, samples, batch_size):
+    """Mean over samples of a function of images and samples.
+
+    The pairs run as one stream, sample after sample, in batches of one size, so that one trace is enough: the last is
+    filled up with its last pair.
+
+    Args:
+        function: callable ``(image, sample) → (k, ...)`` of positions ``(k,)``, ``k <= batch_size``.
+        images: int >= 1.
+        samples: int >= 1.
+        batch_size: int >= 1.
+
+    Returns:
+        float32 array ``(images, ...)``.
+    """
+    pairs = images * samples
+    size = -(-pairs // -(-pairs // batch_size))
+    total = None
+    for first in range(0, pairs, size):
+        sample, image = np.divmod(np.minimum(np.arange(first, first + size), pairs - 1), images)
+        found = ops.convert_to_numpy(function(image, sample))[: pairs - first]
+        if total is None:  # in double precision equal samples have themselves as their mean
+            total = np.zeros((images, *found.shape[1:]))
+        np.add.at(total, image[: len(found)], found)
+    return (total / samples).astype("float32")
+
+
+def enlarged(maps, size):
+    """Maps ``(b, h, w)``, tensor or array, enlarged bilinearly to ``size (H, W)``; tensor ``(b, H, W)``."""
+    maps = ops.expand_dims(ops.convert_to_tensor(maps), -1)
+    return ops.squeeze(ops.image.resize(maps, size, data_format="channels_last"), -1)

@@ -1,0 +1,188 @@
+"""Explanations from input gradients of the class score (the logit, or the length of the class capsule)."""
+
+import numpy as np
+from keras import ops
+
+from keras_capsvit import autodiff
+from keras_capsvit.explain.base import (
+    PREDICTED,
+    Explainer,
+    ModelExplainer,
+    check_at_least_1,
+    check_finite,
+    mean_over_samples,
+)
+
+
+class GradientExplainer(ModelExplainer):
+    """Base: explainers from signed attributions ``(b, H, W, C)``, summed over channels.
+
+    Args:
+        model: see the subclasses.
+        channels: bool, return the signed attributions ``(b, H, W, C)`` themselves.
+        batch_size: int >= 1, images, samples and steps together, per compiled pass: what bounds the memory.
+    """
+
+    def __init__(self, model, *, channels=False, batch_size=32):
+        super().__init__(model, batch_size)
+        self.channels = channels
+        self._gradient = autodiff.compile(autodiff.gradient(self._score), self.variables)
+
+    def _score(self, x, ids):
+        scores = self.scores(x)
+        ids = ops.where(ids == PREDICTED, ops.cast(ops.argmax(scores, axis=-1), "int32"), ids)
+        return ops.sum(ops.one_hot(ids, scores.shape[-1], dtype=scores.dtype) * scores, axis=-1)
+
+    def gradients(self, x, ids, points=None, samples=1):
+        """Gradients of the scores of classes, averaged over samples of each image.
+
+        Args:
+            x: images ``(b, H, W, C)``.
+            ids: class ids ``(b,)``.
+            points: callable ``(images (k, H, W, C), sample (k,)) → (k, H, W, C)``, where the gradients are taken; None
+                for the images.
+            samples: int >= 1.
+
+        Returns:
+            float32 array ``(b, H, W, C)``.
+        """
+
+        def gradient(image, sample):
+            at = x[image] if points is None else points(x[image], sample)
+            return self._gradient(at, ids[image])[1]
+
+        return mean_over_samples(gradient, len(x), samples, self.batch_size)
+
+    def finished(self, attributions):
+        return attributions if self.channels else attributions.sum(axis=-1)
+
+
+class Saliency(GradientExplainer):
+    """The absolute gradient of the class score, its maximum over channels (Simonyan et al. 2014; "Grad" in 3.4.2).
+
+    Args:
+        model: live or served model, whose taps ``lengths`` or ``logits`` are the scores; or callable ``x (b, H, W, C) →
+            scores (b, M)``, which should be logits, because the gradients of probabilities near 1 vanish.
+        channels: bool, return the signed gradients ``(b, H, W, C)`` instead of maps.
+        batch_size: int >= 1, images per pass.
+
+    Call: see Explainer.
+
+    Example::
+
+        maps = Saliency(model)(x)
+    """
+
+    def attributions(self, x, ids):
+        return self.gradients(x, ids)
+
+    def finished(self, attributions):
+        return attributions if self.channels else np.abs(attributions).max(axis=-1)
+
+
+class InputXGradient(GradientExplainer):
+    """The image times the gradient of the class score, summed over channels (Shrikumar et al. 2017).
+
+    Args:
+        model: see Saliency.
+        channels: bool, return the products ``(b, H, W, C)`` instead of maps.
+        batch_size: int >= 1, images per pass.
+
+    Call: see Explainer.
+    """
+
+    def attributions(self, x, ids):
+        return x * self.gradients(x, ids)
+
+
+class IntegratedGradients(GradientExplainer):
+    """Integrated gradients ("IG" of thesis 3.4.2; Sundararajan et al. 2017, Eq. 1), summed over channels.
+
+    ``(x - x0) * mean_k grad(x0 + a_k (x - x0))`` with the midpoints ``a_k = (k + 1/2) / steps``: a map sums to about
+    the score of the image less that of the baseline ``x0``.
+
+    Args:
+        model: see Saliency.
+        steps: int >= 1.
+        baseline: number or array that broadcasts to an image ``(H, W, C)``, such as a mean image.
+        channels: bool, return the attributions ``(b, H, W, C)`` instead of maps.
+        batch_size: int >= 1, images times steps per pass.
+
+    Call: see Explainer.
+
+    Raises:
+        ValueError: for ``steps`` below 1, and a baseline that is not finite or does not fit the images.
+    """
+
+    def __init__(self, model, *, steps=50, baseline=0.0, channels=False, batch_size=32):
+        super().__init__(model, channels=channels, batch_size=batch_size)
+        self.steps = check_at_least_1("steps", steps)
+        self.baseline = check_finite(np.asarray(baseline, "float32"))
+
+    def attributions(self, x, ids):
+        shape, start = x.shape[1:], self.baseline
+        if start.ndim > 3 or any(own not in (1, n) for own, n in zip(start.shape[::-1], shape[::-1], strict=False)):
+            raise ValueError(f"Expected a baseline that broadcasts to images of shape {shape}; received {start.shape}.")
+        if PREDICTED in ids:  # the class of the image, not of the points on the way to it
+            ids = self.predicted(x)
+
+        def points(images, step):
+            share = ((step + 0.5) / self.steps).astype("float32")[:, None, None, None]
+            return start + share * (images - start)
+
+        return (x - start) * self.gradients(x, ids, points, self.steps)
+
+
+class SmoothGrad(Explainer):
+    """The mean of a base explainer's attributions over noisy copies of the image (Smilkov et al. 2017; thesis 3.4.2).
+
+    Of gradient explainers the signed attributions are averaged, of others the maps. The noise of sample n is the same
+    for all images up to their ranges, so that no map depends on the batch that its image came in.
+
+    Args:
+        base: explainer, such as ``Saliency(model)`` (Grad-SG) or ``IntegratedGradients(model)`` (IG-SG); or callable
+            ``(x, target) → maps (b, ...)``. Memory is bounded by its ``batch_size``, 32 if it has none.
+        samples: int >= 1.
+        noise: float >= 0, standard deviation relative to the range of the pixels of each image.
+        seed: int, of the noise.
+
+    Call: see Explainer.
+
+    Raises:
+        ValueError: for settings out of range; and without a target where ``base`` does not tell the predicted classes.
+
+    Example::
+
+        maps = SmoothGrad(IntegratedGradients(model), 10)(x)
+    """
+
+    def __init__(self, base, samples=10, *, noise=0.15, seed=0):
+        self.base, self.samples, self.noise, self.seed = base, check_at_least_1("samples", samples), noise, seed
+        if not 0 <= noise < np.inf:
+            raise ValueError(f"noise must be a finite number, at least 0; received {noise!r}.")
+        self.channels = getattr(base, "channels", False)
+        self._attributions = getattr(base, "attributions", base)
+
+    def check_classes(self, x, ids):
+        if isinstance(self.base, Explainer):  # others check themselves
+            self.base.check_classes(x, ids)
+
+    def predicted(self, x):
+        """Predicted classes ``(b,)`` of images ``(b, H, W, C)``."""
+        if not hasattr(self.base, "predicted"):
+            raise ValueError(f"Pass target=: {type(self.base).__name__} does not tell the predicted classes.")
+        return self.base.predicted(x)
+
+    def attributions(self, x, ids):
+        if PREDICTED in ids:  # the class of the image, not of its noisy copies
+            ids = self.predicted(x)
+        width = self.noise * (x.max(axis=(1, 2, 3), keepdims=True) - x.min(axis=(1, 2, 3), keepdims=True))
+        noise = np.random.default_rng(self.seed).standard_normal((self.samples, *x.shape[1:]), "float32")
+
+        def noisy(image, sample):
+            return self._attributions(x[image] + width[image] * noise[sample], ids[image])
+
+        return mean_over_samples(noisy, len(x), self.samples, getattr(self.base, "batch_size", 32))
+
+    def finished(self, attributions):
+        return self.base.finished(attributions) if isinstance(self.base, Explainer) else attributions

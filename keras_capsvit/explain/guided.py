@@ -1,0 +1,52 @@
+"""Gradients that are changed at the ReLUs on their way back (TensorFlow backend)."""
+
+import numpy as np
+
+from keras_capsvit.explain.contrastive import LRP
+
+
+class _ChangedGradient(LRP):
+    _rules = None
+
+    def __init__(self, model, **settings):
+        super().__init__(model, self._rules, **settings)
+
+    def _over_channels(self, maps):
+        return np.abs(maps).max(axis=-1)
+
+
+class GuidedBackprop(_ChangedGradient):
+    """The gradient, cut at ReLUs where it or their input is negative (Springenberg et al. 2015; thesis 2.5).
+
+    Args:
+        model: see LRP.
+        **settings: those of LRP but ``rules`` and ``input_range``. Without ``channels`` maps are, as those of Saliency,
+            the maximum over channels of absolute values.
+
+    Call: see LRP.
+
+    Raises:
+        ValueError: see LRP.
+
+    Example::
+
+        maps = GuidedBackprop(model)(x)
+    """
+
+    _rules = "guided_backprop"
+
+
+class DeconvNet(_ChangedGradient):
+    """The gradient, cut at ReLUs where it is negative, whatever their input was (Zeiler & Fergus 2014; thesis 2.5).
+
+    Args:
+        model: see LRP.
+        **settings: see GuidedBackprop.
+
+    Call: see LRP.
+
+    Raises:
+        ValueError: see LRP.
+    """
+
+    _rules = "deconvnet"

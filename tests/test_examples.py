@@ -98,19 +98,23 @@ def test_adversarial_training_compares_three_and_reuses_them(tmp_path):
     assert len((tmp_path / "training.csv").read_text().splitlines()) == 4
 
 
-@pytest.mark.tensorflow
-def test_squeezenet_reads_its_weights(tmp_path, monkeypatch):
-    random = np.random.default_rng(0)
-    arrays = {"conv1": (7, 7, 3, 96), "conv_final": (1, 1, 512, 1000)}
-    channels = 96
+def squeezenet_arrays(random):
+    """Random kernels, and biases of 0, by their names in the file."""
+    shapes, channels = {"conv1": (7, 7, 3, 96), "conv_final": (1, 1, 512, 1000)}, 96
     fires = ((16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 256), (64, 256))
     for number, (squeezed, expanded) in enumerate(fires, 2):
-        arrays[f"fire{number}/conv1x1_1"] = (1, 1, channels, squeezed)
-        arrays[f"fire{number}/conv1x1_2"] = (1, 1, squeezed, expanded)
-        arrays[f"fire{number}/conv3x3_2"] = (3, 3, squeezed, expanded)
+        shapes[f"fire{number}/conv1x1_1"] = (1, 1, channels, squeezed)
+        shapes[f"fire{number}/conv1x1_2"] = (1, 1, squeezed, expanded)
+        shapes[f"fire{number}/conv3x3_2"] = (3, 3, squeezed, expanded)
         channels = 2 * expanded
-    kernels = {f"{name}/kernel": (0.1 * random.normal(size=shape)).astype("float32") for name, shape in arrays.items()}
-    np.savez(tmp_path / "weights.npz", **kernels, **{f"{name}/bias": np.zeros(s[-1]) for name, s in arrays.items()})
+    kernels = {f"{name}/kernel": (0.1 * random.normal(size=shape)).astype("float32") for name, shape in shapes.items()}
+    return kernels | {f"{name}/bias": np.zeros(shape[-1]) for name, shape in shapes.items()}
+
+
+@pytest.mark.tensorflow
+def test_squeezenet_reads_its_weights(tmp_path, monkeypatch):
+    kernels = squeezenet_arrays(np.random.default_rng(0))
+    np.savez(tmp_path / "weights.npz", **kernels)
     monkeypatch.syspath_prepend(ROOT / "examples")
     importer = importlib.import_module("squeezenet")
     network = importer.squeezenet(tmp_path / "weights.npz")
@@ -136,6 +140,52 @@ def test_explain_cnn_draws_saved_models(tmp_path):
     )
     assert printed.startswith("3 explanations each of LRP, CLRP1, CLRP2 in ")
     assert (tmp_path / "maps.png").stat().st_size > 20_000
+
+
+@pytest.mark.tensorflow
+def test_compare_explanations_on_a_capsule_network(tmp_path, small_model):
+    small_model().save(tmp_path / "model.keras")
+    options = ("--image-size", 12, "--examples", 4, "--shown", 2, "--steps", 2, "--samples", 2, "--perturbations", 3)
+    printed = run(
+        "compare_explanations.py", "--model", tmp_path / "model.keras", *options, "--out", tmp_path
+    ).splitlines()
+    names = [line.split()[0] for line in printed[-7:-1]]
+    assert names == ["Graph-Att", "Grad", "IG", "Grad-SG", "IG-SG", "Random"]
+    assert (tmp_path / "comparison.png").stat().st_size > 20_000
+    assert json.loads((tmp_path / "comparison.json").read_text())["options"]["examples"] == 4
+
+
+@pytest.fixture
+def squeezenet_weights(tmp_path):
+    """File of random weights; and a folder of a picture with a mask."""
+    random = np.random.default_rng(0)
+    np.savez(tmp_path / "weights.npz", **squeezenet_arrays(random))
+    keras.utils.save_img(tmp_path / "one.png", random.uniform(size=(40, 50, 3)))
+    mask = np.zeros((40, 50, 1))
+    mask[10:30, 10:40] = 255
+    keras.utils.save_img(tmp_path / "one_mask.png", mask, scale=False)
+    return tmp_path / "weights.npz"
+
+
+@pytest.mark.tensorflow
+def test_compare_explanations_on_squeezenet(tmp_path, squeezenet_weights):
+    entries = {"one.png": {"mask": "one_mask.png"}}
+    (tmp_path / "boxes.json").write_text(json.dumps(entries))
+    options = ("--squeezenet", squeezenet_weights, "--images", tmp_path, "--boxes", tmp_path / "boxes.json")
+    printed = run("compare_explanations.py", *options, "--out", tmp_path).splitlines()
+    names = [line.split("  ")[0] for line in printed[-7:-1]]
+    assert names == ["random", "gradient", "guided backprop", "LRP", "CLRP1", "CLRP2"]
+    assert (tmp_path / "comparison.png").stat().st_size > 20_000
+    assert len((tmp_path / "comparison.csv").read_text().splitlines()) == 7
+
+
+@pytest.mark.tensorflow
+def test_neurons_are_drawn(tmp_path, squeezenet_weights):
+    options = ("--squeezenet", squeezenet_weights, "--layer", "fire2.conv1x1_1", "--neurons", 3)
+    printed = run("neurons.py", tmp_path / "one.png", *options, "--out", tmp_path / "neurons.png").splitlines()
+    assert printed[-2].startswith("3 neurons of fire2.conv1x1_1: ")
+    assert printed[-1].endswith("neurons.png: maps and drops")
+    assert (tmp_path / "neurons.png").stat().st_size > 20_000
 
 
 @pytest.mark.tensorflow

@@ -8,25 +8,20 @@ Its own explanations of Keras models need tf-explain; arrays from anywhere go in
 """
 
 import argparse
-import importlib.util
 import os
+import sys
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-if importlib.util.find_spec("zennit"):  # Quantus then imports it, and it torchvision, which does not fit every torch
-    import torch
-
-    LIBRARY = torch.library.Library("torchvision", "DEF")
-    for _name in ("nms", "qnms"):
-        LIBRARY.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-import quantus  # first, because PyTorch, which it imports, does not load after TensorFlow everywhere
-
-# isort: split
 import keras
 import numpy as np
 
 from keras_capsvit import GraCapsNet, MarginLoss, data, evaluate, explain
+
+# Quantus imports zennit where it finds it, which brings libraries that do not load beside every TensorFlow.
+sys.modules.setdefault("zennit", None)
+import quantus  # noqa: E402
 
 PATCH = 4
 

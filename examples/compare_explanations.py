@@ -81,7 +81,7 @@ def on_capsules(args):
     explainers = capsule_explainers(model, args)
 
     def aopc(model, x, classes, maps):
-        settings = {"patch": args.patch, "steps": args.perturbations, "seed": args.seed}
+        settings = {"patch": args.patch, "regions": "pixels", "steps": args.perturbations, "seed": args.seed}
         return evaluate.aopc(model, x, maps, target=classes, **settings).area
 
     names, shown = data.info(args.dataset).class_names, x[: args.shown]

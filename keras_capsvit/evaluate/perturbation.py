@@ -3,11 +3,13 @@
 import dataclasses
 
 import numpy as np
+from scipy import ndimage
 
 from keras_capsvit.evaluate.checks import class_ids, expect, image_maps, positive_int
 from keras_capsvit.evaluate.robustness import scores_of
 
 ORDERS = ("descending", "ascending")
+REGIONS = ("grid", "pixels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,7 @@ def aopc(
     maps,
     *,
     patch=5,
+    regions="grid",
     steps=None,
     fill="random",
     bounds=(0.0, 1.0),
@@ -39,14 +42,16 @@ def aopc(
 ):
     """Area over the perturbation curve (Samek et al. 2017; thesis 3.4.2, Fig. 3.5).
 
-    Images are cut into a grid of regions of patch x patch pixels from the upper left corner; those at the right and
-    lower edge may be smaller. Regions are replaced in the order of their summed relevance, equal ones in reading order.
+    Regions are replaced one after the other in the order of their relevance, equal ones in reading order.
 
     Args:
         model: callable ``x (b, H, W, C) → scores (b, M)``. A Keras model runs compiled, another callable as it is.
         x: images ``(b, H, W, C)``.
         maps: relevance ``(b, H, W)``.
         patch: int, side of a region in pixels.
+        regions: ``"grid"``, images are cut from the upper left corner into regions, those at the right and lower edge
+            may be smaller, and the relevance of a region is its sum (Samek et al.); or ``"pixels"``, a region lies
+            around every pixel and has the relevance of that pixel, so regions overlap (thesis; ``patch`` is odd).
         steps: int, how many regions are replaced; None for all.
         fill: what replaces pixels: ``"random"``, uniform within ``bounds``, which depends on the seed, an image's place
             in ``x`` and the pixel alone; a float; or an array that broadcasts to ``x``.
@@ -72,9 +77,14 @@ def aopc(
     positive_int("patch", patch, min(x.shape[1:3]))
     if order not in ORDERS:
         raise ValueError(f"order must be one of {ORDERS}; received {order!r}.")
-    ranks, regions = _ranks(maps if order == "ascending" else -maps, patch)
-    steps = regions if steps is None else steps
-    positive_int("steps", steps, regions)
+    if regions not in REGIONS or (regions == "pixels" and patch % 2 == 0):
+        raise ValueError(
+            f"regions must be one of {REGIONS}, and around pixels patch is odd; received regions={regions!r}, "
+            f"patch={patch}."
+        )
+    ranks, count = (_ranks if regions == "grid" else _ranks_around)(maps if order == "ascending" else -maps, patch)
+    steps = count if steps is None else steps
+    positive_int("steps", steps, count)
     fill = _filling(fill, x, bounds, seed)
     ids, clean = _clean(model, x, target, batch_size)
 
@@ -163,6 +173,12 @@ def _ranks(maps, patch):
     places = np.arange(flat.shape[1], dtype="int32")[None]
     np.put_along_axis(ranks, np.argsort(flat, axis=1, kind="stable"), places, axis=1)
     return ranks.reshape(sums.shape)[:, rows][:, :, columns], flat.shape[1]
+
+
+def _ranks_around(maps, patch):
+    """Of each pixel, the place of the first pixel in order whose region it lies in; and the number of pixels."""
+    ranks, count = _ranks(maps, 1)
+    return ndimage.minimum_filter(ranks, size=(1, patch, patch), mode="nearest"), count
 
 
 def _filling(fill, x, bounds, seed):

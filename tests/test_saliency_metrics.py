@@ -57,9 +57,9 @@ def test_aopc_equals_a_naive_one(patch, steps, order):
 def test_aopc_depends_on_the_seed_not_on_the_batch_size(batch_size, seed):
     whole = evaluate.aopc(linear, X, MAPS, patch=3, seed=seed)
     parts = evaluate.aopc(linear, X, MAPS, patch=3, seed=seed, batch_size=batch_size)
-    np.testing.assert_allclose(parts.curve, whole.curve, atol=1e-6)
+    np.testing.assert_allclose(parts.curve, whole.curve, atol=1e-5)
     first = evaluate.aopc(linear, X[:1], MAPS[:1], patch=3, seed=seed)
-    np.testing.assert_allclose(first.curve, whole.curve[:1], atol=1e-6)
+    np.testing.assert_allclose(first.curve, whole.curve[:1], atol=1e-5)
     assert np.abs(evaluate.aopc(linear, X, MAPS, patch=3, seed=seed + 1).curve - whole.curve).max() > 1e-3
 
 

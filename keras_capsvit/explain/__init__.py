@@ -2,5 +2,6 @@
 
 from keras_capsvit.explain.attention import GraphAttention
 from keras_capsvit.explain.contrastive import CLRP, LRP, register_rule
+from keras_capsvit.explain.rollout import AttentionRollout
 
-__all__ = ["CLRP", "LRP", "GraphAttention", "register_rule"]
+__all__ = ["CLRP", "LRP", "AttentionRollout", "GraphAttention", "register_rule"]

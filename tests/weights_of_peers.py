@@ -3,9 +3,12 @@
 python weights_of_peers.py FOLDER NAME...
 """
 
+# ruff: noqa: E402
 import pathlib
 import re
 import sys
+
+sys.modules.setdefault("torchvision", None)  # not needed, and a build for another torch keeps transformers out
 
 import numpy as np
 import torch
@@ -105,7 +108,6 @@ def timm(arrays):
 
 
 def main(folder, names):
-    sys.modules.setdefault("torchvision", None)  # not needed, and a build for another torch keeps transformers out
     images = np.random.default_rng(0).uniform(size=(2, 224, 224, 3)).astype("float32")
     for name in names:
         model = as_if_trained(MODELS[name]())

@@ -59,7 +59,7 @@ def hugging_face(model, folder):
 
     def gradient(x):
         images = torch.from_numpy(x.transpose(0, 3, 1, 2)).requires_grad_()
-        return torch.autograd.grad(theirs.deit(images)[0].square().sum(), images)[0].numpy().transpose(0, 2, 3, 1)
+        return torch.autograd.grad(theirs.deit(images)[0].pow(3).sum(), images)[0].numpy().transpose(0, 2, 3, 1)
 
     return forward, gradient
 
@@ -90,7 +90,7 @@ def _for_keras_hub(variable, ours):
         return ours[f"patch_embed/{name}"]
     if name == "position_embedding":
         return ours["patch_embed/positions"][None]
-    block = next((part.rpartition("_")[2] for part in parts if part.startswith("transformer_block")), None)
+    block = next((int(part.rpartition("_")[2]) - 1 for part in parts if part.startswith("transformer_block")), None)
     if block is None:
         return ours[f"norm/{name}"]
     if module in ("query", "key", "value"):
@@ -101,9 +101,9 @@ def _for_keras_hub(variable, ours):
 
 
 def compiled(tokens):
-    """Forward pass of a Keras model, and input gradient of the summed squares of what it returns."""
+    """Forward pass of a Keras model, and input gradient of the summed cubes of what it returns."""
     forward = autodiff.compile(tokens, tokens.variables)
-    gradient = autodiff.value_and_gradient(lambda x: ops.sum(ops.square(tokens(x)), axis=(1, 2)), tokens.variables)
+    gradient = autodiff.value_and_gradient(lambda x: ops.sum(tokens(x) ** 3, axis=(1, 2)), tokens.variables)
     return lambda x: ops.convert_to_numpy(forward(x)), lambda x: ops.convert_to_numpy(gradient(x)[1])
 
 

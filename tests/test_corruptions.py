@@ -16,6 +16,7 @@ from keras_capsvit.patches import PatchGrid
 UNEVEN = {"glass_blur", "snow", "frost"}
 
 
+# Tests that need the library run where the other libraries are.
 @pytest.fixture(scope="module")
 def library():
     return pytest.importorskip("imagecorruptions")
@@ -28,6 +29,7 @@ def images():
     return ndimage.zoom(coarse, (1, 33 / 9, 34 / 9, 1), order=1).clip(0, 1).astype("float32")
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_results_depend_on_the_seed_and_the_key_only(name, images, library):
     few = images[:4]
@@ -47,6 +49,7 @@ def test_results_depend_on_the_seed_and_the_key_only(name, images, library):
         assert not np.array_equal(twice[0], twice[1])
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_stronger_corruptions_change_more(name, images, library):
     distances = [np.abs(corrupt(images, name, severity) - images).mean() for severity in range(1, 6)]
@@ -57,6 +60,7 @@ def test_stronger_corruptions_change_more(name, images, library):
         assert np.all(np.diff(distances) > 0)
 
 
+@pytest.mark.peers
 def test_a_corruption_is_the_published_one(images, library):
     found = corrupt(images[:1], "contrast", 5)
     pixels = np.rint(255 * images[0]) / 255
@@ -68,6 +72,7 @@ def test_a_corruption_is_the_published_one(images, library):
     assert noise.std() == pytest.approx(0.08, abs=0.005)
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_small_and_grey_images_stay_as_large_and_grey(name, images, library):
     small = images[:2, :9, :11, :1]
@@ -77,6 +82,7 @@ def test_small_and_grey_images_stay_as_large_and_grey(name, images, library):
     assert corrupt(images[:0], name, 5).shape == (0, 33, 34, 3)
 
 
+@pytest.mark.peers
 def test_patches_are_those_of_the_corrupted_image(images, library):
     grid, few = PatchGrid((33, 34), 8), images[:3]
     indices = grid.draw(3, 5, seed=2)

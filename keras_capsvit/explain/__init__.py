@@ -6,11 +6,13 @@ from keras_capsvit.explain.baselines import RandomMap
 from keras_capsvit.explain.contrastive import CLRP, LRP, register_rule
 from keras_capsvit.explain.gradients import InputXGradient, IntegratedGradients, Saliency, SmoothGrad
 from keras_capsvit.explain.guided import DeconvNet, GuidedBackprop
+from keras_capsvit.explain.rollout import AttentionRollout
 from keras_capsvit.explain.vis import GradCAM, GradCAMPlusPlus, LayerCAM, ScoreCAM
 
 __all__ = [
     "CLRP",
     "LRP",
+    "AttentionRollout",
     "DeconvNet",
     "Explainer",
     "FeatureMapAttention",

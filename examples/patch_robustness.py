@@ -1,0 +1,188 @@
+"""A vision transformer and a ResNet under naturally corrupted and adversarial patches, side by side (thesis chapter 7).
+
+    python examples/patch_robustness.py                                  # trains both on CIFAR-10 first, some hours
+    python examples/patch_robustness.py --models vit.keras resnet.keras --parts natural adversarial
+    python examples/patch_robustness.py --dataset digits --epochs 10 --steps 200       # no download, some minutes
+
+Interrupted, training goes on after the last finished epoch. Each part of the comparison writes OUT/PART.csv and .json:
+natural (Table 7.2 left), adversarial (right; also patches anywhere, larger ones, and within 8/255), positions
+(Fig. 7.6), shift (Table 7.4), transfer (7.7, 7.8), attention (shares of rollout or feature map on the patch;
+OUT/attention.png is Fig. 7.4 and 7.5). Corruptions need ``pip install -e ".[corruptions]"``.
+"""
+
+import patch_models  # first, because it sets up TensorFlow
+
+# isort: split
+import dataclasses
+import time
+
+import numpy as np
+
+from keras_capsvit import attacks, evaluate, explain, plot, taps
+from keras_capsvit.data.corruptions import CORRUPTIONS, corrupt_patches
+from keras_capsvit.patches import PatchGrid, boxes
+
+SHOWN = 6  # images in the figure
+
+
+@dataclasses.dataclass
+class Setting:
+    """Models by name, images ``x`` of classes ``y`` that all classify correctly, a grid, and an attack on one patch."""
+
+    args: object
+    models: dict
+    x: np.ndarray
+    y: np.ndarray
+
+    def __post_init__(self):
+        self.grid = PatchGrid(self.x.shape[1:], self.args.patch_size)
+        how = {"steps": self.args.steps, "seed": self.args.seed}
+        self.attack = attacks.PatchAttack(self.args.patch_size, positions=self.grid, **how)
+
+    def results(self):
+        """What the attack finds on each model."""
+        return {name: self.attack.run(model, self.x, self.y) for name, model in self.models.items()}
+
+
+def natural(setting):
+    """Fooling rates for shares of corrupted patches, of the strongest corruptions."""
+    rows = []
+    for share in setting.args.shares:
+        count = max(1, round(share * len(setting.grid)))
+        chosen = setting.grid.draw(len(setting.x), count, seed=setting.args.seed)
+        for name in setting.args.corruptions:
+            images = corrupt_patches(setting.x, setting.grid, chosen, name, seed=setting.args.seed)
+            found = evaluate.fooling_rate(setting.models, lambda *_, images=images: images, (setting.x, setting.y))
+            kept = ("model", "examples", "fooling_rate")
+            rows += [{"patches": count, "corruption": name} | {key: row[key] for key in kept} for row in found.rows]
+    return evaluate.Table(rows)
+
+
+def mean_over_corruptions(table):
+    """Fooling rate of each model for each number of patches."""
+    rows = []
+    for count in dict.fromkeys(table["patches"]):
+        here = [row for row in table.rows if row["patches"] == count]
+        means = {
+            name: float(np.mean([row["fooling_rate"] for row in here if row["model"] == name]))
+            for name in dict.fromkeys(row["model"] for row in here)
+        }
+        rows.append({"patches": count, **means})
+    return evaluate.Table(rows)
+
+
+def adversarial(setting):
+    """Fooling rates and iterations of adversarial patches."""
+    attack, size = setting.attack, setting.args.patch_size
+    kinds = {f"{n} aligned": dataclasses.replace(attack, num_patches=n) for n in range(1, setting.args.num_patches + 1)}
+    kinds["1 anywhere"] = dataclasses.replace(attack, positions=None)
+    kinds["1 within 8/255"] = dataclasses.replace(attack, epsilon=8 / 255)
+    larger = 2 * size
+    while larger <= min(setting.grid.image_shape) // 2:
+        grid = PatchGrid(setting.grid.image_shape, larger)
+        kinds[f"1 of {larger}x{larger}"] = dataclasses.replace(attack, patch_size=larger, positions=grid)
+        larger *= 2
+    rows = []
+    for name, one in kinds.items():
+        found = evaluate.fooling_rate(setting.models, one, (setting.x, setting.y))
+        rows += [{"patches": name, **row} for row in found.rows]
+    return evaluate.Table(rows)
+
+
+def positions(setting):
+    """Fooling rate at every position, on some of the images."""
+    few = slice(setting.args.map_examples)
+    rows = []
+    for name, model in setting.models.items():
+        found = evaluate.position_map(model, setting.attack, (setting.x[few], setting.y[few]), setting.grid)
+        rows += [
+            {"model": name, "row": i, "column": j, "examples": len(setting.x[few]), "fooling_rate": float(rate)}
+            for (i, j), rate in np.ndenumerate(found)
+        ]
+    return evaluate.Table(rows)
+
+
+def shift(setting):
+    """Fooling rates of patches that were moved after the attack, by pixels and by whole patches."""
+    size = setting.args.patch_size
+    shifts = [(0, 0), (0, 1), (1, 0), (1, 1), (0, size), (size, 0), (size, size)]
+    rows = []
+    for name, result in setting.results().items():
+        found = evaluate.shift_table(setting.models[name], setting.x, setting.y, result, shifts)
+        rows += [{"model": name, **row} for row in found.rows]
+    return evaluate.Table(rows)
+
+
+def transfer(setting):
+    """Fooling rates of patches on other models and other images."""
+    return evaluate.patch_transfer(setting.models, setting.x, setting.y, setting.results())
+
+
+def attention(setting):
+    """Share of the attention that lies on the patch, before and after; and the figure."""
+    x, y, rows, pictures = setting.x, setting.y, [], {}
+    chosen = setting.grid.draw(len(x), seed=setting.args.seed)  # those that the attack draws, too
+    corrupted = corrupt_patches(x, setting.grid, chosen, "gaussian_noise", seed=setting.args.seed)
+    for name, result in setting.results().items():
+        explainer = explainer_of(setting.models[name])
+        for kind, images in {"clean": x, "corrupted": corrupted, "attacked": result.images}.items():
+            maps = explainer(images)
+            found = evaluate.patch_share(maps, boxes(result.positions, setting.attack.patch_size))
+            for which, some in {"fooled": result.fooled, "all": np.ones(len(y), bool)}.items():
+                means = {kind_of: mean(values[some]) for kind_of, values in found.items()}
+                rows.append({"model": name, "images": kind, "attack": which, "examples": int(some.sum()), **means})
+            pictures[f"{name}, {kind}"] = images[:SHOWN], maps[:SHOWN]
+    draw(pictures, setting.args.out / "attention.png")
+    return evaluate.Table(rows)
+
+
+def explainer_of(model):
+    """Rollout where there is attention, the mean feature map otherwise."""
+    return explain.AttentionRollout(model) if "attention_0" in taps.names(model) else explain.FeatureMapAttention(model)
+
+
+def mean(values):
+    """Mean as a float, NaN of nothing."""
+    return float(np.mean(values)) if len(values) else float("nan")
+
+
+def draw(pictures, path):
+    """Images with their maps over them, a row for each name, each map on its own scale."""
+    figure = plot.rows({name: images for name, (images, _) in pictures.items()})
+    for index, (_, maps) in enumerate(pictures.values()):
+        for ax, heatmap in zip(figure.axes[index * len(maps) :], maps, strict=False):
+            ax.imshow(heatmap, cmap="jet", alpha=0.45)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+PARTS = {one.__name__: one for one in (natural, adversarial, positions, shift, transfer, attention)}
+
+
+def main():
+    parser = patch_models.options(__doc__, out="patch_robustness")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--shares", type=float, nargs="+", default=[32 / 196, 96 / 196, 160 / 196, 1.0])
+    parser.add_argument("--corruptions", nargs="+", default=list(CORRUPTIONS), choices=CORRUPTIONS)
+    parser.add_argument("--num-patches", type=int, default=4, help="adversarial patches, at most")
+    parser.add_argument("--map-examples", type=int, default=64, help="images of the map of positions")
+    args = parser.parse_args()
+    train, test = patch_models.streams(args)
+    networks = patch_models.models(args, train, test)
+    accuracies = patch_models.clean(networks, test)
+    print(accuracies)
+    setting = Setting(args, networks, *patch_models.examples(args, networks, test))
+    for name in args.parts:
+        started = time.perf_counter()
+        table = PARTS[name](setting)
+        seconds = round(time.perf_counter() - started)
+        print(f"\n{name}, {len(setting.x)} images, {seconds} s:")
+        print(mean_over_corruptions(table) if name == "natural" else table, flush=True)
+        table.to_csv(args.out / f"{name}.csv")
+        how = {"options": patch_models.settings(args), "models": accuracies.rows, "seconds": seconds}
+        table.to_json(args.out / f"{name}.json", **how, examples=len(setting.x))
+    print(f"\nIn {args.out}: {', '.join(f'{name}.csv' for name in args.parts)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""Weights as timm and Hugging Face write them: every tensor accounted for, and the same outputs."""
+
+import importlib.util
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_capsvit import DeiT, MLPMixer, ResNet18, ResNet50, VisionTransformer, load_weights_from, taps
+from keras_capsvit.layers import resize_positions
+from keras_capsvit.models.published import FORMATS, sources, torch_names, torch_shape
+
+MODELS = {
+    "vit_Ti": lambda: VisionTransformer("Ti/16", epsilon=1e-12),
+    "vit_S": lambda: VisionTransformer("S/16", epsilon=1e-12),
+    "deit_Ti": lambda: DeiT("Ti/16", distilled=True, epsilon=1e-12),
+    "deit_S": lambda: DeiT("S/16", distilled=True, epsilon=1e-12),
+    "resnet18": lambda: ResNet18((224, 224, 3), 1000, stem="7x7"),
+    "resnet50": lambda: ResNet50(),
+}
+SMALL = {
+    "vit": lambda **kwargs: VisionTransformer(
+        "Ti/4", **{"input_shape": (16, 16, 3), "num_classes": 3, "width": 8, "depth": 2, "num_heads": 2, **kwargs}
+    ),
+    "mixer": lambda **kwargs: MLPMixer(
+        "S/4", input_shape=(16, 16, 3), num_classes=3, width=8, depth=2, token_units=5, channel_units=7
+    ),
+    "resnet18": lambda **kwargs: ResNet18((16, 16, 3), 3, filters=4, stem="7x7"),
+    "resnet50": lambda **kwargs: ResNet50((32, 32, 3), 3, filters=4),
+}
+ROWS = [
+    ("vit", "timm"),
+    ("vit", "Hugging Face (ViT)"),
+    ("vit", "Hugging Face (ViT, transformers 5)"),
+    ("vit", "Hugging Face (DeiT)"),
+    ("mixer", "timm"),
+    ("resnet18", "as they are"),
+    ("resnet18", "timm"),
+    ("resnet50", "Hugging Face (ResNet)"),
+]
+
+
+def written(model, style):
+    """A file's arrays in a style, with random values, and the values that the model's weights have to get."""
+    rng, arrays, values = np.random.default_rng(0), {}, {}
+    for name, variable in torch_names(model).items():
+        array = np.exp(rng.normal(size=torch_shape(variable))).astype("float32")
+        found = sources(name, FORMATS[style])
+        arrays.update(zip(found, np.split(array, len(found)), strict=True))
+        if variable.name == "kernel":
+            array = np.moveaxis(array, (0, 1), (-1, -2)) if array.ndim == 4 else array.T
+        values[name] = array[0] if variable.name == "positions" else array
+    return arrays, values
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Write arrays as .npz; returns the path."""
+
+    def write(arrays, name="weights.npz"):
+        np.savez(tmp_path / name, **arrays)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.mark.parametrize(("kind", "style"), ROWS)
+def test_every_tensor_arrives(kind, style, save):
+    model = SMALL[kind](distilled="DeiT" in style)
+    arrays, values = written(model, style)
+    load_weights_from(model, save({**arrays, "bn1.num_batches_tracked": np.array(3)}))
+    for name, variable in torch_names(model).items():
+        np.testing.assert_array_equal(variable, values[name], err_msg=name)
+    assert len(values) == len(model.weights)
+
+
+def test_names_are_the_published_ones():
+    arrays, _ = written(SMALL["vit"](distilled=True), "timm")
+    assert {"cls_token", "dist_token", "pos_embed", "patch_embed.proj.weight", "blocks.1.attn.qkv.bias"} < set(arrays)
+    assert arrays["pos_embed"].shape == (1, 18, 8)
+    assert arrays["patch_embed.proj.weight"].shape == (8, 3, 4, 4)
+    assert {"norm.weight", "head.weight", "head_dist.bias", "blocks.0.mlp.fc1.weight"} < set(arrays)
+    arrays, _ = written(SMALL["vit"](distilled=True), "Hugging Face (DeiT)")
+    assert arrays["deit.encoder.layer.1.attention.attention.key.weight"].shape == (8, 8)
+    assert {"cls_classifier.bias", "distillation_classifier.bias", "deit.layernorm.bias"} < set(arrays)
+    arrays, _ = written(SMALL["mixer"](), "timm")
+    assert {"stem.proj.weight", "blocks.1.mlp_tokens.fc2.bias", "blocks.0.mlp_channels.fc1.weight"} < set(arrays)
+    arrays, _ = written(SMALL["resnet50"](), "timm")
+    assert {"layer1.0.downsample.0.weight", "layer4.2.bn3.running_var", "fc.weight"} < set(arrays)
+
+
+def test_what_does_not_fit_is_named_and_nothing_changes(save):
+    model = SMALL["vit"]()
+    before = model.get_weights()
+    arrays, _ = written(model, "Hugging Face (ViT)")
+    key = "vit.encoder.layer.1.attention.attention.key"
+    del arrays[f"{key}.weight"]
+    arrays[f"{key}.bias"] = np.zeros(9, "float32")
+    arrays["classifier.weight"] = arrays["classifier.weight"].T
+    arrays["vit.layernorm.bias"][0] = np.inf
+    arrays["vit.pooler.dense.bias"] = np.zeros(8, "float32")
+    arrays["vit.embeddings.position_embeddings"] = np.zeros((1, 26, 8), "float32")
+    with pytest.raises(ValueError, match=r"weights.npz does not fit vit: .*need interpolate_positions=True") as caught:
+        load_weights_from(model, save(arrays))
+    for problem in [
+        f"{key}.weight is missing",
+        "classifier.weight has shape (8, 3), expected (3, 8)",
+        "vit.layernorm.bias is not all finite floats",
+        "vit.pooler.dense.bias is left over",
+        "vit.embeddings.position_embeddings has shape (1, 26, 8), expected (1, 17, 8)",
+    ]:
+        assert problem in str(caught.value)
+    arrays[f"{key}.weight"] = np.zeros((8, 8), "float32")
+    with pytest.raises(ValueError, match=r"key.bias has shape \(9,\), expected \(8,\)"):
+        load_weights_from(model, save(arrays))
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_a_new_head_on_published_weights(save):
+    published = SMALL["vit"](num_classes=7)
+    arrays, values = written(published, "timm")
+    model = SMALL["vit"]()
+    head = [ops.convert_to_numpy(variable) for variable in model.get_layer("head").weights]
+    load_weights_from(model, save({**arrays, "pre_logits.bias": np.zeros(2)}), skip=["head.*", "pre_logits.*"])
+    np.testing.assert_array_equal(torch_names(model)["norm.bias"], values["norm.bias"])
+    for old, new in zip(head, model.get_layer("head").weights, strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_positions_of_another_grid(save):
+    arrays, values = written(SMALL["vit"](input_shape=(12, 12, 3), distilled=True), "timm")
+    model = SMALL["vit"](input_shape=(20, 16, 3), distilled=True)
+    load_weights_from(model, save(arrays), interpolate_positions=True)
+    found, stored = torch_names(model)["patch_embed.positions"], values["patch_embed.positions"]
+    np.testing.assert_array_equal(found[:2], stored[:2])
+    expected = ops.image.resize(stored[2:].reshape(1, 3, 3, 8), (5, 4), interpolation="bicubic", antialias=True)
+    np.testing.assert_allclose(found[2:], ops.reshape(expected, (20, 8)), atol=1e-6)
+    arrays["pos_embed"] = arrays["pos_embed"][:, :-1]
+    with pytest.raises(ValueError, match=r"pos_embed has shape \(1, 10, 8\), expected \(1, 22, 8\)"):
+        load_weights_from(model, save(arrays), interpolate_positions=True)
+
+
+def test_files_of_keras(tmp_path):
+    model, other = SMALL["vit"](), SMALL["vit"](temperature=2.0)
+    for name in ("model.keras", "model.weights.h5"):
+        (model.save if name.endswith("keras") else model.save_weights)(tmp_path / name)
+        load_weights_from(other, tmp_path / name)
+        np.testing.assert_array_equal(other.get_weights()[-1], model.get_weights()[-1])
+    assert other.temperature == 2.0  # a setting, not a weight
+    with pytest.raises(FileNotFoundError, match=r"No weights at .*missing.keras; give the path"):
+        load_weights_from(model, tmp_path / "missing.keras")
+    with pytest.raises(ValueError, match=r"Expected a .npz or .safetensors file; received weights.bin"):
+        load_weights_from(model, tmp_path / "weights.bin")
+    nested = keras.Sequential([keras.Input((16, 16, 3)), model], name="outer")
+    with pytest.raises(ValueError, match=r"outer has vit, a model with .*Load that one instead"):
+        torch_names(nested)
+
+
+@pytest.fixture(scope="module")
+def peers(tmp_path_factory):
+    """Folder with Hugging Face's models, each with its files and outputs."""
+    for needed in ("torch", "transformers", "safetensors"):
+        if importlib.util.find_spec(needed) is None:
+            pytest.skip(f"needs {needed}")
+    folder = tmp_path_factory.mktemp("peers")
+    command = [sys.executable, pathlib.Path(__file__).parent / "weights_of_peers.py", folder, *MODELS]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("name", MODELS)
+def test_outputs_equal_those_of_hugging_face(peers, name):
+    with np.load(peers / name / "outputs.npz") as found:
+        expected = dict(found)
+    images = expected.pop("images")
+    model = MODELS[name]()
+    tapped = taps.tap(model, [*expected, "features"])
+    for file in ("model", "timm", "memory"):
+        for variable in model.weights:
+            variable.assign(ops.zeros_like(variable))
+        load_weights_from(model, peers / name / f"{file}.safetensors")
+        for one, theirs, ours in zip(expected, expected.values(), tapped.predict(images, verbose=0), strict=False):
+            np.testing.assert_allclose(ours, theirs, atol=1e-4, err_msg=f"{file} {one}")
+        assert np.abs(expected["logits"]).max() > 0.1
+    np.testing.assert_allclose(model.predict(images, verbose=0), expected["logits"], atol=1e-4)
+    if "resnet" not in name:
+        assert expected["attention_0"].max() > 0.05  # far from the uniform 1 / 197
+
+
+@pytest.mark.peers
+def test_positions_equal_those_of_torch(peers):
+    with np.load(peers / "positions.npz") as found:
+        arrays = dict(found)
+    positions = arrays.pop("positions")[0].transpose(1, 2, 0).reshape(16, 24)
+    for name, expected in arrays.items():
+        size, _, mode = name.rpartition("_")
+        size = tuple(map(int, size.strip("()").split(",")))
+        resized = resize_positions(np.concatenate([positions[:1], positions]), (4, 4), size, interpolation=mode)
+        np.testing.assert_allclose(resized[1:], expected[0].transpose(1, 2, 0).reshape(-1, 24), atol=1e-5)
+        np.testing.assert_array_equal(resized[0], positions[0])

@@ -199,6 +199,44 @@ def test_relevance_benchmark_compares_with_the_gradient():
 
 
 @pytest.mark.tensorflow
+def test_patch_examples_compare_two_models_and_temperatures(tmp_path):
+    pytest.importorskip("imagecorruptions")
+    out, work = tmp_path / "out", tmp_path / "models"
+    # Not 12: a ResNet's odd sizes crash oneDNN's strided convolutions (TensorFlow 2.21) now and then.
+    small = ("--dataset", "digits", "--image-size", 16, "--examples", 4, "--steps", 2)
+    size = ("--epochs", 1, "--shift", 1, "--vit-width", 16, "--vit-depth", 1, "--resnet-filters", 4, "--work", work)
+    parts = ("--parts", "natural", "adversarial", "positions", "shift", "transfer")
+    few = (*parts, "--shares", 0.25, 1, "--corruptions", "contrast", "fog", "--num-patches", 2, "--map-examples", 2)
+    printed = run("patch_robustness.py", *small, *size, *few, "--out", out).splitlines()
+    assert sum("val_accuracy" in line for line in printed) == 2
+    rows = {path.stem: json.loads(path.read_text())["result"] for path in out.glob("*.json")}
+    kinds = ["1 aligned", "2 aligned", "1 anywhere", "1 within 8/255", "1 of 8x8"]
+    assert [row["patches"] for row in rows["adversarial"][::2]] == kinds
+    assert [row["patches"] for row in rows["natural"]] == [4] * 4 + [16] * 4
+    assert len(rows["positions"]) == 2 * 16
+    assert {row["model"] for row in rows["shift"]} == {"vit", "resnet"}
+    assert [row["made_on"] for row in rows["transfer"]] == ["vit", "resnet"]
+    assert all(0 <= row["fooling_rate"] <= 1 for row in rows["adversarial"] + rows["positions"])
+    options = json.loads((out / "shift.json").read_text())["options"]
+    assert options["vit_width"] == 16
+    assert "work" not in options
+
+    chosen = ("--models", work / "vit.keras", "--temperatures", 1, 2)
+    run("smoothed_attention.py", *small, *chosen, "--out", out)
+    found = json.loads((out / "temperature.json").read_text())
+    assert [row["temperature"] for row in found["result"]] == [1, 2]
+    assert "vit_width" not in found["options"]
+
+
+@pytest.mark.tensorflow
+def test_patch_attack_benchmark_compares_with_the_gradients():
+    printed = run("benchmarks/patch_attack.py", "--steps", 3, "--batch-size", 4, "--rounds", 1).splitlines()
+    assert printed[0].startswith("vit, batch 4, up to 3 steps: ")
+    assert [line[2:20].strip() for line in printed[1:]] == ["gradients alone", "attack"]
+    assert float(printed[2].split()[-1]) > 0.5
+
+
+@pytest.mark.tensorflow
 def test_python_in_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

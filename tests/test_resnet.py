@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from keras_capsvit import taps
-from keras_capsvit.models.resnet import PadChannels, ResNet18, ResNet20
+from keras_capsvit.models.resnet import PadChannels, ResNet18, ResNet20, ResNet50, StandardizedConv2D
 from keras_capsvit.models.weights import load_weights, published_names
 
 
@@ -100,6 +100,46 @@ def test_published_sizes():
     resnet18 = ResNet18((32, 32, 3), 10)
     assert parameters(resnet18) == (11_173_962, 9_600)
     assert resnet18.taps["features"].shape == (None, 4, 4, 512)
+
+
+def test_published_sizes_for_imagenet():
+    resnet18 = ResNet18((224, 224, 3), 1000, stem="7x7")
+    assert parameters(resnet18)[0] == 11_689_512
+    assert resnet18.taps["features"].shape == (None, 7, 7, 512)
+    assert parameters(ResNet50())[0] == parameters(ResNet50(norm="group", weight_standardization=True))[0] == 25_557_032
+
+
+def test_standardised_kernels():
+    x = np.random.default_rng(0).normal(size=(2, 6, 5, 3)).astype("float32")
+    layer = StandardizedConv2D(4, 3, padding="same", use_bias=False)
+    layer.build(x.shape)
+    kernel = ops.convert_to_numpy(layer.kernel)
+    standard = (kernel - kernel.mean((0, 1, 2))) / np.sqrt(kernel.var((0, 1, 2)) + 1e-6)
+    np.testing.assert_allclose(layer(x), [convolved(image, standard) for image in x], atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [ResNet18, ResNet50])
+def test_group_norm_and_weight_standardisation_train_and_reload(make, tmp_path):
+    x = np.random.default_rng(0).uniform(size=(2, 33, 21, 3)).astype("float32")
+    model = make(
+        (33, 21, 3),
+        3,
+        filters=4,
+        stem="7x7",
+        norm="group",
+        weight_standardization=True,
+        mean=(0.5,) * 3,
+        std=(0.2,) * 3,
+    )
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x, np.array([0, 1]), verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.get_config() == model.get_config()
+    np.testing.assert_allclose(loaded.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6)
+    for arguments, message in [({"stem": "5x5"}, "stem must be one of"), ({"norm": "layer"}, "norm must be one of")]:
+        with pytest.raises(ValueError, match=message):
+            make((32, 32, 3), 3, **arguments)
 
 
 @pytest.mark.parametrize("head", ["avg", "fc"])

@@ -184,7 +184,7 @@ def test_outputs_equal_those_of_hugging_face(peers, name):
     tapped = taps.tap(model, [*expected, "features"])
     for file in ("model", "timm", "memory"):
         for variable in model.weights:
-            variable.assign(ops.zeros_like(variable))
+            variable.assign(np.zeros(variable.shape))
         load_weights_from(model, peers / name / f"{file}.safetensors")
         for one, theirs, ours in zip(expected, expected.values(), tapped.predict(images, verbose=0), strict=False):
             np.testing.assert_allclose(ours, theirs, atol=1e-4, err_msg=f"{file} {one}")

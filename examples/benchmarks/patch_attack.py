@@ -1,7 +1,7 @@
 """A patch attack against the gradients that it needs: those of the images not fooled yet, one compiled call per step.
 
     python examples/benchmarks/patch_attack.py
-    python examples/benchmarks/patch_attack.py --model vit --steps 50
+    python examples/benchmarks/patch_attack.py --model resnet20 --steps 50
 
 Both take turns in one process; medians, ranges, and the ratio of medians. The networks are not trained, and attacked
 on noise, with their own answers as labels.
@@ -43,10 +43,10 @@ def gradients(model, result, y):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="resnet20", choices=list(MODELS))
+    parser.add_argument("--model", default="vit", choices=list(MODELS))
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--patch-size", type=int, default=8)
+    parser.add_argument("--patch-size", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     keras.utils.set_random_seed(0)

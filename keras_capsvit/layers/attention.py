@@ -130,7 +130,7 @@ class MLP(keras.layers.Layer):
         return {**super().get_config(), "units": self.units, "dropout": self.dropout_rate}
 
 
-class ResidualBlock(keras.layers.Layer):
+class _ResidualBlock(keras.layers.Layer):
     """Base of blocks of two residual branches, each behind a layer normalisation.
 
     Args:
@@ -168,7 +168,7 @@ class ResidualBlock(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
-class TransformerBlock(ResidualBlock):
+class TransformerBlock(_ResidualBlock):
     """Block of a vision transformer: self-attention, then an MLP per token (Dosovitskiy et al. 2021).
 
     Args:
@@ -224,7 +224,7 @@ class TransformerBlock(ResidualBlock):
 
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
-class MixerBlock(ResidualBlock):
+class MixerBlock(_ResidualBlock):
     """Block of an MLP-Mixer: an MLP across tokens, then one per token (Tolstikhin et al. 2021).
 
     Args:

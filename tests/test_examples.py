@@ -198,6 +198,7 @@ def test_relevance_benchmark_compares_with_the_gradient():
     assert printed[-1].startswith("  peak memory ")
 
 
+@pytest.mark.peers
 @pytest.mark.tensorflow
 def test_patch_examples_compare_two_models_and_temperatures(tmp_path):
     pytest.importorskip("imagecorruptions")
@@ -205,7 +206,7 @@ def test_patch_examples_compare_two_models_and_temperatures(tmp_path):
     # Not 12: a ResNet's odd sizes crash oneDNN's strided convolutions (TensorFlow 2.21) now and then.
     small = ("--dataset", "digits", "--image-size", 16, "--examples", 4, "--steps", 2)
     size = ("--epochs", 1, "--shift", 1, "--vit-width", 16, "--vit-depth", 1, "--resnet-filters", 4, "--work", work)
-    parts = ("--parts", "natural", "adversarial", "positions", "shift", "transfer")
+    parts = ("--parts", "natural", "adversarial", "positions", "shift", "transfer", "attention")
     few = (*parts, "--shares", 0.25, 1, "--corruptions", "contrast", "fog", "--num-patches", 2, "--map-examples", 2)
     printed = run("patch_robustness.py", *small, *size, *few, "--out", out).splitlines()
     assert sum("val_accuracy" in line for line in printed) == 2
@@ -217,6 +218,8 @@ def test_patch_examples_compare_two_models_and_temperatures(tmp_path):
     assert {row["model"] for row in rows["shift"]} == {"vit", "resnet"}
     assert [row["made_on"] for row in rows["transfer"]] == ["vit", "resnet"]
     assert all(0 <= row["fooling_rate"] <= 1 for row in rows["adversarial"] + rows["positions"])
+    assert {row["images"] for row in rows["attention"]} == {"clean", "corrupted", "attacked"}
+    assert (out / "attention.png").stat().st_size > 10_000
     options = json.loads((out / "shift.json").read_text())["options"]
     assert options["vit_width"] == 16
     assert "work" not in options

@@ -45,8 +45,9 @@ class NormalizedConv2D(keras.layers.Layer):
 
     def call(self, inputs, training=False):
         conv, norm = self.conv, self.norm
-        if training and norm.trainable:
-            return norm(conv(inputs), training=True)
+        # A kernel that is standardised loses the scale again.
+        if (training and norm.trainable) or isinstance(conv, StandardizedConv2D):
+            return norm(conv(inputs), training=training)
         # In float32 whatever the precision, as Keras normalises.
         scale = ops.rsqrt(ops.cast(norm.moving_variance, "float32") + norm.epsilon)
         if norm.scale:
@@ -78,8 +79,6 @@ class StandardizedConv2D(keras.layers.Conv2D):
     Arguments, input and output are those of ``keras.layers.Conv2D``.
     """
 
-    @property
-    def kernel(self):
-        kernel = super().kernel
+    def convolution_op(self, inputs, kernel):
         mean, variance = ops.moments(kernel, axes=(0, 1, 2), keepdims=True)
-        return (kernel - mean) * ops.rsqrt(variance + 1e-6)
+        return super().convolution_op(inputs, (kernel - mean) * ops.rsqrt(variance + 1e-6))

@@ -40,16 +40,21 @@ def parse():
     return parser.parse_args()
 
 
+def keras_model(args):
+    """SqueezeNet or a model of keras.applications, its image size, and preprocessing of pixels in [0, 1]."""
+    if args.squeezenet:
+        return squeezenet.squeezenet(args.squeezenet), squeezenet.SIZE, squeezenet.preprocess
+    model = getattr(keras.applications, args.model)(weights=None if args.weights == "none" else args.weights)
+    modules = [module for name, module in sys.modules.items() if name.startswith("keras.src.applications.")]
+    module = next(m for m in modules if hasattr(m, args.model) and hasattr(m, "preprocess_input"))
+    return model, model.input_shape[1], lambda x: module.preprocess_input(255 * x)
+
+
 def classifier(args):
     """Model, scores of a batch, image size, and preprocessing of pixels in [0, 1]."""
-    if args.squeezenet:
-        model = squeezenet.squeezenet(args.squeezenet)
-        return model, model, squeezenet.SIZE, squeezenet.preprocess
-    if hasattr(keras.applications, args.model):
-        model = getattr(keras.applications, args.model)(weights=None if args.weights == "none" else args.weights)
-        modules = [module for name, module in sys.modules.items() if name.startswith("keras.src.applications.")]
-        module = next(m for m in modules if hasattr(m, args.model) and hasattr(m, "preprocess_input"))
-        return model, model, model.input_shape[1], lambda x: module.preprocess_input(255 * x)
+    if args.squeezenet or hasattr(keras.applications, args.model):
+        model, size, preprocess = keras_model(args)
+        return model, model, size, preprocess
     model = tf.saved_model.load(args.model)
     served = model.signatures["serving_default"]
     ((name, spec),) = served.structured_input_signature[1].items()
@@ -61,6 +66,12 @@ def read(path, size):
     """Pixels ``(size, size, 3)`` in [0, 1]."""
     image = tf.io.decode_image(path.read_bytes(), channels=3, expand_animations=False)
     return tf.image.resize(tf.cast(image, "float32") / 255, (size, size), antialias=True).numpy().clip(0, 1)
+
+
+def input_range(preprocess, size):
+    """Lowest and highest preprocessed pixels; preprocessing keeps their order, so black and white are the bounds."""
+    ends = [np.asarray(preprocess(np.full((1, size, size, 3), end, "float32")))[0] for end in (0, 1)]
+    return np.minimum(*ends), np.maximum(*ends)
 
 
 def named(path):
@@ -92,11 +103,9 @@ def main():
     model, score, size, preprocess = classifier(args)
     images = np.stack([read(path, size) for path in args.images])
     x = np.asarray(preprocess(images.copy()), "float32")
-    # Preprocessing keeps the order of pixel values, so black and white are the bounds.
-    ends = [np.asarray(preprocess(np.full(images[:1].shape, end, "float32")))[0] for end in (0, 1)]
     scores = np.asarray(score(tf.constant(x)))
     classes = np.argsort(-scores)[:, :2] if args.classes is None else np.tile(args.classes, (len(x), 1))
-    settings = {"rules": args.rules, "input_range": (np.minimum(*ends), np.maximum(*ends))}
+    settings = {"rules": args.rules, "input_range": input_range(preprocess, size)}
     explainers = {
         "LRP": explain.LRP(model, **settings),
         "CLRP1": explain.CLRP(model, "others", **settings),

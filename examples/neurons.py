@@ -11,15 +11,13 @@ highest drop of a row is on the diagonal.
 import argparse
 import os
 import pathlib
-import sys
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
-import squeezenet
-from explain_cnn import read
+from explain_cnn import input_range, keras_model, read
 from matplotlib.figure import Figure
 
 from keras_capsvit import evaluate, explain, plot
@@ -36,16 +34,6 @@ def parse():
     parser.add_argument("--size", type=int, default=9, help="side of the ablated patch in pixels")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("neurons.png"))
     return parser.parse_args()
-
-
-def classifier(args):
-    """Model, image size, and preprocessing of pixels in [0, 1]."""
-    if args.squeezenet:
-        return squeezenet.squeezenet(args.squeezenet), squeezenet.SIZE, squeezenet.preprocess
-    model = getattr(keras.applications, args.model)(weights=None if args.weights == "none" else args.weights)
-    modules = [module for name, module in sys.modules.items() if name.startswith("keras.src.applications.")]
-    module = next(m for m in modules if hasattr(m, args.model) and hasattr(m, "preprocess_input"))
-    return model, model.input_shape[1], lambda x: module.preprocess_input(255 * x)
 
 
 def activations(model, layer):
@@ -93,11 +81,9 @@ def draw(image, maps, drops, labels):
 
 def main():
     args = parse()
-    model, size, preprocess = classifier(args)
+    model, size, preprocess = keras_model(args)
     image = read(args.image, size)
     x = np.asarray(preprocess(image[None].copy()), "float32")
-    # Preprocessing keeps the order of pixel values, so black and white are the bounds.
-    ends = [np.asarray(preprocess(np.full((1, size, size, 3), end, "float32")))[0] for end in (0, 1)]
     layer = activations(model, args.layer)
     before = layer.predict_on_batch(x)[0]
     ids = np.argsort(-before)[: args.neurons]
@@ -108,7 +94,7 @@ def main():
         model,
         "negated",
         rules="thesis",
-        input_range=(np.minimum(*ends), np.maximum(*ends)),
+        input_range=input_range(preprocess, size),
         start=args.layer,
     )
     maps = clrp(x, ids[None])[0]

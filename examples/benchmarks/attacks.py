@@ -11,8 +11,6 @@ accuracy with fooled examples leaving the batch, against attacking every example
 import argparse
 import importlib
 import os
-import statistics
-import time
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -20,6 +18,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import tensorflow as tf
+from timing import alternate, report
 
 from keras_capsvit import attacks, autodiff, evaluate
 from keras_capsvit.models import ConvNetAvg, ResNet20
@@ -91,26 +90,6 @@ def installed(model, x, y, steps):
         except ImportError:
             continue
     return runs
-
-
-def alternate(runs, rounds):
-    """Seconds of every run by name, in turns, after one round to trace and warm up."""
-    times = {name: [] for name in runs}
-    for turn in range(rounds + 1):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            if turn:
-                times[name].append(time.perf_counter() - started)
-    return times
-
-
-def report(times):
-    """Print medians, ranges and ratios to the first."""
-    first = next(iter(times.values()))
-    for name, found in times.items():
-        ratio = statistics.median(found) / statistics.median(first)
-        print(f"  {name:18} {statistics.median(found):7.3f} s ({min(found):.3f} to {max(found):.3f})  {ratio:6.3f}")
 
 
 def main():

@@ -11,15 +11,14 @@ which costs what an explanation should cost: a forward pass, or as many compiled
 import argparse
 import importlib
 import os
-import statistics
 import sys
-import time
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
+from timing import alternate, report
 
 from keras_capsvit import GraCapsNet, autodiff, evaluate, explain, taps
 
@@ -80,27 +79,6 @@ def perturbation(model, images, patch):
     return rows
 
 
-def alternate(runs, rounds):
-    """Seconds of every run by name, in turns, after one round to trace and warm up."""
-    times = {name: [] for name in runs}
-    for turn in range(rounds + 1):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            if turn:
-                times[name].append(time.perf_counter() - started)
-    return times
-
-
-def report(title, times):
-    """Print medians, ranges and ratios to the first."""
-    print(title)
-    first = next(iter(times.values()))
-    for name, found in times.items():
-        ratio = statistics.median(found) / statistics.median(first)
-        print(f"  {name:18} {statistics.median(found):8.3f} s ({min(found):.3f} to {max(found):.3f})  {ratio:6.3f}")
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=64)
@@ -114,7 +92,8 @@ def main():
     model = GraCapsNet((28, 28, 1), 10)
     for size in sorted({1, args.batch_size}):
         x = np.random.default_rng(0).uniform(size=(size, *model.input_shape[1:])).astype("float32")
-        report(f"built-in explanation, batch {size}", alternate(attention(model, x), args.rounds))
+        print(f"built-in explanation, batch {size}")
+        report(alternate(attention(model, x), args.rounds))
     settings = {"batch_size": args.batch_size}
     saliency = explain.Saliency(model, **settings)
     integrated = explain.IntegratedGradients(model, steps=args.steps, **settings)
@@ -124,10 +103,12 @@ def main():
         (f"IntegratedGradients, {args.steps} steps", args.steps, integrated),
     ):
         runs = gradients(model, x, count, explainer)
-        report(f"{title}, batch {args.batch_size}", alternate(runs, args.rounds))
+        print(f"{title}, batch {args.batch_size}")
+        report(alternate(runs, args.rounds))
     if args.images:
         runs = perturbation(model, args.images, args.patch)
-        report(f"AOPC, {args.images} images, patches of {args.patch}", alternate(runs, 1))
+        print(f"AOPC, {args.images} images, patches of {args.patch}")
+        report(alternate(runs, 1))
 
 
 if __name__ == "__main__":

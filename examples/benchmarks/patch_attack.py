@@ -13,9 +13,9 @@ import os
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import attacks as plain
 import keras
 import numpy as np
+from timing import alternate, report
 
 from keras_capsvit import attacks, autodiff
 from keras_capsvit.models import ResNet20, VisionTransformer
@@ -60,7 +60,7 @@ def main():
         f"{args.model}, batch {args.batch_size}, up to {args.steps} steps: {result.fooled.mean():.0%} fooled, "
         f"{len(np.unique(result.iterations[result.fooled]))} departures, {count} gradients of an image"
     )
-    plain.report(plain.alternate({"gradients alone": alone, "attack": lambda: attack.run(model, x, y)}, args.rounds))
+    report(alternate({"gradients alone": alone, "attack": lambda: attack.run(model, x, y)}, args.rounds))
 
 
 if __name__ == "__main__":

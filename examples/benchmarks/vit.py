@@ -10,12 +10,11 @@ the attention of all blocks costs beside the logits, and a gradient with it.
 
 import argparse
 import contextlib
+import functools
 import importlib
 import os
-import statistics
 import sys
 import tempfile
-import time
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -32,6 +31,7 @@ except ImportError:
 import keras
 import numpy as np
 from keras import ops
+from timing import alternate, report
 
 from keras_capsvit import DeiT, autodiff, load_weights_from, taps
 
@@ -131,27 +131,12 @@ def with_attention(model, names):
     )
 
 
-def alternate(runs, x, rounds):
-    """Seconds of every run by name, in turns, after two rounds to trace and warm up."""
-    times = {name: [] for name in runs}
-    for turn in range(rounds + 2):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run(x)
-            if turn > 1:
-                times[name].append(time.perf_counter() - started)
-    return times
-
-
-def report(title, pairs, x, rounds):
-    """Print medians, ranges and ratios to the first, of forward passes and of gradients."""
+def compare(title, pairs, x, rounds):
+    """Time forward passes and gradients, and print them."""
     for index, kind in enumerate(("forward", "input gradient")):
-        times = alternate({name: pair[index] for name, pair in pairs.items()}, x, rounds)
-        first = statistics.median(next(iter(times.values())))
         print(f"{title}, {kind}; seconds, ratio")
-        for name, found in times.items():
-            middle = statistics.median(found)
-            print(f"  {name:24} {middle:7.3f} s ({min(found):.3f} to {max(found):.3f})  {middle / first:6.3f}")
+        runs = {name: functools.partial(pair[index], x) for name, pair in pairs.items()}
+        report(alternate(runs, rounds, warm_up=2))
 
 
 def main():
@@ -176,9 +161,9 @@ def main():
             difference = np.abs(found(x) - own(x)).max() / np.abs(own(x)).max()
             print(f"{name}: differs by {difference:.1e} of the largest value")
     size = f"DeiT {args.variant}, batch {args.batch_size}, {args.rounds} rounds"
-    report(size, pairs, x, args.rounds)
+    compare(size, pairs, x, args.rounds)
     attention = [f"attention_{index}" for index in range(len(model.blocks))]
-    report(
+    compare(
         size, {"logits": with_attention(model, []), "with attention": with_attention(model, attention)}, x, args.rounds
     )
 

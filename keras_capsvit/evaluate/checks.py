@@ -29,6 +29,15 @@ def finite_array(values, name, axes, rank):
     return values
 
 
+def class_scores(scores, target, batch):
+    """Ids ``(b,)`` of the classes that count, the highest of scores ``(b, M)`` for None, and their scores ``(b,)``."""
+    if scores.ndim != 2 or len(scores) != batch:
+        raise ValueError(f"The model must return scores of shape ({batch}, classes); received {scores.shape}.")
+    ids = scores.argmax(axis=1) if target is None else target
+    ids = class_ids(np.full(batch, ids) if np.ndim(ids) == 0 else ids, batch, scores.shape[1])
+    return ids, scores[np.arange(batch), ids].astype("float64")
+
+
 def expect(what, shape, received):
     """Refuse what is no array of a shape; the message begins with ``what``, a str."""
     if tuple(getattr(received, "shape", ())) != shape:

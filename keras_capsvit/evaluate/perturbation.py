@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from scipy import ndimage
 
-from keras_capsvit.evaluate.checks import class_ids, expect, image_maps, positive_int
+from keras_capsvit.evaluate.checks import class_scores, expect, image_maps, positive_int
 from keras_capsvit.evaluate.robustness import scores_of
 
 ORDERS = ("descending", "ascending")
@@ -86,7 +86,7 @@ def aopc(
     steps = count if steps is None else steps
     positive_int("steps", steps, count)
     fill = _filling(fill, x, bounds, seed)
-    ids, clean = _clean(model, x, target, batch_size)
+    ids, clean = class_scores(_batched(model, x, batch_size), target, len(x))
 
     def perturbed(pairs):
         of, step = np.divmod(pairs, steps)
@@ -121,7 +121,7 @@ def ablation_drop(model, x, maps, *, mean, size=9, target=None, relative=False, 
     maps, x = image_maps(maps, x)
     squares = _squares(maps, size)
     mean = _broadcast(mean, x, "mean")
-    ids, clean = _clean(model, x, target, batch_size)
+    ids, clean = class_scores(_batched(model, x, batch_size), target, len(x))
 
     def ablated(of):
         return np.where(squares[of][..., None], mean[of], x[of]), ids[of]
@@ -211,16 +211,6 @@ def _squares(maps, size):
         offset = np.arange(length)[None] - centre[:, None] + size // 2
         near.append((offset >= 0) & (offset < size))
     return near[0][:, :, None] & near[1][:, None, :]
-
-
-def _clean(model, x, target, batch_size):
-    """Ids ``(b,)`` of the classes that count, and their scores ``(b,)`` before anything is perturbed."""
-    scores = _batched(model, x, batch_size)
-    if scores.ndim != 2 or len(scores) != len(x):
-        raise ValueError(f"The model must return scores of shape ({len(x)}, classes); received {scores.shape}.")
-    ids = scores.argmax(axis=1) if target is None else target
-    ids = class_ids(np.full(len(x), ids) if np.ndim(ids) == 0 else ids, len(x), scores.shape[1])
-    return ids, scores[np.arange(len(x)), ids].astype("float64")
 
 
 def _batched(model, x, batch_size):

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.stats import rankdata
 
-from keras_capsvit.evaluate.checks import class_ids, expect, image_maps
+from keras_capsvit.evaluate.checks import class_scores, expect, image_maps
 from keras_capsvit.evaluate.robustness import classes_of, scores_of
 
 
@@ -112,10 +112,7 @@ def conservation(explainer, scores, x, target=None):
     Raises:
         ValueError: for scores of 0, targets that are no classes, maps that are not finite.
     """
-    found = scores_of(scores, x)
-    ids = found.argmax(axis=1) if target is None else target
-    ids = class_ids(np.full(len(x), ids) if np.ndim(ids) == 0 else ids, len(x), found.shape[1])
-    score = found[np.arange(len(x)), ids].astype("float64")
+    ids, score = class_scores(scores_of(scores, x), target, len(x))
     if not score.all():
         raise ValueError(f"Conservation needs scores other than 0; those of images {np.flatnonzero(score == 0)} are 0.")
     return image_maps(explainer(x, ids)).sum(axis=(1, 2), dtype="float64") / score

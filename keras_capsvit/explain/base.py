@@ -57,6 +57,10 @@ class Explainer:
     def check_classes(self, x, ids):
         """Refuse ids that are no classes, where these are known."""
 
+    def resolved(self, x, ids):
+        """Class ids ``(b,)``, the ``predicted(x)`` of a subclass that tells them where ``ids`` stand for these."""
+        return self.predicted(x) if PREDICTED in ids else ids
+
 
 class ModelExplainer(Explainer):
     """Explainer of the class scores of a model: ``lengths`` of a capsule network, otherwise logits.

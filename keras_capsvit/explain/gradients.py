@@ -123,8 +123,7 @@ class IntegratedGradients(GradientExplainer):
         shape, start = x.shape[1:], self.baseline
         if start.ndim > 3 or any(own not in (1, n) for own, n in zip(start.shape[::-1], shape[::-1], strict=False)):
             raise ValueError(f"Expected a baseline that broadcasts to images of shape {shape}; received {start.shape}.")
-        if PREDICTED in ids:  # the class of the image, not of the points on the way to it
-            ids = self.predicted(x)
+        ids = self.resolved(x, ids)  # the class of the image, not of the points on the way to it
 
         def points(images, step):
             share = ((step + 0.5) / self.steps).astype("float32")[:, None, None, None]
@@ -174,8 +173,7 @@ class SmoothGrad(Explainer):
         return self.base.predicted(x)
 
     def attributions(self, x, ids):
-        if PREDICTED in ids:  # the class of the image, not of its noisy copies
-            ids = self.predicted(x)
+        ids = self.resolved(x, ids)  # the class of the image, not of its noisy copies
         width = self.noise * (x.max(axis=(1, 2, 3), keepdims=True) - x.min(axis=(1, 2, 3), keepdims=True))
         noise = np.random.default_rng(self.seed).standard_normal((self.samples, *x.shape[1:]), "float32")
 

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_capsvit.explain.base import PREDICTED, ModelExplainer, check_tensorflow, enlarged, in_batches, scores_of
+from keras_capsvit.explain.base import ModelExplainer, check_tensorflow, enlarged, in_batches, scores_of
 
 
 class ActivationMap(ModelExplainer):
@@ -44,8 +44,7 @@ class ActivationMap(ModelExplainer):
         super().__init__(self._maps.model, batch_size)
 
     def attributions(self, x, ids):
-        if PREDICTED in ids:
-            ids = self.predicted(x)
+        ids = self.resolved(x, ids)
         return in_batches(lambda part: self._enlarged(x[part], ids[part]), len(x), self.batch_size)
 
     def _enlarged(self, x, ids, **settings):
@@ -117,8 +116,7 @@ class ScoreCAM(ActivationMap):
     _library = ("scorecam", "Scorecam")
 
     def attributions(self, x, ids):
-        if PREDICTED in ids:
-            ids = self.predicted(x)
+        ids = self.resolved(x, ids)
         maps = [self._enlarged(x[i : i + 1], ids[i : i + 1], batch_size=self.batch_size) for i in range(len(x))]
         return np.concatenate([ops.convert_to_numpy(one) for one in maps])
 

@@ -1,0 +1,25 @@
+"""Runs that take turns in one process: what the benchmarks share."""
+
+import statistics
+import time
+
+
+def alternate(runs, rounds, warm_up=1):
+    """Seconds of every run by name, in turns, after rounds to trace and warm up."""
+    times = {name: [] for name in runs}
+    for turn in range(warm_up + rounds):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            if turn >= warm_up:
+                times[name].append(time.perf_counter() - started)
+    return times
+
+
+def report(times):
+    """Print medians, ranges and ratios to the first."""
+    first = statistics.median(next(iter(times.values())))
+    width = max(18, *map(len, times))
+    for name, found in times.items():
+        middle = statistics.median(found)
+        print(f"  {name:{width}} {middle:8.3f} s ({min(found):.3f} to {max(found):.3f})  {middle / first:6.3f}")

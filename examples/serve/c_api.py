@@ -5,8 +5,8 @@
     python examples/serve/c_api.py saved_models/digits_gracapsnet --signature serve_bytes encoded=digit.png
     python examples/serve/c_api.py saved_models/digits_gracapsnet --port 8501              # as TF Serving's REST API
 
-The second prints the outputs as JSON, or writes them to OUT.npz with --out. The last stands in for a TF Serving that
-is not installed (see rest.py), for tries and tests: it has neither batching nor gRPC, and does not look for new versions.
+The second prints the outputs as JSON, or writes them with --out. The last stands in for a TF Serving that is not
+installed (see rest.py), for tries and tests: it has neither batching nor gRPC, and does not look for new versions.
 """
 
 import argparse

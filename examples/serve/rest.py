@@ -1,7 +1,7 @@
 """TF Serving's REST API for one SavedModel in a session of the C API: predict, status and metadata.
 
-https://www.tensorflow.org/tfx/serving/api_rest says what is asked and answered. What the graph or the request does wrong
-is answered by HTTP 400 with the message, an address that there is not by 404.
+https://www.tensorflow.org/tfx/serving/api_rest says what is asked and answered. What is wrong with a request, or
+refused by the graph, is answered by HTTP 400 with the message; an address that there is not by 404.
 """
 
 import base64
@@ -97,7 +97,8 @@ def predict(model, body):
         found = {key: array.tolist() for key, array in outputs.items()}
         return {"outputs": next(iter(found.values())) if single else found}
     lists = [array.tolist() for array in outputs.values()]
-    return {"predictions": lists[0] if single else [dict(zip(outputs, row, strict=True)) for row in zip(*lists)]}
+    found = [dict(zip(outputs, row, strict=True)) for row in zip(*lists, strict=True)]
+    return {"predictions": lists[0] if single else found}
 
 
 def rows(instances, infos):

@@ -35,6 +35,7 @@ DTYPES = {  # TF_DataType
     10: "bool",
     19: "float16",
 }
+NAMES = {1: "DT_FLOAT", 2: "DT_DOUBLE", STRING: "DT_STRING", 19: "DT_HALF"}  # the others are called as in NumPy
 CODES = {name: code for code, name in DTYPES.items()}
 TSTRING_BYTES = 24
 INITIALIZER = "__saved_model_init_op"  # listed among the signatures; it has run when the session is there
@@ -57,6 +58,11 @@ class Output(ctypes.Structure):
 
 class TensorFlowError(Exception):
     """An error of TensorFlow, with its message."""
+
+
+def dtype_name(code):
+    """What protocol buffers in JSON call a dtype."""
+    return NAMES.get(code) or f"DT_{DTYPES.get(code, code)}".upper()
 
 
 def library():
@@ -295,7 +301,7 @@ def main():
     elif not args.inputs:
         for name, signature in model.signatures.items():
             inputs, outputs = (
-                ", ".join(f"{key} {DTYPES.get(info['dtype'])} {info['shape']}" for key, info in signature[kind].items())
+                ", ".join(f"{key} {dtype_name(info['dtype'])} {info['shape']}" for key, info in signature[kind].items())
                 for kind in ("inputs", "outputs")
             )
             print(f"{name}: {inputs} -> {outputs}")

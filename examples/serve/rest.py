@@ -10,7 +10,7 @@ import json
 import re
 
 import numpy as np
-from c_api import DTYPES, STRING, TensorFlowError, check_names
+from c_api import DTYPES, STRING, TensorFlowError, check_names, dtype_name
 
 ADDRESS = re.compile(r"/v1/models/(?P<name>[^/:]+)(/versions/(?P<version>\d+))?(?P<verb>:predict|/metadata)?")
 KINDS = {"float32": "iuf", "float64": "iuf", "float16": "iuf", "bool": "b"}  # the others take integers
@@ -68,9 +68,8 @@ def metadata(model, name, version):
 
     def described(info):
         sizes = [{"size": str(size), "name": ""} for size in info["shape"] or ()]
-        dtype = {"float32": "DT_FLOAT", "object": "DT_STRING"}.get(DTYPES[info["dtype"]])
         shape = {"dim": sizes, "unknown_rank": info["shape"] is None}
-        return {"dtype": dtype or f"DT_{DTYPES[info['dtype']].upper()}", "tensor_shape": shape, "name": info["name"]}
+        return {"dtype": dtype_name(info["dtype"]), "tensor_shape": shape, "name": info["name"]}
 
     signatures = {
         key: {kind: {one: described(info) for one, info in infos.items()} for kind, infos in signature.items()}

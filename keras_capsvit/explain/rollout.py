@@ -51,6 +51,9 @@ class AttentionRollout(ModelExplainer):
     def attributions(self, x, ids):
         return in_batches(lambda part: self._compiled(x[part]), len(x), self.batch_size)
 
+    def on_tensors(self, x, ids):
+        return self._compiled(x)
+
     def _maps(self, x):
         features, *attention = self._forward(x)
         height, width = features.shape[1:3]

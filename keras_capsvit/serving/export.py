@@ -26,7 +26,8 @@ def export(model, path, *, taps=None, explainers=None, warmup=None, input_range=
       highest score, int64;
     - one per tap → ``{"outputs": ...}``;
     - ``explain``, where the model explains itself → ``{"outputs", "class", "maps"}``. Of a graph capsule network maps
-      are ``(b, h, w, M)``, the attention of the nodes averaged over heads, for every class (thesis Eq. 3.7); of a vision transformer ``(b, H, W)``, the rollout (see ``explain.AttentionRollout``);
+      are ``(b, h, w, M)``, the attention of the nodes for every class, averaged over heads (thesis Eq. 3.7); of a
+      vision transformer ``(b, H, W)``, the rollout (see ``explain.AttentionRollout``);
     - one per explainer, from ``images`` and ``target (b,)`` int64, class ids or -1 for the predicted class →
       ``{"outputs", "class", "maps"}``, maps ``(b, H, W)``;
     - ``serve_bytes``, from ``encoded (b,)``, strings with JPEG or PNG files of any size, in colour or not, which are

@@ -34,7 +34,7 @@ def write(model, path, dataset, test, *, explainers, taps=None, trained=None):
         model: trained Keras model of images in [0, 1].
         path: of the folder of version folders.
         dataset: str, what ``test`` is called in ``data.DATASETS``.
-        test: its stream of test images; the first four warm the server up.
+        test: its stream of test images; the first warms the server up.
         explainers: names in ``EXPLAINERS``.
         taps: names of taps, or None for all.
         trained: str for the card, how the model was trained.
@@ -55,7 +55,7 @@ def write(model, path, dataset, test, *, explainers, taps=None, trained=None):
         path,
         taps=taps,
         explainers={name: EXPLAINERS[name](model) for name in explainers},
-        warmup=x[:4],
+        warmup=x[:1],
         card={name: value for name, value in card.items() if value is not None},
     )
     np.testing.assert_allclose(serving.load(folder).predict(x), scores, atol=1e-5)

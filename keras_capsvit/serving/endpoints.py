@@ -46,7 +46,12 @@ class Endpoints:
 
     def tapped(self, wanted):
         """Endpoint of several taps in one pass; the gradient of one of them would pass all."""
-        return self._of_images(lambda images: {name: self._every(images)[name] for name in wanted})
+
+        def several(images):
+            found = self._every(images)
+            return {name: found[name] for name in wanted}
+
+        return self._of_images(several)
 
     def _traced(self, function):
         return tf.function(function, [tf.TensorSpec(self.shape, "float32")], autograph=False)

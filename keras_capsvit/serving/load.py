@@ -116,8 +116,6 @@ class ServedModel:
 
     def together(self, names):
         """Callable from images to the list of several taps, in one pass."""
-        if not hasattr(self._loaded, "tapped"):  # written by Keras, or before there was one
-            return lambda x: [self.taps[name](x) for name in names]
         spec = self._inputs(DEFAULT)["images"]
 
         @tf.function(autograph=False)

@@ -291,7 +291,7 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, help=".npz file for the outputs")
     parser.add_argument("--port", type=int, help="serve on this port; 0 for any that is free")
     parser.add_argument("--name", help="of the served model; default: the name of the folder")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     folder = newest(args.path)
     model = SavedModel(folder)
     if args.port is not None:
@@ -315,4 +315,6 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    import c_api  # the module that rest.py imports, whose classes are others than those of this script
+
+    c_api.main()

@@ -210,7 +210,7 @@ def main():
     parser.add_argument("--timeout", type=float, default=10, help="seconds for an answer")
     parser.add_argument("--retries", type=int, default=5)
     parser.add_argument("--out", type=pathlib.Path, help=".npz file for the outputs")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if not args.images and not args.digits:
         parser.error("give files or --digits")
     images = pictures(args.images, args.digits)

@@ -40,14 +40,13 @@ def write(model, path, dataset, test, *, explainers, taps=None, trained=None):
         trained: str for the card, how the model was trained.
 
     Returns:
-        pathlib.Path of the version folder, and the accuracy.
+        pathlib.Path of the version folder, and the ServedModel in it.
     """
     x, y = data.take(test, sum(len(labels) for _, labels in test))
     scores = model.predict(x, verbose=0)
-    accuracy = float(np.mean(scores.argmax(-1) == y))
     card = {
         "class_names": data.info(dataset).class_names,
-        "accuracy": {"value": accuracy, "images": len(x), "of": f"{dataset}, test"},
+        "accuracy": {"value": float(np.mean(scores.argmax(-1) == y)), "images": len(x), "of": f"{dataset}, test"},
         "trained": trained,
     }
     folder = serving.export(
@@ -58,17 +57,17 @@ def write(model, path, dataset, test, *, explainers, taps=None, trained=None):
         warmup=x[:1],
         card={name: value for name, value in card.items() if value is not None},
     )
-    np.testing.assert_allclose(serving.load(folder).predict(x), scores, atol=1e-5)
-    return folder, accuracy
+    served = serving.load(folder)
+    np.testing.assert_allclose(served.predict(x), scores, atol=1e-5)
+    return folder, served
 
 
-def report(folder, accuracy):
-    """Print where the version is, how large, and how it is served and asked."""
+def report(folder, served):
+    """Print where the version is, how large, what it does, and how it is served and asked."""
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     base = folder.resolve().parent
-    print(
-        f"{folder}: {size / 1e6:.2f} MB, accuracy {accuracy:.2%}, endpoints {', '.join(serving.load(folder).endpoints)}"
-    )
+    accuracy = served.card["accuracy"]["value"]
+    print(f"{folder}: {size / 1e6:.2f} MB, accuracy {accuracy:.2%}, endpoints {', '.join(served.endpoints)}")
     print(
         f"Serve it: docker run -p 8500:8500 -p 8501:8501 -v {base}:/models/{base.name} -e MODEL_NAME={base.name} "
         f"tensorflow/serving\nAsk it: python examples/serve/client.py {base.name} IMAGE --signature serve_bytes"

@@ -163,14 +163,15 @@ def test_c_api_passes_all_dtypes(module, tmp_path):
     model = c_api.SavedModel(c_api.newest(tmp_path))
     signature = model.signatures["serving_default"]
     assert all(info["shape"] is None for info in signature["inputs"].values())
-    for arrays in (given, {name: array[:0] for name, array in given.items()}):
+    strided = {name: array[::-1, ::2] for name, array in given.items()}
+    for arrays in (given, strided, {name: array[:0] for name, array in given.items()}):
         found = model.run("serving_default", arrays)
         for name, array in arrays.items():
             assert found[name].dtype == array.dtype
             np.testing.assert_array_equal(found[name], array)
 
 
-def test_c_api_says_what_is_wrong(module, x, tmp_path):
+def test_c_api_says_what_is_wrong(module, main, x, tmp_path):
     c_api = module("c_api")
     with pytest.raises(FileNotFoundError, match=r"version folders of one, in .*; found none"):
         c_api.newest(tmp_path)
@@ -184,6 +185,15 @@ def test_c_api_says_what_is_wrong(module, x, tmp_path):
         model.run("explain", {"x": x})
     with pytest.raises(ValueError, match="images of dtype float32; received float64"):
         model.run("explain", {"images": x.astype("float64")})
+    with pytest.raises(ValueError, match="encoded of bytes; received other objects"):
+        model.run("serve_bytes", {"encoded": np.array(["text"], "object")})
+    with pytest.raises(SystemExit, match=r"Expected a SavedModel, or version folders of one, in .*missing"):
+        main("c_api", tmp_path / "missing")
+    np.save(tmp_path / "x.npy", x[:0])
+    with pytest.raises(SystemExit, match="images: expected at least one image"):
+        main("c_api", MODEL, f"images={tmp_path / 'x.npy'}")
+    with pytest.raises(SystemExit):
+        main("c_api", MODEL, "x.npy")
 
 
 def ask(url, body=None):

@@ -115,6 +115,14 @@ def check_names(infos, given):
         raise ValueError(f"Expected the inputs {', '.join(infos)}; received {', '.join(given) or 'none'}.")
 
 
+def check_dtype(name, array, expected):
+    """Refuse an array of another dtype; TensorFlow would too, but does not say which input it is."""
+    if array.dtype.name != expected:
+        raise ValueError(f"Expected {name} of dtype {expected}; received {array.dtype}.")
+    if expected == DTYPES[STRING] and not all(isinstance(one, bytes) for one in array.flat):
+        raise ValueError(f"Expected {name} of bytes; received other objects.")
+
+
 def newest(path):
     """Folder of the highest version in ``path``, or ``path`` if it is one itself.
 
@@ -189,9 +197,7 @@ class SavedModel:
         check_names(signature["inputs"], inputs)
         arrays = {key: np.asarray(array) for key, array in inputs.items()}
         for key, array in arrays.items():
-            expected = DTYPES.get(signature["inputs"][key]["dtype"])
-            if array.dtype.name != expected:  # TensorFlow would refuse it too, but not say which input it is
-                raise ValueError(f"Expected {key} of dtype {expected}; received {array.dtype}.")
+            check_dtype(key, array, DTYPES.get(signature["inputs"][key]["dtype"]))
         feeds = self._outputs(signature["inputs"][key] for key in arrays)
         fetches = self._outputs(signature["outputs"].values())
         found = (ctypes.c_void_p * len(fetches))()
@@ -245,9 +251,8 @@ class SavedModel:
                 self._tf.TF_StringInit(string)
                 self._tf.TF_StringCopy(string, text, ctypes.c_size_t(len(text)))
         elif size:
-            ctypes.memmove(
-                self._tf.TF_TensorData(ctypes.c_void_p(tensor)), np.ascontiguousarray(array).ctypes.data, size
-            )
+            values = array.astype(DTYPES[code]).tobytes()  # contiguous, and in this machine's byte order
+            ctypes.memmove(self._tf.TF_TensorData(ctypes.c_void_p(tensor)), values, size)
         return tensor
 
     def _strings(self, tensor):
@@ -283,6 +288,35 @@ def read(path):
     return np.load(path) if path.suffix == ".npy" else np.array([path.read_bytes()], "object")
 
 
+def describe(model):
+    """Print the endpoints."""
+    for name, signature in model.signatures.items():
+        inputs, outputs = (
+            ", ".join(f"{key} {dtype_name(info['dtype'])} {info['shape']}" for key, info in signature[kind].items())
+            for kind in ("inputs", "outputs")
+        )
+        print(f"{name}: {inputs} -> {outputs}")
+
+
+def answer(model, args):
+    """Print or write the outputs of one endpoint."""
+    inputs = dict(one.split("=", 1) for one in args.inputs)
+    outputs = model.run(args.signature, {key: read(path) for key, path in inputs.items()})
+    if args.out:
+        np.savez(args.out, **outputs)
+    else:
+        print(json.dumps({key: array.tolist() for key, array in outputs.items()}))
+
+
+def serve(model, folder, args):
+    """Answer REST requests; the model is called like the folder of its versions."""
+    import rest
+
+    is_version = folder.name.isdigit()
+    name = args.name or (folder.parent if is_version else folder).name
+    rest.serve(model, name, int(folder.name) if is_version else 1, args.port)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=pathlib.Path, help="folder of a SavedModel, or of its version folders")
@@ -290,28 +324,21 @@ def main():
     parser.add_argument("--signature", default="serving_default")
     parser.add_argument("--out", type=pathlib.Path, help=".npz file for the outputs")
     parser.add_argument("--port", type=int, help="serve on this port; 0 for any that is free")
-    parser.add_argument("--name", help="of the served model; default: the name of the folder")
+    parser.add_argument("--name", help="of the served model; default: that of the folder")
     args = parser.parse_intermixed_args()
-    folder = newest(args.path)
-    model = SavedModel(folder)
-    if args.port is not None:
-        import rest
-
-        rest.serve(model, args.name or args.path.resolve().name, int(folder.name), args.port)
-    elif not args.inputs:
-        for name, signature in model.signatures.items():
-            inputs, outputs = (
-                ", ".join(f"{key} {dtype_name(info['dtype'])} {info['shape']}" for key, info in signature[kind].items())
-                for kind in ("inputs", "outputs")
-            )
-            print(f"{name}: {inputs} -> {outputs}")
-    else:
-        inputs = dict(one.split("=", 1) for one in args.inputs)
-        outputs = model.run(args.signature, {key: read(path) for key, path in inputs.items()})
-        if args.out:
-            np.savez(args.out, **outputs)
+    if not all("=" in one for one in args.inputs):
+        parser.error(f"expected inputs as NAME=FILE; received {' '.join(args.inputs)}")
+    try:
+        folder = newest(args.path)
+        model = SavedModel(folder)
+        if args.port is not None:
+            serve(model, folder.resolve(), args)
+        elif args.inputs:
+            answer(model, args)
         else:
-            print(json.dumps({key: array.tolist() for key, array in outputs.items()}))
+            describe(model)
+    except (TensorFlowError, ValueError, OSError) as error:
+        raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
     python examples/benchmarks/serve.py --models gracapsnet --timed gracapsnet --batch-sizes 1 --rounds 200
 
 Models are not trained. Sizes are of --models, latencies of --timed, medians and ranges of calls that take NumPy arrays,
-give NumPy arrays and take turns in one process, with ratios to ``tf.function``, the fastest call of a Keras model.
+give NumPy arrays and take turns in one process, with ratios to ``tf.function``, the fastest call of a Keras model: of
+medians, and the median of those within a turn, which other work on the machine disturbs less.
 ``ServedModel`` is what ``serving.load`` returns, ``signature`` is of what ``tf.saved_model.load`` does; both also tell
 the class and look for NaN. Writes OUT/latency.json and OUT/size.json.
 """
@@ -75,7 +76,7 @@ def latency(name, model, folder, batch_size, rounds):
     for run in runs.values():
         np.testing.assert_allclose(run(), expected, rtol=1e-4, atol=1e-5)
     times = alternate(runs, rounds, warm_up=3)
-    fastest = statistics.median(times["tf.function"])
+    reference = times["tf.function"]
     return [
         {
             "model": name,
@@ -84,7 +85,8 @@ def latency(name, model, folder, batch_size, rounds):
             "ms": round(1e3 * statistics.median(found), 3),
             "least": round(1e3 * min(found), 3),
             "most": round(1e3 * max(found), 3),
-            "ratio": round(statistics.median(found) / fastest, 3),
+            "ratio": round(statistics.median(found) / statistics.median(reference), 3),
+            "pairwise": round(statistics.median(b / a for a, b in zip(reference, found, strict=True)), 3),
         }
         for call, found in times.items()
     ]

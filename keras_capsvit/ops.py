@@ -1,5 +1,6 @@
-"""Capsule arithmetic: ``safe_norm`` and ``squash``, on any Keras backend."""
+"""Arithmetic of capsules, attention and labels, on any Keras backend."""
 
+import numpy as np
 from keras import ops
 
 
@@ -44,6 +45,28 @@ def squash(x, axis=-1):
     norm = safe_norm(x, axis=axis, keepdims=True)
     # ||s|| / (1 + ||s||^2), without the division by ||s|| that Eq. 5 has at the origin.
     return x * ops.cast(norm / (1.0 + ops.square(norm)), x.dtype)
+
+
+def attention_rollout(attention, prefix):
+    """How much of every patch reaches the tokens that logits are read from (Abnar & Zuidema 2020; thesis 7.5.1).
+
+    Attention of a block, with its skip connection, is ``(A + I)`` with rows scaled to sum to 1; blocks are multiplied.
+
+    Args:
+        attention: list of tensors ``(b, t, t)``, the first block first, heads fused.
+        prefix: int, tokens in front of the patches: the logits are read from these, or where it is 0, from all.
+
+    Returns:
+        Tensor ``(b, t - prefix)``, for each patch the mean over the tokens that are read.
+    """
+    tokens = attention[0].shape[-1]
+    row = np.zeros((1, 1, tokens), "float32")
+    row[..., : prefix or tokens] = 1 / (prefix or tokens)
+    # From the last block to the first: products of a row with matrices, not of matrices.
+    for fused in reversed(attention):
+        mixed = fused + ops.eye(tokens)
+        row = ops.matmul(row, mixed / ops.sum(mixed, axis=-1, keepdims=True))
+    return row[:, 0, prefix:]
 
 
 def as_multi_hot(labels, num_classes):

@@ -1,7 +1,8 @@
 """Taps: named intermediates of a model, as callables that share its weights.
 
 Anything with a mapping ``taps`` has them. Its values are the symbolic tensors of a live functional model, or, where
-there is no live model (a SavedModel), callables from images to the intermediate.
+there is no live model (a SavedModel), callables from images to the intermediate; then ``together(names)`` may say how
+to compute several in one pass.
 """
 
 import keras
@@ -40,6 +41,8 @@ def tap(model, name):
             )
     found = [model.taps[one] for one in wanted]
     if all(callable(one) for one in found):
-        return found[0] if isinstance(name, str) else lambda x: [one(x) for one in found]
+        if isinstance(name, str):
+            return found[0]
+        return model.together(wanted) if hasattr(model, "together") else lambda x: [one(x) for one in found]
     inputs = model.inputs[0] if len(model.inputs) == 1 else model.inputs
     return keras.Model(inputs, found[0] if isinstance(name, str) else found, name=f"{model.name}_tap")

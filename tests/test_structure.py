@@ -17,7 +17,7 @@ ALLOWED = {
     "patches": set(),
     "data": {"patches", "data"},
     "plot": set(),
-    "serving": {"taps"},
+    "serving": {"ops", "taps", "serving"},
     "losses": {"ops"},
     "metrics": {"ops"},
     "training": {"losses", "metrics", "taps"},

@@ -47,6 +47,9 @@ class GraphAttention(ModelExplainer):
 
         return in_batches(maps, len(x), self.batch_size)
 
+    def on_tensors(self, x, ids):
+        return self._of_target(x, ids)
+
 
 def _attention_map(attention, ids, size):
     mean = ops.mean(ops.cast(attention, "float32"), axis=3)
@@ -78,6 +81,9 @@ class FeatureMapAttention(ModelExplainer):
 
     def attributions(self, x, ids):
         return in_batches(lambda part: self._maps(x[part]), len(x), self.batch_size)
+
+    def on_tensors(self, x, ids):
+        return self._maps(x)
 
 
 def _features(model, layer):

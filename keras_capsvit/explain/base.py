@@ -54,6 +54,21 @@ class Explainer:
         """Maps from attributions."""
         return attributions
 
+    def on_tensors(self, x, ids):
+        """Maps inside a compiled function, such as an endpoint of ``serving.export``; nothing is checked.
+
+        Args:
+            x: tensor ``(b, H, W, C)``, one batch whatever its size.
+            ids: int32 tensor ``(b,)``.
+
+        Returns:
+            Tensor of the maps.
+
+        Raises:
+            NotImplementedError: of explainers that need arrays, because they average over samples or steps.
+        """
+        raise NotImplementedError(f"{type(self).__name__} needs arrays")
+
     def check_classes(self, x, ids):
         """Refuse ids that are no classes, where these are known."""
 

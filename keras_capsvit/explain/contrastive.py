@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_capsvit import taps
 from keras_capsvit.explain.base import check_finite, check_range, check_tensorflow
@@ -109,8 +110,20 @@ class LRP:
         parts = [slice(first, first + self.batch_size) for first in range(0, len(x), self.batch_size)]
         maps = [self._engine.relevance(x[part], ids[part].T, self._contrast) for part in parts]
         maps = np.concatenate(maps, axis=1) if maps else np.zeros((ids.shape[1], 0, *self._engine.stop_shape[1:]))
-        maps = self._finished(np.swapaxes(maps, 0, 1))
+        maps = ops.convert_to_numpy(self._finished(np.swapaxes(maps, 0, 1)))
         return maps if np.ndim(target) == 2 else maps[:, 0]
+
+    def on_tensors(self, x, ids):
+        """Relevance inside a compiled function, such as an endpoint of ``serving.export``; nothing is checked.
+
+        Args:
+            x: tensor ``(b, H, W, C)``, one batch whatever its size.
+            ids: int32 tensor ``(b,)``.
+
+        Returns:
+            Tensor, as of the call. The weights of the model are constants in it.
+        """
+        return self._finished(self._engine.relevance(x, ids[None], self._contrast)[0][:, None])[:, 0]
 
     def predicted(self, x):
         """Classes of the highest scores.
@@ -192,7 +205,7 @@ class LRP:
         return self._over_channels(maps) if images and not self.channels else maps
 
     def _over_channels(self, maps):
-        return maps.sum(axis=-1)
+        return ops.sum(maps, axis=-1)
 
 
 class CLRP(LRP):
@@ -228,7 +241,7 @@ class CLRP(LRP):
             raise ValueError("CLRP needs rules that are linear in relevance; guided and deconvnet rules are not.")
 
     def _finished(self, maps):
-        return super()._finished(np.maximum(maps, 0))
+        return super()._finished(ops.maximum(maps, 0))
 
 
 class _Shaped:

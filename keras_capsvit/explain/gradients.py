@@ -79,6 +79,10 @@ class Saliency(GradientExplainer):
     def finished(self, attributions):
         return attributions if self.channels else np.abs(attributions).max(axis=-1)
 
+    def on_tensors(self, x, ids):
+        gradient = self._gradient(x, ids)[1]
+        return gradient if self.channels else ops.max(ops.abs(gradient), axis=-1)
+
 
 class InputXGradient(GradientExplainer):
     """The image times the gradient of the class score, summed over channels (Shrikumar et al. 2017).
@@ -93,6 +97,10 @@ class InputXGradient(GradientExplainer):
 
     def attributions(self, x, ids):
         return x * self.gradients(x, ids)
+
+    def on_tensors(self, x, ids):
+        products = x * self._gradient(x, ids)[1]
+        return products if self.channels else ops.sum(products, axis=-1)
 
 
 class IntegratedGradients(GradientExplainer):

@@ -1,6 +1,6 @@
 """Gradients that are changed at the ReLUs on their way back (TensorFlow backend)."""
 
-import numpy as np
+from keras import ops
 
 from keras_capsvit.explain.contrastive import LRP
 
@@ -12,7 +12,7 @@ class _ChangedGradient(LRP):
         super().__init__(model, self._rules, **settings)
 
     def _over_channels(self, maps):
-        return np.abs(maps).max(axis=-1)
+        return ops.max(ops.abs(maps), axis=-1)
 
 
 class GuidedBackprop(_ChangedGradient):

@@ -2,11 +2,11 @@
 
 import re
 
-import numpy as np
 from keras import ops
 
 from keras_capsvit import autodiff, taps
 from keras_capsvit.explain.base import ModelExplainer, enlarged, in_batches
+from keras_capsvit.ops import attention_rollout
 
 FUSIONS = {"mean": ops.mean, "max": ops.max, "min": ops.min}
 
@@ -51,25 +51,22 @@ class AttentionRollout(ModelExplainer):
     def attributions(self, x, ids):
         return in_batches(lambda part: self._compiled(x[part]), len(x), self.batch_size)
 
+    def on_tensors(self, x, ids):
+        return self._compiled(x)
+
     def _maps(self, x):
         features, *attention = self._forward(x)
         height, width = features.shape[1:3]
-        tokens = attention[0].shape[-1]
-        prefix = tokens - height * width
-        row = np.zeros((1, 1, tokens), "float32")
-        row[..., : prefix or tokens] = 1 / (prefix or tokens)
-        # From the last block to the first: products of a row with matrices, not of matrices.
-        for scores in reversed(attention):
-            row = ops.matmul(row, self._mixed(ops.cast(scores, "float32")))
-        return enlarged(ops.reshape(row[:, 0, prefix:], (-1, height, width)), x.shape[1:3])
+        prefix = attention[0].shape[-1] - height * width
+        patches = attention_rollout([self._fused(ops.cast(scores, "float32")) for scores in attention], prefix)
+        return enlarged(ops.reshape(patches, (-1, height, width)), x.shape[1:3])
 
-    def _mixed(self, scores):
-        """Attention ``(b, heads, t, t)`` of a block → what mixes its tokens, ``(b, t, t)``, rows of sum 1."""
+    def _fused(self, scores):
+        """Attention ``(b, heads, t, t)`` of a block over its heads, ``(b, t, t)``, without what is discarded."""
         fused = FUSIONS[self.head_fusion](scores, axis=1)
         tokens = fused.shape[-1]
         discarded = int(self.discard_ratio * tokens**2)
         if discarded:
             ordered = ops.sort(ops.reshape(fused, (-1, tokens**2)), axis=-1)
             fused = ops.where(fused < ordered[:, discarded, None, None], 0.0, fused)
-        mixed = fused + ops.eye(tokens)
-        return mixed / ops.sum(mixed, axis=-1, keepdims=True)
+        return fused

@@ -95,7 +95,7 @@ class Engine:
 
         Args:
             x: tensor ``(b, ...)``.
-            targets: int array ``(k, b)``, positions on the last axis of ``start``.
+            targets: int32 array or tensor ``(k, b)``, positions on the last axis of ``start``.
             contrast: bool, whether the score, uniformly over all other positions, is sent back negatively.
             audit: bool; for one target only.
 
@@ -103,17 +103,17 @@ class Engine:
             Tensor ``(k, b, ...)``; with ``audit``, the pair of it and a tensor ``(steps, 3)``, for each step of the
             plan: sum of relevance that arrives, that leaves, and that arrived where there was nothing to share it by.
         """
-        if len(targets) > 1 and not self._repeats:
+        several = targets.shape[0] > 1
+        if several and not self._repeats:
             found = [self.relevance(x, ids[None], contrast) for ids in targets]
             return tf.concat(found, 0)
-        several = len(targets) > 1
         key = (several, contrast, audit)
         if key not in self._compiled:
             ids = tf.TensorSpec((None if several else 1, None), "int32")
             self._compiled[key] = compiled(
                 lambda x, ids: self._relevance(x, ids, several, contrast, audit), self._spec, ids
             )
-        return self._compiled[key](tf.constant(x), tf.constant(targets))
+        return self._compiled[key](tf.convert_to_tensor(x), tf.convert_to_tensor(targets))
 
     @functools.cached_property
     def _repeats(self):

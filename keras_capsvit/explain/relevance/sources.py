@@ -114,6 +114,8 @@ def _one_of(results, output):
     by_name = results if isinstance(results, dict) else dict(enumerate(results))
     if output is None and len(by_name) == 1:
         return next(iter(by_name.values()))
+    if output is None and "outputs" in by_name:  # what serving.export calls the scores beside what comes with them
+        output = "outputs"
     if output not in by_name:
         raise ValueError(f"Expected output= to be one of the model's outputs {list(by_name)}; received {output!r}.")
     return by_name[output]

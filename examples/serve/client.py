@@ -1,0 +1,236 @@
+"""Asks TF Serving about images, over REST or gRPC.
+
+    python examples/serve/client.py digits_gracapsnet --digits 0 1 2
+    python examples/serve/client.py digits_gracapsnet --digits 0 --signature explain --target 3 --out maps.npz
+    python examples/serve/client.py digits_gracapsnet one.png two.jpg --signature serve_bytes
+    python examples/serve/client.py digits_gracapsnet --digits 0 1 2 --grpc localhost:8500
+
+Prints the class of every image and its score, or its outputs if there are no classes; --out writes all outputs. REST
+needs NumPy and Pillow only, gRPC tensorflow-serving-api (``pip install -e ".[serving]"``), digits scikit-learn. What is
+not available yet, or does not answer in time, is asked again after 0.2, 0.4, 0.8, ... seconds; what is refused is not.
+"""
+
+import argparse
+import base64
+import io
+import json
+import pathlib
+import random
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+from PIL import Image
+
+PREDICTED = -1  # as a target: the predicted class
+BUSY = (429, 503, 504)  # HTTP: too many requests, unavailable, not answered in time
+
+
+class ServingError(Exception):
+    """The server refused the request; the message is the server's."""
+
+
+class UnavailableError(ServingError):
+    """There was no answer, or the server asked to try again."""
+
+
+class Rest:
+    """A model behind TF Serving's REST API.
+
+    Args:
+        url: str, like ``http://localhost:8501``.
+        model: str, its name there.
+        timeout: float, seconds for an answer.
+    """
+
+    def __init__(self, url, model, *, timeout=10.0):
+        self.address = f"{url.rstrip('/')}/v1/models/{model}"
+        self.timeout = timeout
+
+    def inputs(self, signature):
+        """Shapes by name of an endpoint's inputs, -1 where any size is taken."""
+        found = self._ask("/metadata")["metadata"]["signature_def"]["signature_def"]
+        infos = known(found, signature)["inputs"]
+        return {
+            name: tuple(int(dim["size"]) for dim in info["tensor_shape"].get("dim", ())) for name, info in infos.items()
+        }
+
+    def predict(self, signature, inputs):
+        """Outputs by name: arrays, of inputs by name: arrays, or lists of bytes."""
+        columns = {
+            name: [{"b64": base64.b64encode(one).decode()} for one in value]
+            if isinstance(value, list)
+            else value.tolist()
+            for name, value in inputs.items()
+        }
+        found = self._ask(":predict", {"signature_name": signature, "inputs": columns})["outputs"]
+        found = (
+            found if isinstance(found, dict) else {"outputs": found}
+        )  # TF Serving leaves the name of a single one out
+        return {name: np.array(value) for name, value in found.items()}
+
+    def _ask(self, verb, body=None):
+        """JSON that the server answers to GET, or to POST of ``body``."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.address + verb, data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            kind = UnavailableError if error.code in BUSY else ServingError
+            raise kind(f"HTTP {error.code}: {error.read().decode(errors='replace')}") from error
+        except OSError as error:  # refused, reset, timed out
+            raise UnavailableError(f"{self.address}: {error}") from error
+
+
+class Grpc:
+    """A model behind TF Serving's gRPC API; needs tensorflow-serving-api.
+
+    Args:
+        address: str, like ``localhost:8500``.
+        model: str, its name there.
+        timeout: float, seconds for an answer.
+    """
+
+    def __init__(self, address, model, *, timeout=10.0):
+        try:
+            import grpc
+            import tensorflow as tf
+            from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
+        except ImportError as error:
+            raise ImportError('gRPC needs tensorflow-serving-api: pip install -e ".[serving]"') from error
+        self._grpc, self._tf = grpc, tf
+        self._about, self._request = get_model_metadata_pb2, predict_pb2.PredictRequest
+        limits = {"grpc.max_send_message_length": -1, "grpc.max_receive_message_length": -1}
+        channel = grpc.insecure_channel(address, options=list(limits.items()))
+        self._stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        self.model = model
+        self.timeout = timeout
+
+    def inputs(self, signature):
+        """See Rest."""
+        request = self._about.GetModelMetadataRequest(metadata_field=["signature_def"])
+        request.model_spec.name = self.model
+        signatures = self._about.SignatureDefMap()
+        self._ask(self._stub.GetModelMetadata, request).metadata["signature_def"].Unpack(signatures)
+        infos = known(signatures.signature_def, signature).inputs
+        return {name: tuple(dim.size for dim in info.tensor_shape.dim) for name, info in infos.items()}
+
+    def predict(self, signature, inputs):
+        """See Rest."""
+        request = self._request()
+        request.model_spec.name = self.model
+        request.model_spec.signature_name = signature
+        for name, value in inputs.items():
+            request.inputs[name].CopyFrom(self._tf.make_tensor_proto(value))
+        found = self._ask(self._stub.Predict, request).outputs
+        return {name: self._tf.make_ndarray(value) for name, value in found.items()}
+
+    def _ask(self, method, request):
+        busy = (self._grpc.StatusCode.UNAVAILABLE, self._grpc.StatusCode.DEADLINE_EXCEEDED)
+        try:
+            return method(request, timeout=self.timeout)
+        except self._grpc.RpcError as error:
+            kind = UnavailableError if error.code() in busy else ServingError
+            raise kind(f"gRPC {error.code().name}: {error.details()}") from error
+
+
+def known(signatures, name):
+    """One of the signatures by name; a ServingError lists those that there are."""
+    if name not in signatures:
+        raise ServingError(f"Expected a signature among {', '.join(sorted(signatures))}; received {name!r}.")
+    return signatures[name]
+
+
+def retrying(ask, *, retries=5, pause=0.2):
+    """What ``ask()`` returns; asked again, ``retries`` times, while it raises UnavailableError.
+
+    Args:
+        ask: callable without arguments that may be called again.
+        retries: int.
+        pause: float, seconds before the first retry; each further one waits about twice as long.
+    """
+    for attempt in range(retries):
+        try:
+            return ask()
+        except UnavailableError:
+            time.sleep(pause * 2**attempt * random.uniform(0.8, 1.2))  # or all clients come back at once
+    return ask()
+
+
+def pictures(paths, digits):
+    """Names and encoded images (bytes): files, and scikit-learn's digits by number as PNG."""
+    found = [(str(path), path.read_bytes()) for path in paths]
+    if digits:
+        from sklearn.datasets import load_digits
+
+        known = load_digits()
+        for number in digits:
+            encoded = io.BytesIO()
+            Image.fromarray((known.images[number] * (255 / 16)).round().astype("uint8")).save(encoded, "png")
+            found.append((f"digit {number}, a {known.target[number]}", encoded.getvalue()))
+    return found
+
+
+def decoded(name, encoded, shape, low, high):
+    """Pixels ``(H, W, C)`` between low and high of an encoded image, resized to the ``shape`` of a model's input."""
+    height, width, channels = shape
+    try:
+        picture = Image.open(io.BytesIO(encoded)).convert("L" if channels == 1 else "RGB")
+    except OSError as error:
+        raise ValueError(f"{name} is no image that Pillow can read.") from error
+    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    return (low + (high - low) * np.asarray(picture, "float32") / 255).reshape(shape)
+
+
+def request(shapes, images, args):
+    """Inputs by name, of ``(name, encoded image)`` pairs, for an endpoint that takes inputs of these shapes."""
+    if "encoded" in shapes:
+        inputs = {"encoded": [encoded for _, encoded in images]}
+    else:
+        inputs = {"images": np.stack([decoded(*one, shapes["images"][1:], *args.input_range) for one in images])}
+    if "target" in shapes:
+        inputs["target"] = np.full(len(images), args.target, "int64")
+    elif args.target != PREDICTED:
+        raise ValueError(f"{args.signature} takes no --target; its inputs are {', '.join(shapes)}.")
+    return inputs
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="its name at the server")
+    parser.add_argument("images", nargs="*", type=pathlib.Path, help="files")
+    parser.add_argument("--digits", nargs="+", type=int, default=[], help="numbers of scikit-learn's 1,797 digits")
+    parser.add_argument("--signature", default="serving_default", help="serve_bytes leaves decoding to the server")
+    parser.add_argument("--target", type=int, default=PREDICTED, help="class to explain; default: the predicted one")
+    parser.add_argument("--input-range", nargs=2, type=float, default=(0, 1), help="of pixels; the model card says it")
+    parser.add_argument("--rest", default="http://localhost:8501", metavar="URL")
+    parser.add_argument("--grpc", metavar="HOST:PORT", help="instead of REST, such as localhost:8500")
+    parser.add_argument("--timeout", type=float, default=10, help="seconds for an answer")
+    parser.add_argument("--retries", type=int, default=5)
+    parser.add_argument("--out", type=pathlib.Path, help=".npz file for the outputs")
+    args = parser.parse_intermixed_args()
+    if not args.images and not args.digits:
+        parser.error("give files or --digits")
+    images = pictures(args.images, args.digits)
+    kind, address = (Grpc, args.grpc) if args.grpc else (Rest, args.rest)
+    try:
+        client = kind(address, args.model, timeout=args.timeout)
+        shapes = retrying(lambda: client.inputs(args.signature), retries=args.retries)
+        inputs = request(shapes, images, args)
+        outputs = retrying(lambda: client.predict(args.signature, inputs), retries=args.retries)
+    except (ServingError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+    for index, (name, _) in enumerate(images):
+        if "class" in outputs:
+            found = outputs["class"][index]
+            print(f"{name}: class {found}, score {outputs['outputs'][index][found]:.4f}")
+        else:
+            print(f"{name}: {outputs['outputs'][index].tolist()}")
+    if args.out:
+        np.savez(args.out, **outputs)
+
+
+if __name__ == "__main__":
+    main()

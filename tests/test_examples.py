@@ -203,7 +203,6 @@ def test_relevance_benchmark_compares_with_the_gradient():
 def test_patch_examples_compare_two_models_and_temperatures(tmp_path):
     pytest.importorskip("imagecorruptions")
     out, work = tmp_path / "out", tmp_path / "models"
-    # Not 12: a ResNet's odd sizes crash oneDNN's strided convolutions (TensorFlow 2.21) now and then.
     small = ("--dataset", "digits", "--image-size", 16, "--examples", 4, "--steps", 2)
     size = ("--epochs", 1, "--shift", 1, "--vit-width", 16, "--vit-depth", 1, "--resnet-filters", 4, "--work", work)
     parts = ("--parts", "natural", "adversarial", "targeted", "positions", "shift", "transfer", "attention")

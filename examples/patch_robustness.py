@@ -18,12 +18,13 @@ import dataclasses
 import time
 
 import numpy as np
+from matplotlib.patches import Rectangle
 
 from keras_capsvit import attacks, evaluate, explain, plot, taps
 from keras_capsvit.data.corruptions import CORRUPTIONS, corrupt_patches
 from keras_capsvit.patches import PatchGrid, boxes
 
-SHOWN = 6  # images in the figure
+SHOWN = 6  # images in the figure, those first that fool all models
 
 
 @dataclasses.dataclass
@@ -146,7 +147,9 @@ def attention(setting):
     for attack in (setting.attack, setting.on_grid_of(2 * size)):
         chosen = attack.positions.draw(len(setting.x), seed=setting.args.seed)  # those that the attack draws, too
         corrupted = corrupt_patches(setting.x, attack.positions, chosen, "gaussian_noise", seed=setting.args.seed)
-        for name, result in setting.results(attack).items():
+        results = setting.results(attack)
+        shown = np.argsort(~np.all([one.fooled for one in results.values()], axis=0), kind="stable")[:SHOWN]
+        for name, result in results.items():
             where = boxes(result.positions, attack.patch_size)
             for kind, images in {"clean": setting.x, "corrupted": corrupted, "attacked": result.images}.items():
                 found = maps_of(setting.models[name], images, setting.y)
@@ -157,7 +160,7 @@ def attention(setting):
                         row = {"patch_size": attack.patch_size[0], "model": name, "images": kind, "map": what}
                         rows.append({**row, "attack": which, "examples": int(some.sum()), **means})
                 if attack is setting.attack:
-                    pictures[f"{name}, {kind}"] = images[:SHOWN], found["attention"][:SHOWN]
+                    pictures[f"{name}, {kind}"] = images[shown], found["attention"][shown], where[shown, 0]
     draw(pictures, setting.args.out / "attention.png")
     return evaluate.Table(rows)
 
@@ -182,11 +185,13 @@ def mean(values):
 
 
 def draw(pictures, path):
-    """Images with their maps over them, a row for each name, each map on its own scale."""
-    figure = plot.rows({name: images for name, (images, _) in pictures.items()})
-    for index, (_, maps) in enumerate(pictures.values()):
-        for ax, heatmap in zip(figure.axes[index * len(maps) :], maps, strict=False):
+    """Images with their maps over them, a row for each name, each map on its own scale, the patch in a frame."""
+    figure = plot.rows({name: images for name, (images, *_) in pictures.items()})
+    for row, (_, maps, where) in enumerate(pictures.values()):
+        for ax, heatmap, (top, left, bottom, right) in zip(figure.axes[row * len(maps) :], maps, where, strict=False):
             ax.imshow(heatmap, cmap="jet", alpha=0.45)
+            frame = Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor="white")
+            ax.add_patch(frame)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 

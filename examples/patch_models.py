@@ -24,7 +24,8 @@ def options(description, *, out):
     parser.add_argument("--dataset", default="cifar10", help="cifar10, digits, mnist, ...")
     parser.add_argument("--data-dir", help="where the TFDS folders are")
     parser.add_argument("--image-size", type=int, help="side to resize images to")
-    parser.add_argument("--epochs", type=int, default=30, help="of training, as are the next six")
+    parser.add_argument("--epochs", type=int, default=30, help="of training, as are the next seven")
+    parser.add_argument("--resnet-epochs", type=int, nargs="+", help="if others; a ResNet for each, by the same recipe")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=0.001)
     parser.add_argument("--shift", type=int, default=4, help="of augmentation, in pixels")
@@ -49,10 +50,11 @@ def models(args, train, test):
     """The models by name: those of ``--models``, or those in WORK, trained if they are not there yet."""
     if args.models:
         return {path.stem: keras.saving.load_model(path) for path in args.models}
-    return {name: _trained(name, args, train, test) for name in ("vit", "resnet")}
+    epochs = {f"resnet_{count}": count for count in args.resnet_epochs or ()} or {"resnet": args.epochs}
+    return {name: _trained(name, count, args, train, test) for name, count in {"vit": args.epochs, **epochs}.items()}
 
 
-def _trained(name, args, train, test):
+def _trained(name, epochs, args, train, test):
     path = args.work / f"{name}.keras"
     if path.exists():
         return keras.saving.load_model(path)
@@ -61,7 +63,7 @@ def _trained(name, args, train, test):
     print(f"{name}: {model.count_params():,} parameters")
     flip = args.dataset == "cifar10"
     recipe = training.Recipe(
-        args.epochs,
+        epochs,
         args.batch_size,
         learning_rate=args.learning_rate,
         schedule="cosine",
@@ -78,7 +80,7 @@ def _trained(name, args, train, test):
 def _new(name, args, image_shape):
     common = {"num_classes": data.info(args.dataset).num_classes, "input_shape": tuple(image_shape)}
     common |= CIFAR10 if args.dataset == "cifar10" else {}
-    if name == "resnet":
+    if name.startswith("resnet"):
         return ResNet18(filters=args.resnet_filters, **common)
     heads = max(1, args.vit_width // 32)
     size = {"width": args.vit_width, "depth": args.vit_depth, "num_heads": heads}
@@ -107,5 +109,14 @@ def settings(args):
     """The options that say how a result was obtained, not where things are; of training only if it was here."""
     unused = ("data_dir", "models", "work", "out")
     if args.models:
-        unused += ("epochs", "batch_size", "learning_rate", "shift", "vit_width", "vit_depth", "resnet_filters")
+        unused += (
+            "epochs",
+            "resnet_epochs",
+            "batch_size",
+            "learning_rate",
+            "shift",
+            "vit_width",
+            "vit_depth",
+            "resnet_filters",
+        )
     return {name: value for name, value in vars(args).items() if name not in unused}

@@ -5,9 +5,10 @@
     python examples/patch_robustness.py --dataset digits --epochs 10 --steps 200       # no download, some minutes
 
 Interrupted, training goes on after the last finished epoch. Each part of the comparison writes OUT/PART.csv and .json:
-natural (Table 7.2 left), adversarial (right; also patches anywhere, larger ones, and within 8/255), positions
-(Fig. 7.6), shift (Table 7.4), transfer (7.7, 7.8), attention (shares of rollout or feature map on the patch;
-OUT/attention.png is Fig. 7.4 and 7.5). Corruptions need ``pip install -e ".[corruptions]"``.
+natural (Table 7.2 left), adversarial (right; also patches anywhere, larger ones, and within 8/255), targeted (7.7),
+positions (Fig. 7.6), shift (Table 7.4), transfer (7.7, 7.8), attention (shares of rollout or feature map, and of
+gradients as in Table 7.3, on the patch; OUT/attention.png is Fig. 7.4 and 7.5). Corruptions need
+``pip install -e ".[corruptions]"``.
 """
 
 import patch_models  # first, because it sets up TensorFlow
@@ -17,12 +18,13 @@ import dataclasses
 import time
 
 import numpy as np
+from matplotlib.patches import Rectangle
 
 from keras_capsvit import attacks, evaluate, explain, plot, taps
 from keras_capsvit.data.corruptions import CORRUPTIONS, corrupt_patches
 from keras_capsvit.patches import PatchGrid, boxes
 
-SHOWN = 6  # images in the figure
+SHOWN = 6  # images in the figure, those first that fool all models
 
 
 @dataclasses.dataclass
@@ -38,10 +40,19 @@ class Setting:
         self.grid = PatchGrid(self.x.shape[1:], self.args.patch_size)
         how = {"steps": self.args.steps, "seed": self.args.seed}
         self.attack = attacks.PatchAttack(self.args.patch_size, positions=self.grid, **how)
+        self._found = {}
 
-    def results(self):
-        """What the attack finds on each model."""
-        return {name: self.attack.run(model, self.x, self.y) for name, model in self.models.items()}
+    def on_grid_of(self, size):
+        """The attack on one patch of another size, on a grid of its own."""
+        grid = PatchGrid(self.x.shape[1:], size)
+        return dataclasses.replace(self.attack, patch_size=size, positions=grid)
+
+    def results(self, attack=None):
+        """What an attack, the one on a patch by default, finds on each model."""
+        attack = attack or self.attack
+        if attack not in self._found:
+            self._found[attack] = {name: attack.run(model, self.x, self.y) for name, model in self.models.items()}
+        return self._found[attack]
 
 
 def natural(setting):
@@ -79,13 +90,25 @@ def adversarial(setting):
     kinds["1 within 8/255"] = dataclasses.replace(attack, epsilon=8 / 255)
     larger = 2 * size
     while larger <= min(setting.grid.image_shape) // 2:
-        grid = PatchGrid(setting.grid.image_shape, larger)
-        kinds[f"1 of {larger}x{larger}"] = dataclasses.replace(attack, patch_size=larger, positions=grid)
+        kinds[f"1 of {larger}x{larger}"] = setting.on_grid_of(larger)
         larger *= 2
     rows = []
     for name, one in kinds.items():
         found = evaluate.fooling_rate(setting.models, one, (setting.x, setting.y))
         rows += [{"patches": name, **row} for row in found.rows]
+    return evaluate.Table(rows)
+
+
+def targeted(setting):
+    """How often an adversarial patch gives a class that was drawn for the image, and not its own, and when."""
+    classes = next(iter(setting.models.values())).output_shape[-1]
+    others = np.random.default_rng(setting.args.seed).integers(1, classes, len(setting.y))
+    wanted = (setting.y + others) % classes
+    rows = []
+    for name, model in setting.models.items():
+        result = setting.attack.run(model, setting.x, wanted, targeted=True)
+        taken = {"mean_iterations": mean(result.iterations[result.fooled])}
+        rows.append({"model": name, "examples": len(wanted), "success_rate": mean(result.fooled), **taken})
     return evaluate.Table(rows)
 
 
@@ -119,21 +142,36 @@ def transfer(setting):
 
 
 def attention(setting):
-    """Share of the attention that lies on the patch, before and after; and the figure."""
-    x, y, rows, pictures = setting.x, setting.y, [], {}
-    chosen = setting.grid.draw(len(x), seed=setting.args.seed)  # those that the attack draws, too
-    corrupted = corrupt_patches(x, setting.grid, chosen, "gaussian_noise", seed=setting.args.seed)
-    for name, result in setting.results().items():
-        explainer = explainer_of(setting.models[name])
-        for kind, images in {"clean": x, "corrupted": corrupted, "attacked": result.images}.items():
-            maps = explainer(images)
-            found = evaluate.patch_share(maps, boxes(result.positions, setting.attack.patch_size))
-            for which, some in {"fooled": result.fooled, "all": np.ones(len(y), bool)}.items():
-                means = {kind_of: mean(values[some]) for kind_of, values in found.items()}
-                rows.append({"model": name, "images": kind, "attack": which, "examples": int(some.sum()), **means})
-            pictures[f"{name}, {kind}"] = images[:SHOWN], maps[:SHOWN]
+    """Shares of attention and gradients that lie on the patch, before and after; and the figure."""
+    rows, pictures, size = [], {}, setting.args.patch_size
+    for attack in (setting.attack, setting.on_grid_of(2 * size)):
+        chosen = attack.positions.draw(len(setting.x), seed=setting.args.seed)  # those that the attack draws, too
+        corrupted = corrupt_patches(setting.x, attack.positions, chosen, "gaussian_noise", seed=setting.args.seed)
+        results = setting.results(attack)
+        shown = np.argsort(~np.all([one.fooled for one in results.values()], axis=0), kind="stable")[:SHOWN]
+        for name, result in results.items():
+            where = boxes(result.positions, attack.patch_size)
+            for kind, images in {"clean": setting.x, "corrupted": corrupted, "attacked": result.images}.items():
+                found = maps_of(setting.models[name], images, setting.y)
+                for what, maps in found.items():
+                    shares = evaluate.patch_share(maps, where)
+                    for which, some in {"fooled": result.fooled, "all": np.ones_like(result.fooled)}.items():
+                        means = {kind_of: mean(values[some]) for kind_of, values in shares.items()}
+                        row = {"patch_size": attack.patch_size[0], "model": name, "images": kind, "map": what}
+                        rows.append({**row, "attack": which, "examples": int(some.sum()), **means})
+                if attack is setting.attack:
+                    pictures[f"{name}, {kind}"] = images[shown], found["attention"][shown], where[shown, 0]
     draw(pictures, setting.args.out / "attention.png")
     return evaluate.Table(rows)
+
+
+def maps_of(model, images, y):
+    """Rollout where there is attention and the mean feature map otherwise; gradients of two classes (7.5.1)."""
+    gradient = explain.Saliency(model, channels=True)
+    maps = {"attention": explainer_of(model)(images)}
+    for name, target in {"true class": y, "predicted class": None}.items():
+        maps[f"gradient of the {name}"] = np.abs(gradient(images, target)).sum(axis=-1)
+    return maps
 
 
 def explainer_of(model):
@@ -147,16 +185,18 @@ def mean(values):
 
 
 def draw(pictures, path):
-    """Images with their maps over them, a row for each name, each map on its own scale."""
-    figure = plot.rows({name: images for name, (images, _) in pictures.items()})
-    for index, (_, maps) in enumerate(pictures.values()):
-        for ax, heatmap in zip(figure.axes[index * len(maps) :], maps, strict=False):
+    """Images with their maps over them, a row for each name, each map on its own scale, the patch in a frame."""
+    figure = plot.rows({name: images for name, (images, *_) in pictures.items()})
+    for row, (_, maps, where) in enumerate(pictures.values()):
+        for ax, heatmap, (top, left, bottom, right) in zip(figure.axes[row * len(maps) :], maps, where, strict=False):
             ax.imshow(heatmap, cmap="jet", alpha=0.45)
+            frame = Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor="white")
+            ax.add_patch(frame)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
 
-PARTS = {one.__name__: one for one in (natural, adversarial, positions, shift, transfer, attention)}
+PARTS = {one.__name__: one for one in (natural, adversarial, targeted, positions, shift, transfer, attention)}
 
 
 def main():

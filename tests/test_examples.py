@@ -203,10 +203,9 @@ def test_relevance_benchmark_compares_with_the_gradient():
 def test_patch_examples_compare_two_models_and_temperatures(tmp_path):
     pytest.importorskip("imagecorruptions")
     out, work = tmp_path / "out", tmp_path / "models"
-    # Not 12: a ResNet's odd sizes crash oneDNN's strided convolutions (TensorFlow 2.21) now and then.
     small = ("--dataset", "digits", "--image-size", 16, "--examples", 4, "--steps", 2)
     size = ("--epochs", 1, "--shift", 1, "--vit-width", 16, "--vit-depth", 1, "--resnet-filters", 4, "--work", work)
-    parts = ("--parts", "natural", "adversarial", "positions", "shift", "transfer", "attention")
+    parts = ("--parts", "natural", "adversarial", "targeted", "positions", "shift", "transfer", "attention")
     few = (*parts, "--shares", 0.25, 1, "--corruptions", "contrast", "fog", "--num-patches", 2, "--map-examples", 2)
     printed = run("patch_robustness.py", *small, *size, *few, "--out", out).splitlines()
     assert sum("val_accuracy" in line for line in printed) == 2
@@ -218,11 +217,17 @@ def test_patch_examples_compare_two_models_and_temperatures(tmp_path):
     assert {row["model"] for row in rows["shift"]} == {"vit", "resnet"}
     assert [row["made_on"] for row in rows["transfer"]] == ["vit", "resnet"]
     assert all(0 <= row["fooling_rate"] <= 1 for row in rows["adversarial"] + rows["positions"])
+    assert [row["model"] for row in rows["targeted"]] == ["vit", "resnet"]
     assert {row["images"] for row in rows["attention"]} == {"clean", "corrupted", "attacked"}
+    maps = {"attention", "gradient of the true class", "gradient of the predicted class"}
+    assert {(row["map"], row["patch_size"]) for row in rows["attention"]} == {
+        (one, size) for one in maps for size in (4, 8)
+    }
     assert (out / "attention.png").stat().st_size > 10_000
-    options = json.loads((out / "shift.json").read_text())["options"]
-    assert options["vit_width"] == 16
-    assert "work" not in options
+    written = json.loads((out / "shift.json").read_text())
+    assert written["options"]["vit_width"] == 16
+    assert "work" not in written["options"]
+    assert [set(row) for row in written["models"]] == [{"model", "parameters", "test_accuracy"}] * 2
 
     chosen = ("--models", work / "vit.keras", "--temperatures", 1, 2)
     run("smoothed_attention.py", *small, *chosen, "--out", out)

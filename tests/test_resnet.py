@@ -170,6 +170,20 @@ def test_resnet18_computes_what_loops_compute(x, saved):
     np.testing.assert_allclose(model(x), logits, rtol=1e-4, atol=1e-4)
 
 
+def test_batches_of_another_size_leave_memory_alone(fresh_process):
+    # As strided convolutions, the shortcuts crashed the process here.
+    code = """
+import keras, numpy as np
+from keras_capsvit import ResNet18
+model = ResNet18((16, 16, 1), 10, filters=8)
+model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+for size in 4 * [128] + 4 * [29]:
+    loss = model.train_on_batch(np.ones((size, 16, 16, 1)), np.zeros(size, int))
+print(np.isfinite(loss))
+"""
+    assert fresh_process(code).split()[-1] == "True"
+
+
 def test_shortcut_without_parameters():
     x = np.random.default_rng(0).normal(size=(2, 5, 4, 3)).astype("float32")
     found = ops.convert_to_numpy(PadChannels(8)(x))

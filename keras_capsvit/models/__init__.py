@@ -1,5 +1,6 @@
 """Models, each a functional ``keras.Model`` that returns class scores."""
 
+from keras_capsvit.models.applications import DenseNet, SwinTransformer
 from keras_capsvit.models.capsnet import AffCapsNet, CapsNet
 from keras_capsvit.models.convnet import VGG19, ConvNetAvg, ConvNetFC
 from keras_capsvit.models.decoded_convnet import ConvNetCR, ConvNetCRSF, ConvNetR
@@ -21,11 +22,13 @@ __all__ = [
     "ConvNetFC",
     "ConvNetR",
     "DeiT",
+    "DenseNet",
     "GraCapsNet",
     "MLPMixer",
     "ResNet18",
     "ResNet20",
     "ResNet50",
+    "SwinTransformer",
     "VisionTransformer",
     "build_decoder",
     "load_weights",

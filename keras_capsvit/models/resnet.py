@@ -335,7 +335,10 @@ class _Layers:
                 y = block(self, x, filters, strides, name)
                 if project and (strides > 1 or x.shape[-1] != filters):
                     shortcut = f"{name}_shortcut"
-                    x = self.conv(x, filters, 1, strides=strides, name=f"{shortcut}_0", norm=f"{shortcut}_1")
+                    # Not a convolution with strides: the gradient of some of 1x1 corrupts memory when the batch changes
+                    # size, in oneDNN of TensorFlow 2.21.
+                    x = x if strides == 1 else x[:, ::strides, ::strides]
+                    x = self.conv(x, filters, 1, name=f"{shortcut}_0", norm=f"{shortcut}_1")
                 elif strides > 1:
                     x = PadChannels(filters, strides=strides, name=f"{name}_shortcut")(x)
                 x = keras.layers.ReLU()(keras.layers.Add()([x, y]))

@@ -46,6 +46,12 @@ def parse():
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--examples", type=int, default=32, help="test images")
     parser.add_argument("--patch", type=int, default=5, help="side of a perturbed region in pixels")
+    parser.add_argument(
+        "--regions",
+        default="pixels",
+        choices=["pixels", "grid"],
+        help="around single pixels as in the thesis, or a grid",
+    )
     parser.add_argument("--perturbations", type=int, help="regions perturbed; all if not given")
     parser.add_argument("--steps", type=int, default=50, help="of integrated gradients")
     parser.add_argument("--samples", type=int, default=10, help="of SmoothGrad")
@@ -81,7 +87,7 @@ def on_capsules(args):
     explainers = capsule_explainers(model, args)
 
     def aopc(model, x, classes, maps):
-        settings = {"patch": args.patch, "regions": "pixels", "steps": args.perturbations, "seed": args.seed}
+        settings = {"patch": args.patch, "regions": args.regions, "steps": args.perturbations, "seed": args.seed}
         return evaluate.aopc(model, x, maps, target=classes, **settings).area
 
     names, shown = data.info(args.dataset).class_names, x[: args.shown]

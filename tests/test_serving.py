@@ -1,15 +1,186 @@
+import functools
+import importlib
+import io
+import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
 
 import keras
 import numpy as np
 import pytest
+from networks import as_if_trained
 
-from keras_capsvit import MarginLoss, explain, serving, taps
+from keras_capsvit import (
+    AffCapsNet,
+    CapsNet,
+    ConvNetAvg,
+    ConvNetFC,
+    DeiT,
+    GraCapsNet,
+    MarginLoss,
+    MLPMixer,
+    ResNet18,
+    ResNet20,
+    ResNet50,
+    VisionTransformer,
+    attacks,
+    evaluate,
+    explain,
+    serving,
+    taps,
+)
 
 # The module needs TensorFlow; `.keras` files do not.
 tensorflow_only = pytest.mark.tensorflow
+
+CLASSES = 4
+SMALL = {"filters": 8, "num_types": 2, "kernel_size": 3, "reconstruction_units": (8,)}
+TOKENS = {"input_shape": (16, 16, 3), "num_classes": CLASSES, "width": 8, "depth": 1}
+WITH_ATTENTION = {**TOKENS, "num_heads": 2}
+
+
+def caps(routing, **settings):
+    return CapsNet((8, 8, 1), CLASSES, routing=routing, **SMALL, **settings)
+
+
+FAMILIES = {
+    "gracapsnet": lambda: GraCapsNet(
+        (12, 12, 1), CLASSES, num_heads=4, filters=8, reconstruction="conditional", reconstruction_units=(8,)
+    ),
+    "dynamic": lambda: caps("dynamic", reconstruction="unconditional"),
+    **{name: functools.partial(caps, name) for name in ("rolled", "trainable", "em", "self")},
+    "affcapsnet": lambda: AffCapsNet((8, 8, 1), CLASSES, **SMALL),
+    "convnet_fc": lambda: ConvNetFC((8, 8, 2), CLASSES, kernel_size=3, filters=(4, 4), units=(8,)),
+    "convnet_avg": lambda: ConvNetAvg((12, 12, 3), CLASSES, kernel_size=3, filters=6),
+    "resnet20": lambda: as_if_trained(ResNet20((16, 16, 3), CLASSES, filters=4)),
+    "resnet18": lambda: ResNet18((32, 32, 3), CLASSES, filters=4),
+    "resnet50": lambda: ResNet50((32, 32, 3), CLASSES, filters=4),
+    "vit": lambda: VisionTransformer(
+        "Ti/4", **{**WITH_ATTENTION, "depth": 2}, temperature=(1.0, 2.0), mean=(0.5,) * 3, std=(0.5,) * 3
+    ),
+    "deit": lambda: DeiT("Ti/4", **WITH_ATTENTION, distilled=True),
+    "mixer": lambda: MLPMixer("S/4", **TOKENS, token_units=8, channel_units=8),
+}
+EXPLAINERS = {
+    "gracapsnet": {
+        "lrp": lambda model: explain.LRP(model, "epsilon"),
+        "clrp": lambda model: explain.CLRP(model, rules="epsilon"),
+        "saliency": explain.Saliency,
+        "attention_map": explain.GraphAttention,
+    },
+    "dynamic": {"lrp": lambda model: explain.LRP(model, "epsilon"), "product": explain.InputXGradient},
+    "convnet_avg": {
+        "explain": explain.LRP,
+        "clrp": lambda model: explain.CLRP(model, "negated", input_range=(0, 1)),
+        "guided": explain.GuidedBackprop,
+        "features_map": explain.FeatureMapAttention,
+    },
+    "vit": {"saliency": explain.Saliency, "rollout": functools.partial(explain.AttentionRollout, discard_ratio=0.5)},
+}
+BUILT_IN = {"gracapsnet": "attention", "vit": explain.AttentionRollout, "deit": explain.AttentionRollout}
+FEW_TAPS = ("resnet18", "resnet50")  # as those of ResNet20, but slow to trace
+
+
+def images(model, n):
+    """Images whose pixels survive being written as PNG."""
+    shape = (n, *model.input_shape[1:])
+    return (np.random.default_rng(0).integers(0, 256, shape) / 255).astype("float32")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """From the name of a family to its model and the version folder, made once."""
+
+    @functools.cache
+    def make(name):
+        keras.utils.set_random_seed(0)
+        model = FAMILIES[name]()
+        explainers = {key: one(model) for key, one in EXPLAINERS.get(name, {}).items()}
+        wanted = [] if name in FEW_TAPS else None
+        return model, serving.export(model, tmp_path_factory.mktemp(name), taps=wanted, explainers=explainers)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def both(exported):
+    """From the name of a family to the live and the served model."""
+
+    @functools.cache
+    def load(name):
+        model, folder = exported(name)
+        return model, serving.load(folder)
+
+    return load
+
+
+ANSWER = """
+import pathlib, sys
+sys.modules["keras_capsvit"] = None  # as if it were not installed
+import numpy as np
+import tensorflow as tf
+found = {}
+for folder in map(pathlib.Path, sys.argv[2:]):
+    x = np.load(folder.parent / "x.npy")
+    for name, function in tf.saved_model.load(str(folder)).signatures.items():
+        for n in (1, 3, 64):
+            inputs = {"images": x[:n], "target": np.arange(n) % 5 - 1}
+            if name == "serve_bytes":
+                inputs["encoded"] = [tf.io.encode_png(np.rint(255 * one).astype("uint8")) for one in x[:n]]
+            wanted = function.structured_input_signature[1]
+            given = {key: tf.convert_to_tensor(inputs[key], wanted[key].dtype) for key in wanted}
+            for key, value in function(**given).items():
+                found[f"{folder.parent.name}/{name}/{n}/{key}"] = value
+np.savez(sys.argv[1], **found)
+print(len(found))
+"""
+
+
+@tensorflow_only
+def test_every_family_answers_where_the_package_is_not_installed(exported, tmp_path, fresh_process):
+    folders = {name: exported(name)[1] for name in FAMILIES}
+    for name, folder in folders.items():
+        np.save(folder.parent / "x.npy", images(exported(name)[0], 64))
+    answers = int(fresh_process(ANSWER, tmp_path / "found.npz", *folders.values()))
+    compared = 0
+    with np.load(tmp_path / "found.npz") as found:
+        for name, folder in folders.items():
+            for endpoint, n, expected in answers_of(exported(name)[0], name, folder):
+                for key, value in expected.items():
+                    answer = found[f"{folder.parent.name}/{endpoint}/{n}/{key}"]
+                    scale = max(1, np.abs(value).max())  # logits of random networks may be large
+                    np.testing.assert_allclose(answer, value, atol=1e-6 * scale, err_msg=f"{name} {endpoint} {key}")
+                    compared += 1
+    assert compared == answers
+
+
+def answers_of(model, name, folder):
+    """What the live model says to all that ANSWER asks: endpoint, batch, dict of arrays."""
+    x = images(model, 64)
+    scores = keras.ops.convert_to_numpy(model(x))
+    every = {"outputs": scores, "class": scores.argmax(-1)}
+    found = {"serving_default": every}
+    if model.input_shape[-1] in (1, 3):
+        found["serve_bytes"] = every
+    for tap in [] if name in FEW_TAPS else taps.names(model):
+        found[tap] = {"outputs": keras.ops.convert_to_numpy(taps.tap(model, tap)(x))}
+    if BUILT_IN.get(name) == "attention":
+        found["explain"] = {**every, "maps": found["attention"]["outputs"].mean(axis=3)}
+    elif name in BUILT_IN:
+        found["explain"] = {**every, "maps": BUILT_IN[name](model)(x)}
+    target = np.arange(64) % 5 - 1
+    target = np.where(target < 0, every["class"], target)
+    for key, explainer in EXPLAINERS.get(name, {}).items():
+        found[key] = {**every, "maps": explainer(model)(x, target)}
+    card = json.loads((folder / "model_card.json").read_text())
+    assert sorted(card["endpoints"]) == sorted(found)
+    for endpoint, expected in found.items():
+        for n in (1, 3, 64):
+            yield endpoint, n, {key: value[:n] for key, value in expected.items()}
+
 
 RELOAD = """
 import sys, numpy as np
@@ -63,46 +234,271 @@ def test_reload_in_a_fresh_process(trained, resized, tmp_path, fresh_process, ki
 
 
 @tensorflow_only
-def test_served_model_has_the_contract_of_the_live_one(trained, resized, tmp_path):
-    assert serving.export(trained, tmp_path) == tmp_path / "1"
-    assert serving.export(trained, tmp_path) == tmp_path / "2"
-    served = serving.load(tmp_path)
-    assert serving.load(tmp_path / "1").input_shape == (None, 12, 12, 1)
-    x = resized(7, 12)
-    assert taps.names(served) == taps.names(trained)
-    for name in taps.names(trained):
-        np.testing.assert_allclose(taps.tap(served, name)(x), taps.tap(trained, name)(x), atol=1e-6)
+def test_served_model_has_the_contract_of_the_live_one(both):
+    live, served = both("gracapsnet")
+    assert served.input_shape == (None, 12, 12, 1)
+    assert taps.names(served) == taps.names(live)
+    x = images(live, 7)
+    lengths, attention = taps.tap(served, ["lengths", "attention"])(x)
+    np.testing.assert_allclose(lengths, live(x), atol=1e-6)
+    np.testing.assert_allclose(attention, taps.tap(live, "attention")(x), atol=1e-6)
     for n in (1, 7):
-        np.testing.assert_allclose(served(x[:n]), trained(x[:n]), atol=1e-6)
-    np.testing.assert_allclose(served.predict(x, batch_size=3), trained(x), atol=1e-6)
+        np.testing.assert_allclose(served(x[:n]), live(x[:n]), atol=1e-6)
+    np.testing.assert_allclose(served.predict(x, batch_size=3), live(x), atol=1e-6)
     explained = served.explain(x)
-    np.testing.assert_array_equal(explained["class"], np.argmax(trained(x), -1))
-    np.testing.assert_allclose(explained["maps"], np.mean(taps.tap(trained, "attention")(x), axis=3), atol=1e-6)
+    np.testing.assert_array_equal(explained["class"], np.argmax(live(x), -1))
+    of_class = served.explain(x, target=2, endpoint="lrp")["maps"]
+    np.testing.assert_allclose(of_class, explain.LRP(live, "epsilon")(x, 2), atol=1e-6)
+    predicted = served.explain(x, endpoint="lrp")["maps"]
+    np.testing.assert_allclose(predicted, explain.LRP(live, "epsilon")(x), atol=1e-6)
+    assert served.card["endpoints"].keys() == set(served.endpoints)
+    assert served.card["input"] == {"name": "images", "shape": [None, 12, 12, 1], "dtype": "float32", "range": [0, 1]}
 
 
 @tensorflow_only
-def test_signatures_are_what_tf_serving_reads(trained, tmp_path):
-    tool = pathlib.Path(sys.executable).parent / "saved_model_cli"  # comes with TensorFlow
-    command = [tool, "show", "--dir", str(serving.export(trained, tmp_path)), "--all"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for name in ("serving_default", "explain", "attention"):
-        assert f"signature_def['{name}']" in shown
+@pytest.mark.parametrize(
+    "name, goal", [("convnet_avg", "logits"), ("vit", "logits"), ("dynamic", "capsules"), ("dynamic", "votes")]
+)
+def test_attacks_find_what_they_find_on_the_live_model(both, name, goal):
+    live, served = both(name)
+    x, y = images(live, 6), np.arange(6) % CLASSES
+    pgd, objective = attacks.PGD(0.1, steps=5, seed=3), getattr(attacks, goal)
+    found = pgd(objective(served), x, y)
+    np.testing.assert_allclose(found, pgd(objective(live), x, y), atol=1e-6)
+    assert np.abs(found - x).max() > 0.05
+    assert evaluate.robust_accuracy(served, pgd, (x, y), objective=objective) == pytest.approx(
+        evaluate.robust_accuracy(live, pgd, (x, y), objective=objective)
+    )
+
+
+@tensorflow_only
+@pytest.mark.parametrize(
+    "name, explainer",
+    [
+        ("gracapsnet", explain.GraphAttention),
+        ("gracapsnet", explain.Saliency),
+        ("gracapsnet", lambda model: explain.LRP(model, "epsilon")),
+        ("gracapsnet", lambda model: explain.CLRP(model, rules="epsilon")),
+        ("convnet_avg", lambda model: explain.IntegratedGradients(model, steps=3)),
+        ("convnet_avg", lambda model: explain.LRP(model, input_range=(0, 1))),
+        ("vit", explain.AttentionRollout),
+    ],
+)
+def test_explanations_are_those_of_the_live_model(both, name, explainer):
+    live, served = both(name)
+    x, target = images(live, 5), np.array([0, 3, 1, 2, 2])
+    expected = explainer(live)(x, target)
+    np.testing.assert_allclose(explainer(served)(x, target), expected, atol=1e-6 * max(1, np.abs(expected).max()))
+    assert np.ptp(expected) > 0
+    one, two = (evaluate.aopc(model, x, expected, patch=4, steps=2, target=target).area for model in (live, served))
+    np.testing.assert_allclose(two, one, atol=1e-6)
+
+
+@tensorflow_only
+def test_saved_model_cli_shows_and_runs_every_endpoint(exported, tmp_path, capsys, monkeypatch):
+    model, folder = exported("gracapsnet")
+    x = images(model, 3)
+    np.save(tmp_path / "images.npy", x)
+    encoded = [keras.utils.array_to_img(255 * one, scale=False) for one in x]
+    np.save(tmp_path / "encoded.npy", np.array([_png(one) for one in encoded]))
+    tool = importlib.import_module("tensorflow.python.tools.saved_model_cli")  # in this process: it starts slowly
+    endpoints = json.loads((folder / "model_card.json").read_text())["endpoints"]
+
+    def run(*command):
+        arguments = tool.create_parser().parse_args([str(one) for one in command])
+        arguments.func()
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(sys, "argv", ["saved_model_cli"])
+    shown = run("show", "--dir", folder, "--all")
     assert "shape: (-1, 12, 12, 1)" in shown
+    for name, described in endpoints.items():
+        assert f"signature_def['{name}']" in shown
+        given = {"images": f"images={tmp_path}/images.npy", "encoded": f"encoded={tmp_path}/encoded.npy"}
+        files = [given[one] for one in described["inputs"] if one in given]
+        target = ["--input_exprs", "target=[-1, 0, 3]"] if "target" in described["inputs"] else []
+        how = ["--tag_set", "serve", "--signature_def", name, "--inputs", ";".join(files), *target]
+        printed = run("run", "--dir", folder, *how, "--outdir", tmp_path / name)
+        assert set(described["outputs"]) == {path.stem for path in (tmp_path / name).glob("*.npy")}, printed
+        if "class" in described["outputs"]:
+            np.testing.assert_array_equal(np.load(tmp_path / name / "class.npy"), np.argmax(model(x), -1))
+
+
+def _png(image):
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @tensorflow_only
-def test_says_what_is_wrong(trained, tmp_path):
+def test_warm_up_asks_every_endpoint(both, tmp_path):
+    log_pb2 = pytest.importorskip("tensorflow_serving.apis.prediction_log_pb2")
+    tf = importlib.import_module("tensorflow")
+    live, _ = both("convnet_avg")
+    x = images(live, 2)
+    folder = serving.export(live, tmp_path, explainers={"saliency": explain.Saliency(live)}, warmup=x)
+    served, asked = serving.load(folder), []
+    for record in tf.data.TFRecordDataset(str(folder / "assets.extra" / "tf_serving_warmup_requests")):
+        request = log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
+        inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
+        answer = served.run(request.model_spec.signature_name, **{k: tf.constant(v) for k, v in inputs.items()})
+        assert all(len(one) == 2 for one in answer.values())
+        asked.append(request.model_spec.signature_name)
+        if "outputs" in answer and asked[-1] in ("serving_default", "serve_bytes"):
+            np.testing.assert_allclose(answer["outputs"], live(x), atol=1e-6)
+    assert sorted(asked) == served.endpoints
+
+
+BAD = {
+    "rank": (lambda x: x[0], "shape"),
+    "channels": (lambda x: np.repeat(x, 2, axis=-1), "shape"),
+    "size": (lambda x: x[:, :5], "shape"),
+    "empty": (lambda x: x[:0], "received an empty batch"),
+    "nan": (lambda x: np.where(x > 0.5, np.nan, x), "finite pixels"),
+    "infinite": (lambda x: np.where(x > 0.5, np.inf, x), "finite pixels"),
+    "dtype": (lambda x: (x * 255).astype("uint8"), "float"),
+    "text": (lambda x: np.array(["a", "b"]), "float"),
+}
+
+
+@tensorflow_only
+@pytest.mark.parametrize("kind", BAD)
+def test_malformed_requests_are_refused_by_name(both, exported, kind):
+    tf = importlib.import_module("tensorflow")
+    live, served = both("gracapsnet")
+    change, said = BAD[kind]
+    bad = change(images(live, 2))
+    raw_signatures = tf.saved_model.load(str(exported("gracapsnet")[1])).signatures
+    for endpoint in set(served.endpoints) - {"serve_bytes"}:
+        given = {"images": bad} | ({"target": [-1] * 2} if "target" in served._inputs(endpoint) else {})
+        with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match=rf"(?s)images.*{said}"):
+            served.run(endpoint, **given)
+        raw = {name: tf.constant(value) for name, value in given.items()}
+        raw |= {"target": tf.constant([-1, -1], "int64")} if "target" in given else {}
+        # TensorFlow itself tells the place, not the name, of an input of another dtype.
+        with pytest.raises((ValueError, TypeError, tf.errors.InvalidArgumentError), match=r"images|input #0"):
+            raw_signatures[endpoint](**raw)
+    np.testing.assert_allclose(served(images(live, 2)), live(images(live, 2)), atol=1e-6)  # it still answers
+
+
+@tensorflow_only
+def test_bad_bytes_and_targets_are_refused_by_name(both):
+    tf = importlib.import_module("tensorflow")
+    live, served = both("gracapsnet")
+    x = images(live, 2)
+    whole = tf.io.encode_png(np.rint(255 * x[0]).astype("uint8")).numpy()
+    for bad, said in (([b"text"], "JPEG or PNG"), ([whole[:40]], "encoded"), ([], "empty batch")):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=rf"(?s)encoded.*{said}|{said}"):
+            served.run("serve_bytes", encoded=tf.constant(bad, tf.string, (len(bad),)))
+    with pytest.raises(ValueError, match="Expected encoded of bytes"):
+        served.run("serve_bytes", encoded=x)
+    for bad, said in (([0, CLASSES], "from 0 to 3"), ([-2, 0], "from 0 to 3"), ([0], "one class id per image")):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=f"target: expected .*{said}"):
+            served.explain(x, target=bad, endpoint="lrp")
+    with pytest.raises(ValueError, match="takes no target"):
+        served.explain(x, target=1)
+    with pytest.raises(ValueError, match=r"no explanation 'votes'; it has \["):
+        served.explain(x, endpoint="votes")
+    with pytest.raises(ValueError, match=r"no endpoint 'nothing'; it has \["):
+        served.run("nothing", images=x)
+
+
+KILLED = """
+import os, pathlib, signal, sys, threading
+import keras
+from keras_capsvit import serving
+path = pathlib.Path(sys.argv[1])
+die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[2] == "before it is renamed":
+    os.rename = die
+else:
+    def watch():
+        while not list(path.glob(".tmp-*/*")):
+            pass
+        die()
+    threading.Thread(target=watch, daemon=True).start()
+model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
+serving.export(model, path)
+print("survived")
+"""
+
+
+@tensorflow_only
+@pytest.mark.parametrize("moment", ["while it is written", "before it is renamed"])
+def test_an_export_that_is_killed_leaves_no_version(tmp_path, moment):
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path, moment], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert [path.name[:5] for path in tmp_path.iterdir()] == [".tmp-"]
+    with pytest.raises(FileNotFoundError, match="found none"):
+        serving.load(tmp_path)
+    assert serving.export(flat(), tmp_path) == tmp_path / "1"
+
+
+def flat():
+    """The smallest model there is."""
+    return keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
+
+
+@tensorflow_only
+def test_versions_do_not_disturb_each_other(tmp_path, monkeypatch):
+    first, x = flat(), np.ones((2, 8, 8, 1), "float32")
+    assert serving.export(first, tmp_path) == tmp_path / "1"
+    reader, before = serving.load(tmp_path), np.array(first(x))
+    rename = os.rename
+
+    def late(source, target):  # another exporter was first
+        if pathlib.Path(target).name == "2":
+            pathlib.Path(target, "assets").mkdir(parents=True)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", late)
+    assert serving.export(flat(), tmp_path) == tmp_path / "3"
+    np.testing.assert_array_equal(reader(x), before)
+    assert serving.load(tmp_path).card["version"] == 3
+    np.testing.assert_array_equal(serving.load(tmp_path, version=1)(x), before)
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+@tensorflow_only
+def test_says_what_is_wrong(tmp_path):
+    model = flat()
     with pytest.raises(FileNotFoundError, match=rf"SavedModel in {tmp_path}.*found none"):
         serving.load(tmp_path)
     with pytest.raises(ValueError, match="functional model with one input"):
         serving.export(lambda x: x, tmp_path)
-    serving.export(trained, tmp_path)
-    with pytest.raises(ValueError, match=r"\(None, 12, 12, 1\); received \(2, 12, 12, 3\)"):
-        serving.load(tmp_path)(np.zeros((2, 12, 12, 3)))
+    with pytest.raises(ValueError, match="one output, class scores"):
+        serving.export(
+            keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Reshape((8, 8))]), tmp_path
+        )
+    for settings, said in (
+        ({"taps": ["votes"]}, r"which has \[\]; received \['votes'\]"),
+        ({"explainers": {"serving_default": explain.Saliency(model)}}, "received 'serving_default'"),
+        ({"explainers": {"two words": explain.Saliency(model)}}, "identifiers"),
+        ({"explainers": {"map": "saliency"}}, "'map' to be callable; received str"),
+        ({"explainers": {"ig": explain.IntegratedGradients(model)}}, "'ig' cannot run inside an endpoint"),
+        ({"input_range": (1, 0)}, r"received \(1, 0\)"),
+        ({"card": {"version": 3}}, r"says \['version'\] by itself"),
+        ({"card": {"accuracy": float("nan")}}, "finite JSON values"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            serving.export(model, tmp_path, **settings)
+    pytest.importorskip("tensorflow_serving")
+    with pytest.raises(ValueError, match=r"shape \(None, 8, 8, 1\); received \(2, 8, 8, 3\)"):
+        serving.export(model, tmp_path, warmup=np.zeros((2, 8, 8, 3)))
+    with pytest.raises(ValueError, match="finite pixels"):
+        serving.export(model, tmp_path, warmup=np.full((2, 8, 8, 1), np.nan))
+    assert not list(tmp_path.iterdir())
 
 
-def test_export_names_the_backend_it_needs(trained, tmp_path):
+@tensorflow_only
+def test_warm_up_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_serving.apis", None)
+    with pytest.raises(ImportError, match=r"keras-capsvit\[serving\]"):
+        serving.export(flat(), tmp_path, warmup=np.zeros((1, 8, 8, 1)))
+
+
+def test_export_names_the_backend_it_needs(tmp_path):
     if keras.backend.backend() == "tensorflow":
         pytest.skip("this is about the other backends")
     with pytest.raises(ValueError, match="needs the tensorflow backend; received 'jax'"):
-        serving.export(trained, tmp_path)
+        serving.export(flat(), tmp_path)

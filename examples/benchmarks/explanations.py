@@ -59,8 +59,8 @@ def gradients(model, x, count, explainer):
     return {f"{count} gradients": alone, "explainer": lambda: explainer(x, TARGET)}
 
 
-def perturbation(model, images, patch, regions):
-    """Rows of AOPC: Quantus's region perturbation first, then the same of this package."""
+def perturbation(model, images, patch, regions, theirs):
+    """Rows of AOPC: Quantus's region perturbation, in batches of ``theirs``, then the same of this package."""
     x = np.random.default_rng(0).uniform(size=(images, *model.input_shape[1:])).astype("float32")
     maps = explain.RandomMap()(x)
     y = model.predict(x, verbose=0).argmax(axis=-1)
@@ -75,7 +75,7 @@ def perturbation(model, images, patch, regions):
         metric = quantus.RegionPerturbation(
             patch_size=patch, regions_evaluation=regions, perturb_baseline="uniform", normalise=False
         )
-        settings = {"a_batch": maps[:, None], "channel_first": False, "softmax": False, "batch_size": images}
+        settings = {"a_batch": maps[:, None], "channel_first": False, "softmax": False, "batch_size": theirs}
         rows["Quantus"] = lambda: metric(judged, x, y, **settings)
     rows["evaluate.aopc"] = lambda: evaluate.aopc(model, x, maps, patch=patch, steps=regions, target=y)
     return rows
@@ -89,6 +89,7 @@ def main():
     parser.add_argument("--images", type=int, default=1000, help="of AOPC; 0 leaves it out")
     parser.add_argument("--patch", type=int, default=2, help="pixels, of AOPC; 2 makes 196 regions")
     parser.add_argument("--regions", type=int, default=100, help="how many of them are perturbed")
+    parser.add_argument("--quantus-batch", type=int, default=64, help="images per batch of Quantus; 64 is its default")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--processor", action="store_true", help="seconds of the processor, for a busy machine")
     args = parser.parse_args()
@@ -113,7 +114,7 @@ def main():
     if args.images:
         small = ConvNetAvg(model.input_shape[1:], 10, kernel_size=3, filters=32)
         for name, judged in (("small ConvNet", small), ("GraCapsNet", model)):
-            runs = perturbation(judged, args.images, args.patch, args.regions)
+            runs = perturbation(judged, args.images, args.patch, args.regions, args.quantus_batch)
             print(f"AOPC, {name}, {args.images} images, {args.regions} patches of {args.patch}")
             report(alternate(runs, 1, warm_up=0, clock=clock))
 

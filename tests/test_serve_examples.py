@@ -520,3 +520,11 @@ def test_serve_benchmark_compares_with_keras(main, tmp_path, monkeypatch):
     (row,) = json.loads((tmp_path / "size.json").read_text())["result"]
     assert row["endpoints"] == 7
     assert all(name in printed for name in (*names, "graph MB"))
+
+
+def test_served_benchmark_compares_with_the_live_model(main, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples" / "benchmarks")
+    printed = main("served", "--models", "resnet20", "--batch-size", 1, "--rounds", 1)
+    kinds = [line.split(",")[1].strip() for line in printed if line.startswith("resnet20")]
+    assert kinds == ["PGD", "LRP", "CLRP", "Saliency"]
+    assert sum(line.startswith("  served ") for line in printed) == 4

@@ -1,0 +1,70 @@
+"""Attacks and explanations on a served model against the same on the live one.
+
+    python examples/benchmarks/served.py
+    python examples/benchmarks/served.py --models capsnet --rounds 20 --processor
+
+Models are not trained. Pairs take turns in one process: medians, ranges, and ratios to the live model. That both find
+the same is what ``tests/test_serving.py`` checks.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+from timing import alternate, report
+
+from keras_capsvit import CapsNet, GraCapsNet, attacks, explain, serving
+from keras_capsvit.models import ResNet20
+
+MODELS = {
+    "gracapsnet": lambda: GraCapsNet((28, 28, 1), 10),
+    "capsnet": lambda: CapsNet((28, 28, 1), 10, filters=64, num_types=8),
+    "resnet20": lambda: ResNet20((32, 32, 3), 10),
+}
+GOALS = {"gracapsnet": ["capsules"], "capsnet": ["capsules", "votes"], "resnet20": ["logits"]}
+
+
+def work(name, model, x, y):
+    """What is done with a model, by name."""
+    pgd = attacks.PGD(0.03, steps=5)
+    objectives = {goal: getattr(attacks, goal)(model) for goal in GOALS[name]}
+    done = {f"PGD, {goal}": lambda one=one: pgd(one, x, y) for goal, one in objectives.items()}
+    explainers = {
+        "LRP": explain.LRP(model, "epsilon"),
+        "CLRP": explain.CLRP(model, rules="epsilon"),
+        "Saliency": explain.Saliency(model),
+    }
+    if name == "gracapsnet":
+        explainers["GraphAttention"] = explain.GraphAttention(model)
+    return done | {kind: lambda one=one: one(x, y) for kind, one in explainers.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--processor", action="store_true", help="seconds of the processor, for a busy machine")
+    args = parser.parse_args()
+    clock = time.process_time if args.processor else time.perf_counter
+    for name in args.models:
+        keras.utils.set_random_seed(0)
+        model = MODELS[name]()
+        x = np.random.default_rng(0).uniform(size=(args.batch_size, *model.input_shape[1:])).astype("float32")
+        y = model.predict(x, verbose=0).argmax(axis=-1)
+        with tempfile.TemporaryDirectory() as folder:
+            served = serving.load(serving.export(model, folder))
+            both = work(name, model, x, y), work(name, served, x, y)
+            for kind in both[0]:
+                print(f"{name}, {kind}, batch {args.batch_size}")
+                report(alternate({"live": both[0][kind], "served": both[1][kind]}, args.rounds, clock=clock))
+
+
+if __name__ == "__main__":
+    main()

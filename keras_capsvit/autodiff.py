@@ -89,7 +89,9 @@ def _gradient_with_tensorflow(function, has_aux):
             tape.watch(x)
             result = function(x, *args)
             values = result[0] if has_aux else result
-        return result, tape.gradient(values, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        found = tape.gradient(values, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        found.set_shape(x.shape)  # which a SavedModel with dynamic batch size forgets
+        return result, found
 
     return evaluate
 
@@ -114,6 +116,8 @@ def _jacobian_with_tensorflow(function):
             values = function(x, *args)
             columns = tf.unstack(values, axis=1)
         rows = [tape.gradient(one, x, unconnected_gradients=tf.UnconnectedGradients.ZERO) for one in columns]
+        for row in rows:
+            row.set_shape(x.shape)
         return values, tf.stack(rows, axis=1)
 
     return evaluate

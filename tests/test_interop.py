@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import sys
 
 import keras
 import numpy as np
@@ -59,6 +60,7 @@ def test_example_prints_what_it_says(library):
 def quantus_metrics(monkeypatch):
     """The example of Quantus, through which it is imported."""
     monkeypatch.syspath_prepend(ROOT / "examples" / "interop")
+    monkeypatch.setitem(sys.modules, "zennit", None)  # as the example does; undone for the tests that need it
     return pytest.importorskip("quantus_metrics", exc_type=ImportError)
 
 

@@ -266,6 +266,8 @@ def test_attacks_find_what_they_find_on_the_live_model(both, name, goal):
     found = pgd(objective(served), x, y)
     np.testing.assert_allclose(found, pgd(objective(live), x, y), atol=1e-6)
     assert np.abs(found - x).max() > 0.05
+    single = pgd(objective(served), x[:1], y[:1])  # the SavedModel knows no batch size
+    np.testing.assert_allclose(single, pgd(objective(live), x[:1], y[:1]), atol=1e-6)
     assert evaluate.robust_accuracy(served, pgd, (x, y), objective=objective) == pytest.approx(
         evaluate.robust_accuracy(live, pgd, (x, y), objective=objective)
     )
@@ -401,6 +403,42 @@ def test_bad_bytes_and_targets_are_refused_by_name(both):
         served.explain(x, endpoint="votes")
     with pytest.raises(ValueError, match=r"no endpoint 'nothing'; it has \["):
         served.run("nothing", images=x)
+
+
+@tensorflow_only
+def test_relevance_of_new_weights_is_exported(tmp_path):
+    model = ConvNetAvg((12, 12, 3), 4, kernel_size=3, filters=6)
+    explainer, x = explain.LRP(model), np.random.default_rng(0).uniform(size=(2, 12, 12, 3)).astype("float32")
+    before = explainer(x, 1)
+    as_if_trained(model)
+    model.layers[-1].kernel.assign(-model.layers[-1].kernel)
+    serving.export(model, tmp_path, explainers={"lrp": explainer}, taps=[])
+    served = serving.load(tmp_path)
+    found = served.explain(x, 1, endpoint="lrp")["maps"]
+    np.testing.assert_allclose(found, explain.LRP(model)(x, 1), atol=1e-6)
+    assert np.abs(found - before).max() > 1e-4
+    assert served.endpoints == ["lrp", "serve_bytes", "serving_default"]
+
+
+@tensorflow_only
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_decoded_resized_and_scaled(tmp_path, channels):
+    tf = importlib.import_module("tensorflow")
+    images = keras.Input((4, 6, channels))
+    pixels = keras.Model(images, keras.layers.Flatten()(images))
+    served = serving.load(serving.export(pixels, tmp_path, input_range=(-1, 1)))
+
+    def read(*files):
+        return served.run("serve_bytes", encoded=list(files))["outputs"].numpy() / 2 + 0.5
+
+    x = np.random.default_rng(0).integers(0, 256, (4, 6, 3), "uint8")
+    grey = np.repeat(x[..., :1], 3, axis=-1)
+    for one in read(tf.io.encode_png(grey).numpy(), tf.io.encode_png(grey[..., :1]).numpy()):
+        np.testing.assert_allclose(one, grey[..., :channels].ravel() / 255, atol=3e-3)
+    if channels == 3:
+        np.testing.assert_allclose(read(tf.io.encode_png(x).numpy())[0], x.ravel() / 255, atol=1e-6)
+    plain = np.full((40, 30, 3), 51, "uint8")
+    np.testing.assert_allclose(read(tf.io.encode_jpeg(plain).numpy()), 0.2, atol=3e-3)
 
 
 KILLED = """

@@ -372,7 +372,8 @@ def test_malformed_requests_are_refused_by_name(both, exported, kind):
     bad = change(images(live, 2))
     raw_signatures = tf.saved_model.load(str(exported("gracapsnet")[1])).signatures
     for endpoint in set(served.endpoints) - {"serve_bytes"}:
-        given = {"images": bad} | ({"target": [-1] * 2} if "target" in served._inputs(endpoint) else {})
+        inputs = served.card["endpoints"][endpoint]["inputs"]
+        given = {"images": bad} | ({"target": [-1] * 2} if "target" in inputs else {})
         with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match=rf"(?s)images.*{said}"):
             served.run(endpoint, **given)
         raw = {name: tf.constant(value) for name, value in given.items()}

@@ -11,7 +11,6 @@ accuracy with fooled examples leaving the batch, against attacking every example
 import argparse
 import importlib
 import os
-import time
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -19,7 +18,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import tensorflow as tf
-from timing import alternate, report
+from timing import add_clock, alternate, noise, report
 
 from keras_capsvit import attacks, autodiff, evaluate
 from keras_capsvit.models import ConvNetAvg, ResNet20
@@ -99,16 +98,15 @@ def main():
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--processor", action="store_true", help="seconds of the processor, for a busy machine")
+    add_clock(parser)
     args = parser.parse_args()
-    clock = time.process_time if args.processor else time.perf_counter
     for name in args.models:
         keras.utils.set_random_seed(0)
         model = MODELS[name]()
-        x = np.random.default_rng(0).uniform(size=(args.batch_size, *model.input_shape[1:])).astype("float32")
+        x = noise(args.batch_size, *model.input_shape[1:])
         y = model.predict(x, verbose=0).argmax(axis=1)
         print(f"{name}, PGD-{args.steps}, batch {args.batch_size}, {args.rounds} rounds; seconds, ratio")
-        report(alternate(installed(model, x, y, args.steps), args.rounds, clock=clock))
+        report(alternate(installed(model, x, y, args.steps), args.rounds, clock=args.clock))
         pgd = attacks.PGD(EPSILON, step_size=STEP, steps=args.steps)
         found = {}
 
@@ -116,7 +114,7 @@ def main():
             found[early] = evaluate.robustness(model, pgd, (x, y), early=early).robust_accuracy
 
         runs = {"to the end": lambda: judge(False), "fooled ones leave": lambda: judge(True)}
-        report(alternate(runs, args.rounds, clock=clock))
+        report(alternate(runs, args.rounds, clock=args.clock))
         print(f"  robust accuracy {found[False]:.4f} to the end, {found[True]:.4f} if fooled ones leave")
 
 

@@ -13,14 +13,12 @@ import argparse
 import importlib
 import os
 import sys
-import time
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
-import numpy as np
-from timing import alternate, report
+from timing import add_clock, alternate, noise, report
 
 from keras_capsvit import GraCapsNet, autodiff, evaluate, explain, taps
 from keras_capsvit.models import ConvNetAvg
@@ -61,7 +59,7 @@ def gradients(model, x, count, explainer):
 
 def perturbation(model, images, patch, regions, theirs):
     """Rows of AOPC: Quantus's region perturbation, in batches of ``theirs``, then the same of this package."""
-    x = np.random.default_rng(0).uniform(size=(images, *model.input_shape[1:])).astype("float32")
+    x = noise(images, *model.input_shape[1:])
     maps = explain.RandomMap()(x)
     y = model.predict(x, verbose=0).argmax(axis=-1)
     rows = {}
@@ -91,15 +89,14 @@ def main():
     parser.add_argument("--regions", type=int, default=100, help="how many of them are perturbed")
     parser.add_argument("--quantus-batch", type=int, default=64, help="images per batch of Quantus; 64 is its default")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--processor", action="store_true", help="seconds of the processor, for a busy machine")
+    add_clock(parser)
     args = parser.parse_args()
-    clock = time.process_time if args.processor else time.perf_counter
     keras.utils.set_random_seed(0)
     model = GraCapsNet((28, 28, 1), 10)
     for size in sorted({1, args.batch_size}):
-        x = np.random.default_rng(0).uniform(size=(size, *model.input_shape[1:])).astype("float32")
+        x = noise(size, *model.input_shape[1:])
         print(f"built-in explanation, batch {size}")
-        report(alternate(attention(model, x), args.rounds, clock=clock))
+        report(alternate(attention(model, x), args.rounds, clock=args.clock))
     settings = {"batch_size": args.batch_size}
     saliency = explain.Saliency(model, **settings)
     integrated = explain.IntegratedGradients(model, steps=args.steps, **settings)
@@ -110,13 +107,13 @@ def main():
     ):
         runs = gradients(model, x, count, explainer)
         print(f"{title}, batch {args.batch_size}")
-        report(alternate(runs, args.rounds, clock=clock))
+        report(alternate(runs, args.rounds, clock=args.clock))
     if args.images:
         small = ConvNetAvg(model.input_shape[1:], 10, kernel_size=3, filters=32)
         for name, judged in (("small ConvNet", small), ("GraCapsNet", model)):
             runs = perturbation(judged, args.images, args.patch, args.regions, args.quantus_batch)
             print(f"AOPC, {name}, {args.images} images, {args.regions} patches of {args.patch}")
-            report(alternate(runs, 1, warm_up=0, clock=clock))
+            report(alternate(runs, 1, warm_up=0, clock=args.clock))
 
 
 if __name__ == "__main__":

@@ -9,14 +9,13 @@ on noise, with their own answers as labels.
 
 import argparse
 import os
-import time
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
-from timing import alternate, report
+from timing import add_clock, alternate, noise, report
 
 from keras_capsvit import attacks, autodiff
 from keras_capsvit.models import ResNet20, VisionTransformer
@@ -49,11 +48,11 @@ def main():
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--patch-size", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--processor", action="store_true", help="seconds of the processor, for a busy machine")
+    add_clock(parser)
     args = parser.parse_args()
     keras.utils.set_random_seed(0)
     model = MODELS[args.model]()
-    x = np.random.default_rng(0).uniform(size=(args.batch_size, *model.input_shape[1:])).astype("float32")
+    x = noise(args.batch_size, *model.input_shape[1:])
     y = model.predict(x, verbose=0).argmax(axis=1)
     attack = attacks.PatchAttack(args.patch_size, positions=[(8, 8)], steps=args.steps)
     result = attack.run(model, x, y)
@@ -63,7 +62,7 @@ def main():
         f"{len(np.unique(result.iterations[result.fooled]))} departures, {count} gradients of an image"
     )
     runs = {"gradients alone": alone, "attack": lambda: attack.run(model, x, y)}
-    report(alternate(runs, args.rounds, clock=time.process_time if args.processor else time.perf_counter))
+    report(alternate(runs, args.rounds, clock=args.clock))
 
 
 if __name__ == "__main__":

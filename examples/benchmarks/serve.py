@@ -23,7 +23,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import tensorflow as tf
-from timing import alternate
+from timing import alternate, noise
 
 from keras_capsvit import evaluate, serving
 from keras_capsvit.models import (
@@ -70,7 +70,7 @@ def calls(model, folder, x):
 
 def latency(name, model, folder, batch_size, rounds):
     """Rows with the milliseconds of all calls for one batch size."""
-    x = np.random.default_rng(0).uniform(size=(batch_size, *model.input_shape[1:])).astype("float32")
+    x = noise(batch_size, *model.input_shape[1:])
     runs = calls(model, folder, x)
     expected = runs["tf.function"]()
     for run in runs.values():

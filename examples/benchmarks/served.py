@@ -10,14 +10,12 @@ the same is what ``tests/test_serving.py`` checks.
 import argparse
 import os
 import tempfile
-import time
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
-import numpy as np
-from timing import alternate, report
+from timing import add_clock, alternate, noise, report
 
 from keras_capsvit import CapsNet, GraCapsNet, attacks, explain, serving
 from keras_capsvit.models import ResNet20
@@ -50,20 +48,19 @@ def main():
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--processor", action="store_true", help="seconds of the processor, for a busy machine")
+    add_clock(parser)
     args = parser.parse_args()
-    clock = time.process_time if args.processor else time.perf_counter
     for name in args.models:
         keras.utils.set_random_seed(0)
         model = MODELS[name]()
-        x = np.random.default_rng(0).uniform(size=(args.batch_size, *model.input_shape[1:])).astype("float32")
+        x = noise(args.batch_size, *model.input_shape[1:])
         y = model.predict(x, verbose=0).argmax(axis=-1)
         with tempfile.TemporaryDirectory() as folder:
             served = serving.load(serving.export(model, folder))
             both = work(name, model, x, y), work(name, served, x, y)
             for kind in both[0]:
                 print(f"{name}, {kind}, batch {args.batch_size}")
-                report(alternate({"live": both[0][kind], "served": both[1][kind]}, args.rounds, clock=clock))
+                report(alternate({"live": both[0][kind], "served": both[1][kind]}, args.rounds, clock=args.clock))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,25 @@
 import statistics
 import time
 
+import numpy as np
+
+
+def add_clock(parser):
+    """Option ``--processor``; ``clock`` of what the parser returns is for ``alternate``."""
+    parser.add_argument(
+        "--processor",
+        action="store_const",
+        dest="clock",
+        const=time.process_time,
+        default=time.perf_counter,
+        help="seconds of the processor, for a busy machine",
+    )
+
+
+def noise(*shape):
+    """Images of pixels in [0, 1], the same in every run."""
+    return np.random.default_rng(0).uniform(size=shape).astype("float32")
+
 
 def alternate(runs, rounds, warm_up=1, clock=time.perf_counter):
     """Seconds of every run by name, in turns, after rounds to trace and warm up.

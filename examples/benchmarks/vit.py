@@ -15,7 +15,6 @@ import importlib
 import os
 import sys
 import tempfile
-import time
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -32,7 +31,7 @@ except ImportError:
 import keras
 import numpy as np
 from keras import ops
-from timing import alternate, report
+from timing import add_clock, alternate, noise, report
 
 from keras_capsvit import DeiT, autodiff, load_weights_from, taps
 
@@ -145,11 +144,11 @@ def main():
     parser.add_argument("--variant", default="Ti/16")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--processor", action="store_true", help="seconds of the processor, for a busy machine")
+    add_clock(parser)
     args = parser.parse_args()
     keras.utils.set_random_seed(0)
     model = DeiT(args.variant, distilled=True)
-    x = np.random.default_rng(0).uniform(size=(args.batch_size, 224, 224, 3)).astype("float32")
+    x = noise(args.batch_size, 224, 224, 3)
     pairs = {}
     if torch is not None:
         with tempfile.TemporaryDirectory() as folder:
@@ -163,11 +162,10 @@ def main():
             difference = np.abs(found(x) - own(x)).max() / np.abs(own(x)).max()
             print(f"{name}: differs by {difference:.1e} of the largest value")
     size = f"DeiT {args.variant}, batch {args.batch_size}, {args.rounds} rounds"
-    clock = time.process_time if args.processor else time.perf_counter
-    compare(size, pairs, x, args.rounds, clock)
+    compare(size, pairs, x, args.rounds, args.clock)
     attention = [f"attention_{index}" for index in range(len(model.blocks))]
     pairs = {"logits": with_attention(model, []), "with attention": with_attention(model, attention)}
-    compare(size, pairs, x, args.rounds, clock)
+    compare(size, pairs, x, args.rounds, args.clock)
 
 
 if __name__ == "__main__":

@@ -87,14 +87,8 @@ def main():
     model = keras.saving.load_model(args.model)
     where = {"data_dir": args.data_dir, "image_size": model.input_shape[1:3]}
     test = data.load(args.dataset, split="test", **where)
-    report(
-        *write(
-            *(model, args.out, args.dataset, test),
-            explainers=args.explainers,
-            taps=args.taps,
-            trained=args.trained,
-        )
-    )
+    how = {"explainers": args.explainers, "taps": args.taps, "trained": args.trained}
+    report(*write(model, args.out, args.dataset, test, **how))
 
 
 if __name__ == "__main__":

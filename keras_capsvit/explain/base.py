@@ -30,7 +30,7 @@ class Explainer:
             return np.zeros(x.shape if self.channels else x.shape[:3], "float32")
         if target is not None:
             self.check_classes(x, ids)
-        maps = self.finished(self.attributions(x, ids))
+        maps = np.array(self.finished(self.attributions(x, ids)))
         if not np.isfinite(maps).all():
             raise ValueError(
                 f"{type(self).__name__} found NaN or infinite values; expected a model whose scores and gradients are "
@@ -51,7 +51,7 @@ class Explainer:
         raise NotImplementedError
 
     def finished(self, attributions):
-        """Maps from attributions."""
+        """Maps, an array or a tensor, from attributions, one or the other."""
         return attributions
 
     def on_tensors(self, x, ids):

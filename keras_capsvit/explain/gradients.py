@@ -54,7 +54,7 @@ class GradientExplainer(ModelExplainer):
         return mean_over_samples(gradient, len(x), samples, self.batch_size)
 
     def finished(self, attributions):
-        return attributions if self.channels else attributions.sum(axis=-1)
+        return attributions if self.channels else ops.sum(attributions, axis=-1)
 
 
 class Saliency(GradientExplainer):
@@ -77,11 +77,10 @@ class Saliency(GradientExplainer):
         return self.gradients(x, ids)
 
     def finished(self, attributions):
-        return attributions if self.channels else np.abs(attributions).max(axis=-1)
+        return attributions if self.channels else ops.max(ops.abs(attributions), axis=-1)
 
     def on_tensors(self, x, ids):
-        gradient = self._gradient(x, ids)[1]
-        return gradient if self.channels else ops.max(ops.abs(gradient), axis=-1)
+        return self.finished(self._gradient(x, ids)[1])
 
 
 class InputXGradient(GradientExplainer):
@@ -99,8 +98,7 @@ class InputXGradient(GradientExplainer):
         return x * self.gradients(x, ids)
 
     def on_tensors(self, x, ids):
-        products = x * self._gradient(x, ids)[1]
-        return products if self.channels else ops.sum(products, axis=-1)
+        return self.finished(x * self._gradient(x, ids)[1])
 
 
 class IntegratedGradients(GradientExplainer):

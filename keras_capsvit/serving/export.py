@@ -104,10 +104,15 @@ def export(model, path, *, taps=None, explainers=None, warmup=None, input_range=
         raise
 
 
+def newest(path):
+    """Highest version in a folder, int; None if there is none."""
+    return max((int(one.name) for one in path.glob("*") if one.name.isdigit()), default=None)
+
+
 def _publish(temporary, path, card):
     """Rename a finished folder to the next version; where another exporter was first, to the one after."""
     while True:
-        card["version"] = 1 + max((int(p.name) for p in path.glob("*") if p.name.isdigit()), default=0)
+        card["version"] = 1 + (newest(path) or 0)
         (temporary / CARD).write_text(json.dumps(card, indent=1) + "\n")
         folder = path / str(card["version"])
         try:

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_capsvit.serving.endpoints import DEFAULT, EXPLAIN, PREDICTED
-from keras_capsvit.serving.export import CARD
+from keras_capsvit.serving.export import CARD, newest
 
 
 def load(path, version=None):
@@ -25,7 +25,7 @@ def load(path, version=None):
     """
     path = pathlib.Path(path)
     if version is None and not (path / "saved_model.pb").is_file():
-        version = max((int(p.name) for p in path.glob("*") if p.name.isdigit()), default=None)
+        version = newest(path)
     folder = path if version is None else path / str(version)
     if not (folder / "saved_model.pb").is_file():
         raise FileNotFoundError(

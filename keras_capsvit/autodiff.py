@@ -2,6 +2,8 @@
 
 import keras
 
+from keras_capsvit.private import silence_retracing
+
 
 def value_and_gradient(function, variables=()):
     """Compile ``function`` together with its gradient with respect to its first argument.
@@ -74,6 +76,15 @@ def compile(function, variables=()):
     return _compile_with_tensorflow(function)
 
 
+def executes_eagerly():
+    """Whether TensorFlow is the backend and computes at once what is called here, instead of tracing it."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return tf.executing_eagerly()
+
+
 def _backend():
     backend = keras.backend.backend()
     if backend not in ("tensorflow", "jax"):
@@ -139,9 +150,8 @@ def _jacobian_with_jax(function):
 def _compile_with_tensorflow(function):
     import tensorflow as tf
 
-    compiled = tf.function(function, reduce_retracing=True)
-    # TensorFlow counts traces per line of source, and takes the many functions made at one line for one.
-    compiled._omit_frequent_tracing_warning = True
+    # Without AutoGraph, as Keras runs models; it would rewrite the model's code, and its errors speak of that.
+    compiled = silence_retracing(tf.function(function, reduce_retracing=True, autograph=False))
     return lambda *args: compiled(*map(tf.convert_to_tensor, args))
 
 

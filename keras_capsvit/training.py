@@ -8,6 +8,7 @@ import keras
 from keras_capsvit import taps
 from keras_capsvit.losses import MarginLoss
 from keras_capsvit.metrics import SubsetAccuracy
+from keras_capsvit.private import initial_epoch
 
 LOSSES = ("margin", "cross_entropy", "binary_cross_entropy")
 
@@ -167,7 +168,7 @@ def adversarial_fit(model, train, validation, recipe, attack, *, objective=None,
     )
     model.stop_training = False
     callbacks.on_train_begin()
-    for epoch in range(model._initial_epoch or 0, recipe.epochs):  # where BackupAndRestore says that fit goes on
+    for epoch in range(initial_epoch(model), recipe.epochs):
         callbacks.on_epoch_begin(epoch)
         totals, seen = {}, 0
         for step, (x, y) in enumerate(train):

@@ -125,6 +125,10 @@ class ServedModel:
 
         return lambda x: several(_fitted(spec, x))
 
+    def traced_function(self):
+        """``(function, tf.TensorSpec of its images)``, what ``taps`` reads the graph of."""
+        return (lambda x: self._loaded.signatures[DEFAULT](images=x)), self._inputs(DEFAULT)["images"]
+
     def _outputs(self, endpoint):
         return lambda x: self.run(endpoint, images=x)["outputs"]
 

@@ -1,0 +1,268 @@
+"""Intermediates of models that declare none: layers by name, the last feature map, tokens and their attention."""
+
+import collections
+import math
+
+import numpy as np
+from keras import ops
+
+from keras_capsvit.taps import declared
+from keras_capsvit.taps.scores import scores
+
+NORMALIZATIONS = ("LayerNormalization", "RMSNormalization", "BatchNormalization", "GroupNormalization")
+_MOST_PREFIX = 16  # class, distillation and register tokens
+_STANDARD = "features"
+
+
+class FeatureMap(collections.namedtuple("FeatureMap", "layer shape grid prefix")):
+    """Where a layer's output lies on the image.
+
+    Attributes:
+        layer: str, name of the layer.
+        shape: tuple, its static output shape without the batch: ``(h, w, c)``, or ``(t, c)`` of tokens.
+        grid: ``(h, w)``.
+        prefix: int, tokens in front of those of the grid.
+    """
+
+    def on_grid(self, values):
+        """Values ``(b, h, w, c)`` or ``(b, t, c)``, a tensor, as ``(b, h, w, c)``, without the prefix."""
+        if len(self.shape) == 3:
+            return values
+        return ops.reshape(values[:, self.prefix :], (-1, *self.grid, values.shape[-1]))
+
+
+def layers(model, x=None, output=None):
+    """Layers of a live model, nested ones and those inside of layers included, or nodes of a served one.
+
+    Args:
+        model: see ``scores``.
+        x: images ``(b, H, W, C)``, of a model that does not tell their size.
+        output: see ``scores``.
+
+    Returns:
+        dict from names to static output shapes without the batch, in the order in which they run. The name of a layer
+        in a nested model or layer is a path, ``"backbone/conv1"``; that of a second call of a layer ends in ``":1"``.
+    """
+    return dict(look(scores(model, output), x).shapes)
+
+
+def look(subject, x=None):
+    """Seen, of Scores, for images like ``x`` or as the model tells them; asked once, if the model tells."""
+    shape = subject.input_shape if x is None else tuple(x.shape[1:])
+    if shape is None or None in shape:
+        raise ValueError(f"{subject.name} leaves the size of its images open ({shape}); pass images x (b, H, W, C).")
+    if shape not in subject.seen:
+        subject.seen[shape] = subject.look(shape)
+    return subject.seen[shape]
+
+
+def resolve(seen, name, whose):
+    """The full name of a layer, of its last parts.
+
+    Args:
+        seen: Seen.
+        name: str, such as ``"conv1"``, ``"backbone/conv1"``.
+        whose: str, name of the model.
+
+    Raises:
+        ValueError: if there is none, or several; lists them.
+    """
+    if name in seen.shapes:
+        return name
+    ending = [full for full in seen.shapes if full.endswith(f"/{name}")]
+    if len(ending) == 1:
+        return ending[0]
+    if ending:
+        raise ValueError(f"Expected the name of one layer of {whose}; {name!r} is that of {ending}. Pass one of these.")
+    raise ValueError(f"Expected a tap or layer of {whose}; received {name!r}. Layers: {_some(seen.shapes)}.")
+
+
+def feature_map(subject, x=None, layer=None, *, before_attention=False):
+    """The last feature map of a model that is larger than one pixel, or its last tokens.
+
+    Args:
+        subject: Scores.
+        x: images, of a model that does not tell their size.
+        layer: str, a layer to take instead.
+        before_attention: bool, of tokens those that the last attention mixes, because the class may be read from a
+            token of its own afterwards.
+
+    Returns:
+        FeatureMap.
+
+    Raises:
+        ValueError: if there is no such layer, or its output is no map.
+    """
+    seen = look(subject, x)
+    shape = subject.input_shape if x is None else tuple(x.shape[1:])
+    if layer is not None:
+        name = resolve(seen, layer, subject.name)
+        place = _place(name, seen.shapes[name], shape, seen)
+        if place is None:
+            raise ValueError(
+                f"Expected a layer with an output (b, h, w, c) or tokens (b, t, c); {name!r} returns "
+                f"{(None, *seen.shapes[name])}."
+            )
+        return place
+    names = list(seen.shapes)
+    if seen.attentions:
+        until = len(names)
+        if before_attention:
+            until = seen.before[-1]
+        places = [_place(name, seen.shapes[name], shape, seen) for name in names[:until] if len(seen.shapes[name]) == 2]
+        places = [place for place in places if place is not None]
+        width = min((place.shape[-1] for place in places), default=0)
+        places = [place for place in places if place.shape[-1] == width]
+        normal = [place for place in places if seen.kinds[place.layer] in NORMALIZATIONS]
+        if places:
+            return (normal if before_attention and normal else places)[-1]
+    for name in reversed(names):
+        if len(seen.shapes[name]) == 3 and math.prod(seen.shapes[name][:2]) > 1 and not _inside_attention(name, seen):
+            return _place(name, seen.shapes[name], shape, seen)
+    raise ValueError(
+        f"Expected a model with a feature map (b, h, w, c) larger than 1x1, or tokens; {subject.name} has "
+        f"{_some(seen.shapes)}. Pass layer=."
+    )
+
+
+def tokens(subject, x=None):
+    """How many tokens lie in front of the patches, and the grid of these.
+
+    Args:
+        subject: Scores of a model with self-attention over all tokens.
+        x: images, of a model that does not tell their size.
+
+    Returns:
+        ``(prefix, (h, w))``.
+
+    Raises:
+        ValueError: for a model without such attention, or tokens that fit no grid.
+    """
+    seen = look(subject, x)
+    if not seen.attentions:
+        raise ValueError(f"Expected a model with self-attention; {subject.name} has none that could be seen.")
+    batch = {attention[0] for attention in seen.attentions}
+    counts = {attention[-1] for attention in seen.attentions}
+    if batch != {1} or len(counts) != 1:
+        raise ValueError(
+            f"Expected attention over the same tokens of the whole image in every block; {subject.name} has attention "
+            f"of shapes {sorted(set(seen.attentions))} (windows, or stages of different sizes)."
+        )
+    shape = subject.input_shape if x is None else tuple(x.shape[1:])
+    (count,) = counts
+    grid = _grid(count, shape, seen)
+    if grid is None:
+        raise ValueError(f"The {count} tokens of {subject.name} fit no grid of patches on images of {shape[:2]}.")
+    return count - math.prod(grid), grid
+
+
+def tap(model, name):
+    """Callable from images to a named intermediate.
+
+    Args:
+        model: live or served model, or callable.
+        name: str: a tap that the model declares (``names(model)``); or ``"features"``, the last feature map
+            ``(b, h, w, c)``; ``"attention_0"``, ``"attention_1"``, ... ``(b, heads, t, t)``; or a layer (``layers``).
+            Or a list of such, for one pass that returns the list of intermediates.
+
+    Returns:
+        Callable ``x`` → tensor; a ``keras.Model``, which has ``predict`` too, where a live model declares the tap.
+
+    Raises:
+        ValueError: if the model has no such intermediate; the message lists those it has.
+    """
+    listed = [name] if isinstance(name, str) else list(name)
+    known = declared.names(model)
+    if all(each in known for each in listed):
+        return declared.tap(model, name)
+    try:
+        subject = scores(model)
+        look(subject)
+    except ValueError as error:
+        raise ValueError(f"{_name(model)} has no tap {listed}; it has {known}. {error}") from None
+    pick = _picker(subject, [each for each in listed if each not in known])
+    others = [each for each in listed if each in known]
+    first = declared.tap(model, others) if others else None
+
+    def several(x):
+        values = dict(zip(others, first(x), strict=True)) if others else {}
+        values.update(pick(x))
+        return values[name] if isinstance(name, str) else [values[each] for each in listed]
+
+    return several
+
+
+def _picker(subject, names):
+    """Function from images to a dict of intermediates."""
+    seen = look(subject)
+    places, positions, paths = {}, {}, {}
+    for name in names:
+        head, _, number = name.rpartition("_")
+        if name == _STANDARD and name not in seen.shapes:
+            places[name] = feature_map(subject)
+            paths[name] = places[name].layer
+        elif head == "attention" and number.isdigit() and name not in seen.shapes:
+            if int(number) >= len(seen.attentions):
+                raise ValueError(
+                    f"{subject.name} has no tap {name!r}, but {len(seen.attentions)} self-attentions and the declared "
+                    f"taps {declared.names(subject.model)}."
+                )
+            positions[name] = int(number)
+        else:
+            paths[name] = resolve(seen, name, f"{subject.name} (declared taps: {declared.names(subject.model)})")
+
+    def pick(x):
+        x = ops.convert_to_tensor(x)
+        _, values, attentions = subject.recorded(x, tuple(paths.values()), attention=bool(positions))
+        values = dict(zip(paths, values, strict=True))
+        values.update({name: place.on_grid(values[name]) for name, place in places.items()})
+        return values | {name: attentions[position] for name, position in positions.items()}
+
+    return pick
+
+
+def _place(name, shape, image, seen):
+    if len(shape) == 3 and None not in shape[:2]:
+        return FeatureMap(name, shape, shape[:2], 0)
+    if len(shape) != 2 or None in shape:
+        return None
+    counts = {attention[-1] for attention in seen.attentions}
+    grid = _grid(shape[0], image, seen) if shape[0] in counts else _tiling(shape[0], image)
+    return None if grid is None else FeatureMap(name, shape, grid, shape[0] - math.prod(grid))
+
+
+def _grid(count, image, seen):
+    """Grid ``(h, w)`` of the patches among ``count`` tokens: that of the map that they were cut from, or a tiling."""
+    until = list(seen.shapes)[: seen.before[0]] if seen.before else list(seen.shapes)
+    for name in reversed(until):
+        shape = seen.shapes[name]
+        if len(shape) == 3 and count - _MOST_PREFIX <= math.prod(shape[:2]) <= count and shape[0] > 1:
+            return shape[:2]
+    grids = [_tiling(count - prefix, image) for prefix in range(min(_MOST_PREFIX, count - 1))]
+    grids = [grid for grid in grids if grid is not None]
+    return grids[0] if len(grids) == 1 else None
+
+
+def _tiling(count, image):
+    """Grid of ``count`` equal square patches on an image, or None."""
+    side = math.sqrt(math.prod(image[:2]) / count) if count > 0 else 0
+    if not side or not np.isclose(side, round(side)) or any(size % round(side) for size in image[:2]):
+        return None
+    return tuple(size // round(side) for size in image[:2])
+
+
+def _inside_attention(name, seen):
+    parts = name.split("/")
+    return any(
+        seen.kinds.get("/".join(parts[:k])) in ("MultiHeadAttention", "MultiHeadSelfAttention")
+        for k in range(1, len(parts))
+    )
+
+
+def _name(model):
+    return getattr(model, "name", None) or type(model).__name__
+
+
+def _some(names):
+    names = list(names)
+    return ", ".join(map(repr, names[:20])) + (f" and {len(names) - 20} more" if len(names) > 20 else "")

@@ -1,0 +1,413 @@
+"""Class scores of any model before its softmax or sigmoid, and its intermediates along with them."""
+
+import collections
+import functools
+import importlib
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_capsvit import autodiff, private
+from keras_capsvit.taps import declared
+from keras_capsvit.taps.recording import Recorder, eagerly, run
+
+Seen = collections.namedtuple("Seen", "shapes kinds attentions before")
+Seen.__doc__ = """What ran in a model on one image, in order.
+
+Attributes:
+    shapes: dict from names of layers to shapes of their outputs without the batch.
+    kinds: dict from the same names to names of the layers' classes.
+    attentions: list of shapes ``(1, heads, t, t)``; ``before``: for each, how many layers had run before it.
+"""
+
+_NOISE = 8  # images that a model is asked what kind of scores it returns
+_TINY = 1e-30  # probabilities below this count as this
+
+
+class Scores:
+    """Class scores of images, as a function ``x (b, H, W, C) → (b, M)``, float32, on either backend; see ``scores``.
+
+    Attributes:
+        model: what the scores are of.
+        name: str.
+        variables: list of keras.Variable, what the scores depend on besides the images.
+        input_shape: tuple ``(H, W, C)``, None where the model leaves it open; None for a callable that tells none.
+    """
+
+    def __init__(self, model, output=None):
+        self.model = model
+        self.name = getattr(model, "name", None) or getattr(model, "__name__", type(model).__name__)
+        self.variables = list(getattr(model, "variables", ()))
+        self._declared = next((name for name in declared.SCORES if name in declared.own_names(model)), None)
+        if self._declared and output is not None:
+            raise ValueError(f"{self.name} has one output, its {self._declared}; received output={output!r}.")
+        self._source = _source(model, output, self.name)
+        self.input_shape = self._source.input_shape
+        self._probabilities = None  # whether they are that, where no activation can be undone
+        self._continues = None  # whether a model of integers can be run on floats
+        self._opaque = False
+        self.seen = {}  # what ran, by shape of the images; see ``points``
+
+    @functools.cached_property
+    def kind(self):
+        """``"lengths"`` of class capsules in [0, 1), or ``"logits"``."""
+        if self._declared:
+            return self._declared
+        shape = self.input_shape
+        if declared.carrier(self.model) is None or shape is None or None in shape:
+            return "logits"
+        return "lengths" if eagerly(lambda: self._source.returns_lengths(self._noise(shape))) else "logits"
+
+    def __call__(self, x):
+        """Scores ``(b, M)`` of images ``(b, H, W, C)``, a tensor or an array."""
+        if self._declared:
+            return ops.cast(self._tap(x), "float32")
+        if autodiff.executes_eagerly() and not self._opaque:
+            return self._compiled(ops.convert_to_tensor(x))
+        return self.recorded(ops.convert_to_tensor(x))[0]
+
+    def recorded(self, x, layers=(), *, attention=False, offsets=None):
+        """Scores, and what layers and attentions return on the way to them.
+
+        Args:
+            x: tensor ``(b, H, W, C)``.
+            layers: names out of ``taps.layers(model)``.
+            attention: bool, whether attentions are wanted.
+            offsets: dict from names of layers, or positions of attentions, to tensors that are added to what they
+                return, such as zeros: the gradient there is that with respect to the intermediate.
+
+        Returns:
+            ``(scores (b, M), list of the layers' tensors, list of attentions (b, heads, t, t))``.
+
+        Raises:
+            ValueError: for layers that the model does not run, a model without class scores, and one of integers that
+                cannot be run on floats.
+        """
+        continued = self._continues_on_floats(x)
+        output, activation, linear, values, attentions = self._source.forward(x, layers, attention, offsets, continued)
+        return self._as_scores(output, activation, linear, x), values, attentions
+
+    def look(self, shape):
+        """What runs in the model on images of a shape ``(H, W, C)``: see ``points.Seen``."""
+        return eagerly(lambda: self._source.look(self._noise(shape)[:1]))
+
+    @functools.cached_property
+    def _tap(self):
+        function = declared.tap(self.model, self._declared)
+        arguments = {"training": False} if isinstance(function, keras.Layer) else {}
+        return lambda x: function(x, **arguments)
+
+    @functools.cached_property
+    def _compiled(self):
+        function = autodiff.compile(lambda x: self.recorded(x)[0], self.variables)
+
+        def call(x):
+            try:
+                return function(x)
+            except (TypeError, NotImplementedError, AttributeError, ValueError):
+                # A callable that leaves TensorFlow cannot be traced; it can still be asked.
+                if isinstance(self.model, keras.Layer):
+                    raise
+                scores = self.recorded(x)[0]
+                self._opaque = True
+                return scores
+
+        return call
+
+    def _as_scores(self, output, activation, linear, x):
+        if len(output.shape) != 2:
+            raise ValueError(
+                f"Expected a model with class scores of shape (batch, classes); {self.name} returns "
+                f"{tuple(output.shape)}."
+            )
+        output = ops.cast(output, "float32")
+        single = output.shape[-1] == 1
+        if single and activation == "softmax":
+            raise ValueError(f"{self.name} ends in the softmax of one unit, which is 1 for every image; use a sigmoid.")
+        if activation is None and not linear and self._are_probabilities(x):
+            tail = ops.log(ops.maximum(1 - output, _TINY)) if single else 0.0
+            output = ops.log(ops.maximum(output, _TINY)) - tail
+        return ops.concatenate([-output, output], axis=-1) if single else output
+
+    def _are_probabilities(self, x):
+        if self._probabilities is None:
+            self._probabilities = eagerly(lambda: self._look(tuple(x.shape[1:])))
+            if self._probabilities:
+                warnings.warn(
+                    f"{self.name} returns probabilities by a computation that cannot be undone, so their logarithm is "
+                    "taken for the class scores. Return logits where gradients and attacks matter: those of "
+                    "probabilities near 0 and 1 vanish.",
+                    stacklevel=2,
+                )
+        return self._probabilities
+
+    def _look(self, shape):
+        values = np.concatenate(
+            [ops.convert_to_numpy(self._source.forward(images)[0]) for images in np.split(self._noise(shape), 2)]
+        ).astype("float64")
+        inside = np.all((values >= 0) & (values <= 1 + 1e-5))
+        if values.shape[-1] == 1:
+            return bool(inside and np.ptp(values) > 0)
+        return bool(inside and np.allclose(values.sum(axis=-1), 1, atol=1e-3))
+
+    def _noise(self, shape):
+        """Images for a look, half of them with pixels in [0, 1] and half with pixels in [0, 255]."""
+        if None in shape:
+            raise ValueError(f"Expected images of a known size; {self.name} was called with {shape}.")
+        noise = np.random.default_rng(0).uniform(size=(_NOISE, *shape))
+        noise[_NOISE // 2 :] *= 255
+        return noise.astype(self._source.dtype)
+
+    def _continues_on_floats(self, x):
+        """Whether the model takes integers, and ``x`` has to go round the cast to these; or an error."""
+        if not keras.backend.is_int_dtype(self._source.dtype) or not keras.backend.is_float_dtype(x.dtype):
+            return False
+        if self._continues is None:
+            self._continues = eagerly(lambda: self._same_on_floats(tuple(x.shape[1:])))
+        if not self._continues:
+            raise ValueError(
+                f"{self.name} takes {self._source.dtype} images and does not compute the same from floats, so that no "
+                "gradient reaches its pixels. Expected a model whose first step casts them to floats; pass the part "
+                "of it that follows."
+            )
+        return True
+
+    def _same_on_floats(self, shape):
+        images = (250 * np.random.default_rng(0).uniform(size=(2, *shape))).astype(self._source.dtype)
+        exact = ops.convert_to_numpy(self._source.forward(images)[0])
+        try:
+            floats, between = (
+                ops.convert_to_numpy(self._source.forward((images + more).astype("float32"), continued=True)[0])
+                for more in (0.0, 0.5)
+            )
+        except (TypeError, ValueError):
+            return False
+        # Between integers the scores change, unless the model rounds by itself.
+        return bool(np.allclose(exact, floats, rtol=1e-4, atol=1e-5) and not np.array_equal(floats, between))
+
+
+class _Live:
+    """Keras models, layers, and callables."""
+
+    def __init__(self, model, output, name):
+        self._model, self._output, self._name = model, output, name
+        self.input_shape, self.dtype = None, "float32"
+        if isinstance(model, keras.Model):
+            self.input_shape, self.dtype = _input_of(model, name)
+            _check_layout(model, self.input_shape, name)
+        elif getattr(model, "input_shape", None):
+            self.input_shape = tuple(model.input_shape[1:])
+
+    def forward(self, x, layers=(), attention=False, offsets=None, continued=False):
+        x = ops.convert_to_tensor(x)
+        recorder = Recorder(layers, attention=attention, offsets=offsets, keeps_floats=continued)
+        output = self._selected(run(self._model, x, recorder))
+        missing = [name for name in layers if name not in recorder.outputs]
+        if missing:
+            raise ValueError(f"Expected layers that {self._name} runs; received {missing}. See taps.layers.")
+        values = [recorder.outputs[name] for name in layers]
+        if not ops.is_tensor(output):
+            output = _as_tensor(output, self._name)
+        before, linear = recorder.before_activation(output), False
+        if before is None and keras.backend.backend() == "tensorflow" and not autodiff.executes_eagerly():
+            graphs = _graphs()
+            before, linear = graphs.before_activation(output), output.op.type in graphs.LINEAR_ENDS
+            if before is None and output.op.type in graphs.CALLS and not (layers or attention):
+                return self._unfolded(x)
+        output, activation = (output, None) if before is None else before
+        return output, activation, linear, values, recorder.attention
+
+    def look(self, x):
+        recorder = Recorder(None, attention=True)
+        run(self._model, ops.convert_to_tensor(x), recorder)
+        kinds = {name: type(layer).__name__ for name, layer in recorder.operations.items()}
+        shapes = {name: tuple(value.shape[1:]) for name, value in recorder.outputs.items()}
+        return Seen(shapes, kinds, [tuple(one.shape) for one in recorder.attention], recorder.before)
+
+    def returns_lengths(self, x):
+        recorder = Recorder()
+        output = self._selected(run(self._model, ops.convert_to_tensor(x), recorder))
+        return any(out is output and "lengths" in declared.own_names(model) for model, _, out in recorder.tapped)
+
+    def _selected(self, outputs):
+        names = getattr(self._model, "output_names", None) or ()
+        if isinstance(outputs, list | tuple) and len(names) == len(outputs):
+            outputs = dict(zip(names, outputs, strict=True))
+        elif isinstance(outputs, dict) and set(names) == set(outputs):
+            outputs = {name: outputs[name] for name in names}
+        return chosen_output(outputs, self._output, self._name)
+
+    def _unfolded(self, x):
+        program = _graphs().program_of(lambda x: self._selected(self._model(x)), x)
+        return program.run(x)[0], program.activation, program.ends_linearly, [], []
+
+
+class _Served:
+    """Functions of SavedModels (TensorFlow)."""
+
+    def __init__(self, function, spec, output, name):
+        self._function, self._spec, self._output, self._name = function, spec, output, name
+        self.input_shape, self.dtype = tuple(spec.shape[1:]), spec.dtype.name
+
+    @functools.cached_property
+    def program(self):
+        return _graphs().Program(lambda x: chosen_output(self._function(x), self._output, self._name), self._spec)
+
+    def forward(self, x, layers=(), attention=False, offsets=None, continued=False):
+        program = self.program
+        squares = program.attentions if attention else []
+        offsets = {squares[key] if isinstance(key, int) else key: value for key, value in (offsets or {}).items()}
+        missing = [name for name in layers if name not in program.points]
+        if missing:
+            raise ValueError(f"Expected nodes of {self._name}; received {missing}. See taps.layers.")
+        output, values = program.run(ops.convert_to_tensor(x), (*layers, *squares), offsets, continued)
+        return output, program.activation, program.ends_linearly, values[: len(layers)], values[len(layers) :]
+
+    def look(self, x):
+        program = self.program
+        heights = program.run(ops.convert_to_tensor(x), program.attentions)[1]
+        names = list(program.points)
+        return Seen(
+            {name: shape[1:] for name, shape in program.points.items()},
+            {name: program.op(name) for name in names},
+            [tuple(one.shape) for one in heights],
+            [names.index(name) for name in program.attentions],
+        )
+
+    def returns_lengths(self, x):
+        return False
+
+
+def _source(model, output, name):
+    function_and_spec = served_function(model)
+    if function_and_spec is not None:
+        return _Served(*function_and_spec, output, name)
+    if not callable(model):
+        raise ValueError(
+            f"Expected a model, live or served, or a callable x → class scores; received {type(model).__name__}."
+        )
+    return _Live(model, output, name)
+
+
+def served_function(model):
+    """``(function, tf.TensorSpec)`` of the images of a loaded SavedModel; None for anything else."""
+    if hasattr(model, "traced_function"):  # what serving.load returns
+        return model.traced_function()
+    if isinstance(model, keras.Layer) or not getattr(model, "signatures", None):
+        return None
+    signatures = model.signatures
+    key = "serving_default" if "serving_default" in signatures else next(iter(signatures))
+    specs = signatures[key].structured_input_signature[1]
+    if len(specs) != 1:
+        raise ValueError(f"Expected a SavedModel with one input; its signature {key!r} takes {sorted(specs)}.")
+    ((name, spec),) = specs.items()
+    return (lambda x: signatures[key](**{name: x})), spec
+
+
+def chosen_output(outputs, output, name):
+    """One of several outputs.
+
+    Args:
+        outputs: tensor, or a dict, list or tuple of such.
+        output: str or int, or None for the only one.
+        name: str, of the model, for the message.
+
+    Raises:
+        ValueError: lists the outputs.
+    """
+    if not isinstance(outputs, dict | list | tuple):
+        if output not in (None, 0):
+            raise ValueError(f"{name} has one output; received output={output!r}. Leave it out.")
+        return outputs
+    by_name = outputs if isinstance(outputs, dict) else dict(enumerate(outputs))
+    if output is None and len(by_name) == 1:
+        return next(iter(by_name.values()))
+    if isinstance(output, int) and output not in by_name and -len(by_name) <= output < len(by_name):
+        return list(by_name.values())[output]
+    if output is None and "outputs" in by_name:  # what serving.export calls the scores beside what comes with them
+        output = "outputs"
+    if output not in by_name:
+        raise ValueError(
+            f"Expected output= to name one of the outputs of {name}, {list(by_name)}; received {output!r}."
+        )
+    return by_name[output]
+
+
+def _input_of(model, name):
+    """Shape ``(H, W, C)`` and dtype of the only input of a Keras model; (None, float32) where it does not tell."""
+    inputs = getattr(model, "inputs", None)
+    if not inputs:
+        shape = getattr(model, "input_shape", None)
+        return (tuple(shape[1:]) if isinstance(shape, tuple) else None), "float32"
+    if len(inputs) != 1:
+        raise ValueError(
+            f"Expected a model with one input, the images; {name} has {[tensor.name for tensor in inputs]}. Make one "
+            "of it that has the others' values inside: lambda x: model([x, others])."
+        )
+    return tuple(inputs[0].shape[1:]), keras.backend.standardize_dtype(inputs[0].dtype)
+
+
+def _check_layout(model, shape, name):
+    """Refuse a model of images with channels in front."""
+    if shape is None or len(shape) != 3 or shape[0] not in (1, 3, 4) or shape[-1] in (1, 3, 4):
+        return
+    layers = [layer for layer in private.inner_layers(model) if getattr(layer, "data_format", "") == "channels_first"]
+    if layers:
+        height, width = shape[1:]
+        raise ValueError(
+            f"Expected images (b, H, W, C); {name} takes {(None, *shape)}, with channels in front (data_format="
+            f"'channels_first' in {layers[0].name}). Put keras.layers.Permute((3, 1, 2)) in front of it: "
+            f"keras.Sequential([keras.Input(({height}, {width}, {shape[0]})), keras.layers.Permute((3, 1, 2)), model])."
+        )
+
+
+def _as_tensor(output, name):
+    try:
+        return ops.convert_to_tensor(output)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Expected class scores (batch, classes) from {name}; received {type(output).__name__}."
+        ) from error
+
+
+def _graphs():
+    return importlib.import_module("keras_capsvit.taps.graphs")
+
+
+def scores(model, output=None):
+    """Class scores of a model, before any softmax, sigmoid or log-softmax at its end.
+
+    The end is looked for where the model runs: a layer's activation, a layer of its own, an op in a subclass's
+    ``call``, in a nested model, in the graph of a SavedModel. One sigmoid output ``(b, 1)`` with the logit ``z`` is a
+    model of two classes with the scores ``(-z, z)``, and so is a single output without a sigmoid. Of probabilities that
+    are computed otherwise (a mean over models, say) the logarithm is taken, with a warning.
+
+    Args:
+        model: Keras model of any kind, what ``serving.load`` or ``tf.saved_model.load`` returned, or callable
+            ``x (b, H, W, C) → scores (b, M)``; or Scores, which are returned as they are.
+        output: str or int, of a model with several outputs.
+
+    Returns:
+        Scores, a callable ``x (b, H, W, C) → (b, M)``, float32: the tap ``lengths`` or ``logits`` of a model that
+        declares it.
+
+    Raises:
+        ValueError: for several inputs or outputs, channels in front, and what is no model; when called, for what is no
+            class scores.
+    """
+    return model if isinstance(model, Scores) and output is None else Scores(model, output)
+
+
+def predictions(model, x):
+    """Classes that a model predicts.
+
+    Args:
+        model: see ``scores``.
+        x: images ``(b, H, W, C)``.
+
+    Returns:
+        int array ``(b,)``, the classes of the highest scores: of one sigmoid output 1 where it is above 1/2.
+    """
+    return ops.convert_to_numpy(scores(model)(ops.convert_to_tensor(x))).argmax(axis=-1)

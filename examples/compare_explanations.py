@@ -1,22 +1,22 @@
-"""Explainers side by side, measured: AOPC on a graph capsule network, or ablation and pointing game on a CNN.
+"""Explainers side by side, measured: AOPC on a graph capsule network, or localisation and ablation on any classifier.
 
     python examples/compare_explanations.py                               # digits: no download, a few minutes
     python examples/compare_explanations.py --dataset fashion_mnist --model model.keras --examples 1000
-    python examples/compare_explanations.py --squeezenet squeezenet.npz --images pictures --boxes boxes.json
+    python examples/compare_explanations.py --pictures FOLDER --boxes boxes.json --model model.keras --range -1 1
+    python examples/compare_explanations.py --pictures FOLDER --boxes boxes.json --squeezenet squeezenet.npz
 
-The first form compares the methods of thesis Fig. 3.5. The last compares those of Table 2.1 and Fig. 2.4 on the
-pictures that the JSON names, with boxes or masks of their objects, in pixels of the file, and a class, or none for the
-predicted one:
+The first form compares the methods of thesis Fig. 3.5. The last two compare explainers as in Table 2.1 and Fig. 2.4 on
+the objects that the JSON names, in boxes or masks in pixels of the file, of a class, or of none for the predicted one:
 
     {"bird.jpg": {"boxes": [[75, 37, 315, 485]], "class": 19},            top, left, bottom, right
      "dog.png": {"mask": "dog_mask.png", "values": [1]}}                  pixels of the mask that are the object
 
-Writes OUT/comparison.png, OUT/comparison.csv and .json (the table that it prints, with standard deviations).
+or, of several objects in a picture, as pictures.objects says. Writes OUT/comparison.png, OUT/comparison.csv and .json
+(the table that it prints, with standard deviations and errors).
 """
 
 import argparse
 import functools
-import json
 import os
 import pathlib
 
@@ -25,10 +25,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
-import squeezenet
-from PIL import Image
+import pictures
 
-from keras_capsvit import GraCapsNet, MarginLoss, data, evaluate, explain, plot
+from keras_capsvit import GraCapsNet, MarginLoss, data, evaluate, explain, plot, taps
 
 METHODS = ("Graph-Att", "Grad", "IG", "Grad-SG", "IG-SG", "Random")
 KEPT = (10, 25, 50)  # percent of the energy of a map
@@ -39,9 +38,7 @@ def parse():
     parser.add_argument("--dataset", default="digits", help="digits, mnist, fashion_mnist, ...")
     parser.add_argument("--data-dir", help="where the TFDS folders are")
     parser.add_argument("--image-size", type=int, help="side to resize images to")
-    parser.add_argument(
-        "--model", type=pathlib.Path, help=".keras file of a graph capsule network; trained if not given"
-    )
+    pictures.add_model(parser)  # without pictures --model is a .keras file of a graph capsule network, else trained
     parser.add_argument("--epochs", type=int, default=8, help="of training")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--examples", type=int, default=32, help="test images")
@@ -56,15 +53,17 @@ def parse():
     parser.add_argument("--steps", type=int, default=50, help="of integrated gradients")
     parser.add_argument("--samples", type=int, default=10, help="of SmoothGrad")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--squeezenet", type=pathlib.Path, metavar="NPZ", help="compare on SqueezeNet instead")
-    parser.add_argument("--images", type=pathlib.Path, help="folder of the pictures and masks")
+    parser.add_argument("--pictures", type=pathlib.Path, help="folder of pictures and masks: compare on these instead")
     parser.add_argument("--boxes", type=pathlib.Path, help="JSON file, see above")
+    parser.add_argument("--rules", default="z_plus", help="of LRP and CLRP, see explain.LRP")
+    parser.add_argument("--only", nargs="+", help="explainers on pictures; all if not given")
+    parser.add_argument("--class-offset", type=int, help="added to classes of the JSON; 1 for 1,001 scores")
     parser.add_argument("--names", type=pathlib.Path, help="JSON list of class names, or of [synset, name]")
     parser.add_argument("--shown", type=int, default=6, help="images in the figure")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("saved_models") / "explanations")
     args = parser.parse_args()
-    if args.squeezenet and not (args.images and args.boxes):
-        parser.error("--squeezenet needs --images and --boxes")
+    if args.pictures and not (args.boxes and (args.model or args.squeezenet)):
+        parser.error("--pictures needs --boxes, and --model or --squeezenet")
     return args
 
 
@@ -112,68 +111,71 @@ def trained(args, train):
 
 
 def on_pictures(args):
-    """Table, printed columns, images, maps and titles, on SqueezeNet."""
-    model, size = squeezenet.squeezenet(args.squeezenet), squeezenet.SIZE
-    entries = json.loads(args.boxes.read_text())
-    images = np.stack([read(args.images / name, size) for name in entries])
-    masks = np.stack([object_in(args.images, name, entry, size) for name, entry in entries.items()])
-    x = squeezenet.preprocess(images)
-    scores = model.predict(x, verbose=0)
-    y = np.array([entry.get("class", scores[i].argmax()) for i, entry in enumerate(entries.values())])
-    settings = {"input_range": squeezenet.input_range()}
-    explainers = {
-        "random": explain.RandomMap(args.seed),
-        "gradient": explain.Saliency(model),
-        "guided backprop": explain.GuidedBackprop(model),
-        "LRP": explain.LRP(model, "thesis", **settings),
-        "CLRP1": explain.CLRP(model, "others", rules="thesis", **settings),
-        "CLRP2": explain.CLRP(model, "negated", rules="thesis", **settings),
-    }
+    """Table, printed columns, images, maps and titles, of the objects in pictures."""
+    classifier = pictures.classifier(args)
+    model, pixels = classifier.model, classifier.range
+    things = pictures.objects(args.pictures, args.boxes, classifier.size)
+    images = np.stack([pictures.read(args.pictures / name, classifier.size) for name, _, _ in things])
+    masks = np.stack([mask for _, _, mask in things])
+    x = np.asarray(classifier.preprocess(images), "float32")
+    scorer = taps.scores(model)
+    scores = np.concatenate([keras.ops.convert_to_numpy(scorer(x[i : i + 32])) for i in range(0, len(x), 32)])
+    offset = scores.shape[1] - 1000 if args.class_offset is None and scores.shape[1] == 1001 else args.class_offset or 0
+    y = np.array([scores[i].argmax() if one is None else one + offset for i, (_, one, _) in enumerate(things)])
+    explainers = picture_explainers(model, pixels, args)
 
     def drop(model, x, classes, maps):
-        return evaluate.ablation_drop(model, x, maps, mean=0, target=classes)  # 0 is the data set's mean colour
+        return evaluate.ablation_drop(model, x, maps, mean=x.mean(axis=(0, 1, 2)), target=classes)
 
     def hits(model, x, classes, maps, threshold=None):
         return evaluate.pointing_game(maps, masks, threshold=threshold)
 
-    metrics = {"drop": drop, "maximum hits": hits}
-    metrics |= {f"{kept} % hit": functools.partial(hits, threshold=kept) for kept in KEPT}
+    metrics = {
+        "energy in box": lambda model, x, classes, maps: evaluate.energy_inside(maps, masks),
+        "drop": drop,
+        "maximum hits": hits,
+        **{f"{kept} % hit": functools.partial(hits, threshold=kept) for kept in KEPT},
+    }
     maps = {name: explainer(x[: args.shown], y[: args.shown]) for name, explainer in explainers.items()}
-    table = evaluate.compare(model, explainers, (x, y), metrics, target="label")
-    name_of = named(args.names)
-    titles = [f"{name_of(one)} {scores[i, one]:.1f}" for i, one in enumerate(y)]
-    return table, ("drop", *list(metrics)[1:]), images[: args.shown], maps, titles[: args.shown], {}
+    table = evaluate.compare(model, explainers, (x, y), metrics, target="label", batch_size=len(x))
+    name_of = pictures.names_of(args.names)
+    titles = [f"{name_of(one - offset)} {scores[i, one]:.1f}" for i, one in enumerate(y)]
+    how = {
+        "objects": len(y),
+        "share of the boxes": float(masks.mean()),
+        "top 1": float((scores.argmax(1) == y).mean()),
+        "top 5": float((np.argsort(-scores, axis=1)[:, :5] == y[:, None]).any(1).mean()),
+    }
+    columns = [name for metric in metrics for name in (metric, f"{metric} se")]
+    return table, columns, images[: args.shown], maps, titles[: args.shown], how
 
 
-def read(path, size):
-    """Pixels ``(size, size, 3)`` in [0, 1]."""
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC), "float32") / 255
-
-
-def object_in(folder, name, entry, size):
-    """Mask ``(size, size)`` of the object in a picture, of an entry of the JSON file."""
-    if "mask" in entry:
-        with Image.open(folder / entry["mask"]) as image:
-            mask = np.isin(np.asarray(image.convert("L")), entry.get("values", list(range(1, 256))))
-    else:
-        with Image.open(folder / name) as image:
-            mask = np.zeros(image.size[::-1], bool)
-        for top, left, bottom, right in entry["boxes"]:
-            mask[top:bottom, left:right] = True
-    return np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST))
-
-
-def named(path):
-    if path is None:
-        return lambda number: f"class {number}"
-    names = json.loads(path.read_text())
-    return lambda number: (names[number] if isinstance(names[number], str) else names[number][-1]).replace("_", " ")
+def picture_explainers(model, pixels, args):
+    """All that fit any classifier, by name."""
+    gradient = explain.Saliency(model)
+    settings = {"input_range": pixels, "rules": args.rules}
+    explainers = {
+        "random": explain.RandomMap(args.seed),
+        "gradient": gradient,
+        "gradient x input": explain.InputXGradient(model),
+        "IG": explain.IntegratedGradients(model, steps=args.steps),
+        "SmoothGrad": explain.SmoothGrad(gradient, args.samples, seed=args.seed),
+        "guided backprop": explain.GuidedBackprop(model),
+        "Grad-CAM": explain.GradCAM(model),
+        "Grad-CAM++": explain.GradCAMPlusPlus(model),
+        "Layer-CAM": explain.LayerCAM(model),
+        "HiRes-CAM": explain.HiResCAM(model),
+        "Eigen-CAM": explain.EigenCAM(model),
+        "LRP": explain.LRP(model, **settings),
+        "CLRP1": explain.CLRP(model, "others", **settings),
+        "CLRP2": explain.CLRP(model, "negated", **settings),
+    }
+    return {name: explainer for name, explainer in explainers.items() if args.only is None or name in args.only}
 
 
 def main():
     args = parse()
-    table, columns, images, maps, titles, how = (on_pictures if args.squeezenet else on_capsules)(args)
+    table, columns, images, maps, titles, how = (on_pictures if args.pictures else on_capsules)(args)
     print(
         evaluate.Table(
             [{name: row[name] for name in ("explainer", *columns, "seconds_per_image")} for row in table.rows]

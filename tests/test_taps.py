@@ -152,6 +152,14 @@ def test_several_outputs_are_named():
         taps.scores(both)
 
 
+def test_a_single_input_may_have_a_name():
+    inputs = {"pixel_values": keras.Input((8, 8, 3), name="pixel_values")}
+    model, x = keras.Model(inputs, network(activation="softmax")(inputs["pixel_values"])), images()
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(taps.scores(model)(x)), ops.convert_to_numpy(network()(x)), atol=1e-6
+    )
+
+
 def test_integers_continue_on_floats_or_are_refused():
     x = np.round(images() * 255)
     inputs = keras.Input((8, 8, 3), dtype="uint8")

@@ -201,9 +201,8 @@ class _Live:
             self.input_shape = tuple(model.input_shape[1:])
 
     def forward(self, x, layers=(), attention=False, offsets=None, continued=False):
-        x = ops.convert_to_tensor(x)
         recorder = Recorder(layers, attention=attention, offsets=offsets, keeps_floats=continued)
-        output = self._selected(run(self._model, x, recorder))
+        output = self._run(x, recorder)
         missing = [name for name in layers if name not in recorder.outputs]
         if missing:
             raise ValueError(f"Expected layers that {self._name} runs; received {missing}. See taps.layers.")
@@ -221,15 +220,21 @@ class _Live:
 
     def look(self, x):
         recorder = Recorder(None, attention=True)
-        run(self._model, ops.convert_to_tensor(x), recorder)
+        self._run(x, recorder)
         kinds = {name: type(layer).__name__ for name, layer in recorder.operations.items()}
         shapes = {name: tuple(value.shape[1:]) for name, value in recorder.outputs.items()}
         return Seen(shapes, kinds, [tuple(one.shape) for one in recorder.attention], recorder.before)
 
     def returns_lengths(self, x):
         recorder = Recorder()
-        output = self._selected(run(self._model, ops.convert_to_tensor(x), recorder))
+        output = self._run(x, recorder)
         return any(out is output and "lengths" in declared.own_names(model) for model, _, out in recorder.tapped)
+
+    def _run(self, x, recorder):
+        x = ops.convert_to_tensor(x)
+        given = getattr(self._model, "input", None) if getattr(self._model, "inputs", None) else None
+        outputs = run(self._model, {key: x for key in given} if isinstance(given, dict) else x, recorder)
+        return self._selected(outputs)
 
     def _selected(self, outputs):
         names = getattr(self._model, "output_names", None) or ()

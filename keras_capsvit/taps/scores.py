@@ -233,7 +233,7 @@ class _Live:
     def _run(self, x, recorder):
         x = ops.convert_to_tensor(x)
         given = getattr(self._model, "input", None) if getattr(self._model, "inputs", None) else None
-        outputs = run(self._model, {key: x for key in given} if isinstance(given, dict) else x, recorder)
+        outputs = run(self._model, dict.fromkeys(given, x) if isinstance(given, dict) else x, recorder)
         return self._selected(outputs)
 
     def _selected(self, outputs):

@@ -28,7 +28,7 @@ ALLOWED = {
     "explain": {"ops", "taps", "autodiff", "explain"},
     "__init__": {"layers", "losses", "metrics", "models"},
 }
-BASES = {"CapsuleModel", "FixedCapsNet", "Routing"}  # of registered classes, not made themselves
+BASES = {"CapsuleModel", "ConfiguredModel", "Routing"}  # of registered classes, not made themselves
 KNOWS_TENSORFLOW = {"autodiff", "data", "serving", "explain/relevance"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -125,7 +125,7 @@ def load_weights_from(model, path, *, interpolate_positions=False, skip=()):
         _check_exists(path)
         load_keras_weights(model, path)
         return
-    arrays, names = _read(path), torch_names(model)
+    arrays, names = _read(path, ", .keras or .weights.h5"), torch_names(model)
     rules = min(FORMATS.values(), key=lambda rules: sum(_missing(names, rules, arrays)))
     wanted = {name: (variable, sources(name, rules)) for name, variable in names.items()}
     wanted = {name: one for name, one in wanted.items() if not any(_skipped(source, skip) for source in one[1])}
@@ -209,9 +209,10 @@ def _check_exists(path):
         raise FileNotFoundError(f"No weights at {path}; give the path of an existing {path.suffix} file.")
 
 
-def _read(path):
+def _read(path, others=""):
     if path.suffix not in (".npz", ".safetensors"):
-        raise ValueError(f"Expected a .npz or .safetensors file; received {path.name}.")
+        kinds = f".npz, .safetensors{others}" if others else ".npz or .safetensors"
+        raise ValueError(f"Expected a {kinds} file; received {path.name}.")
     _check_exists(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)

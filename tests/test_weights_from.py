@@ -104,9 +104,7 @@ def test_what_does_not_fit_is_named_and_nothing_changes(save):
     arrays["vit.layernorm.bias"][0] = np.inf
     arrays["vit.pooler.dense.bias"] = np.zeros(8, "float32")
     arrays["vit.embeddings.position_embeddings"] = np.zeros((1, 26, 8), "float32")
-    with pytest.raises(
-        ValueError, match=r"weights.npz does not fit vit: .*another grid need interpolate_positions"
-    ) as caught:
+    with pytest.raises(ValueError, match=r"weights.npz does not fit vit: .*need interpolate_positions") as caught:
         load_weights_from(model, save(arrays))
     for problem in [
         f"{key}.weight is missing",
@@ -200,9 +198,7 @@ def test_files_of_keras(tmp_path, file):
         load_weights_from(model, tmp_path / f"missing.{file}")
     with pytest.raises(ValueError, match=rf"skip and interpolate_positions are .* received {file}, which Keras wrote"):
         load_weights_from(model, tmp_path / file, skip=["head.*"])
-    with pytest.raises(
-        ValueError, match=r"Expected a .npz, .safetensors, .keras or .weights.h5 file; received weights.h5"
-    ):
+    with pytest.raises(ValueError, match=r"Expected a .npz, .* or .weights.h5 file; received weights.h5"):
         load_weights_from(model, tmp_path / "weights.h5")
     (tmp_path / file).write_text("something else")
     with pytest.raises(ValueError, match=rf"{file} is not a {file[5:]} file that Keras 3 wrote"):
@@ -220,9 +216,7 @@ def test_files_of_keras_that_do_not_fit_change_nothing(tmp_path, file):
 
     model = small_resnet()
     first = "layers/normalized_conv2d/conv/vars/0"
-    refused(
-        small_resnet(depth=32), r".*; and \d+ more, \d+ in all\. Expected the tensors of a model built with the same"
-    )
+    refused(small_resnet(depth=32), r".*; and \d+ more, \d+ in all\. Expected the tensors of a model built")
     refused(small_resnet(head="fc"), r"layers/dense/vars/0 has shape \(256, 3\), expected \(8, 3\); .*is left over")
     refused(ResNet((8, 8, 1), 3, filters=2), rf"{first} has shape \(3, 3, 1, 2\), expected \(3, 3, 3, 2\)\.")
     without_head = keras.Model(model.input, model.taps["features"])

@@ -19,6 +19,18 @@ MODELS = {
     if inspect.isclass(getattr(models, name)) and name != "CapsuleModel"
 }
 ROOMS = ("attacks", "data", "evaluate", "explain", "layers", "losses", "metrics", "models", "patches", "serving")
+    "attacks",
+    "data",
+    "evaluate",
+    "explain",
+    "layers",
+    "losses",
+    "metrics",
+    "models",
+    "patches",
+    "serving",
+    "training",
+)
 
 
 def public_classes():

@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_capsvit import DeiT, MLPMixer, ResNet, ResNet18, ResNet50, VisionTransformer, load_weights_from, taps
+from keras_capsvit import (
+    DeiT,
+    MLPMixer,
+    ResNet,
+    ResNet18,
+    ResNet34,
+    ResNet50,
+    ResNet101,
+    VisionTransformer,
+    load_weights_from,
+    taps,
+)
 from keras_capsvit.layers import resize_positions
 from keras_capsvit.models.published import FORMATS, sources, torch_names, torch_shape
 
@@ -20,7 +31,9 @@ MODELS = {
     "deit_Ti": lambda: DeiT("Ti/16", distilled=True, epsilon=1e-12),
     "deit_S": lambda: DeiT("S/16", distilled=True, epsilon=1e-12),
     "resnet18": lambda: ResNet18((224, 224, 3), 1000, stem="7x7"),
+    "resnet34": lambda: ResNet34(),
     "resnet50": lambda: ResNet50(),
+    "resnet101": lambda: ResNet101(),
 }
 SMALL = {
     "vit": lambda **kwargs: VisionTransformer(

@@ -18,7 +18,7 @@ MODELS = {
     for name in models.__all__
     if inspect.isclass(getattr(models, name)) and name != "CapsuleModel"
 }
-ROOMS = ("attacks", "data", "evaluate", "explain", "layers", "losses", "metrics", "models", "patches", "serving")
+ROOMS = [
     "attacks",
     "data",
     "evaluate",
@@ -30,7 +30,7 @@ ROOMS = ("attacks", "data", "evaluate", "explain", "layers", "losses", "metrics"
     "patches",
     "serving",
     "training",
-)
+]
 
 
 def public_classes():

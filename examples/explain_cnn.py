@@ -6,6 +6,9 @@
 
 A SavedModel takes RGB pixels in --range. The file of SqueezeNet holds arrays of the Caffe model (see squeezenet.py).
 Without --classes the two with the highest scores are explained. Writes OUT: a row per picture and class.
+
+--rules are z_plus, which suits every network here. Those of the thesis are for networks with fully connected layers:
+they share relevance evenly among all that global average pooling averages, also where nothing is.
 """
 
 import argparse
@@ -21,7 +24,6 @@ import keras
 import numpy as np
 import squeezenet
 import tensorflow as tf
-from matplotlib.figure import Figure
 
 from keras_capsvit import explain, plot
 
@@ -81,23 +83,6 @@ def named(path):
     return lambda number: (names[number] if isinstance(names[number], str) else names[number][-1]).replace("_", " ")
 
 
-def draw(images, maps, titles):
-    """Figure with a row for each image: the image, and its maps on one colour scale per map."""
-    columns = ["", *maps]
-    figure = Figure(figsize=(2.3 * len(columns), 2.4 * len(images)), layout="constrained")
-    axes = figure.subplots(len(images), len(columns), squeeze=False)
-    for row, image in enumerate(images):
-        axes[row, 0].imshow(image)
-        axes[row, 0].set_title(titles[row], fontsize=8)
-        axes[row, 0].axis("off")
-        for ax, (name, found) in zip(axes[row, 1:], maps.items(), strict=True):
-            bound = np.quantile(np.abs(found[row]), 0.995) or 1
-            gray = np.repeat(image.mean(-1, keepdims=True), 3, axis=-1)
-            plot.overlay(0.5 + gray / 2, found[row], ax=ax, alpha=0.75, cmap="seismic", vmin=-bound, vmax=bound)
-            ax.set_title(name if row == 0 else "", fontsize=8)
-    return figure
-
-
 def main():
     args = parse()
     model, score, size, preprocess = classifier(args)
@@ -116,7 +101,8 @@ def main():
     titles = [
         f"{path.name}: {name_of(one)}\n{scores[i, one]:.2f}" for i, path in enumerate(args.images) for one in classes[i]
     ]
-    draw(np.repeat(images, classes.shape[1], axis=0), maps, titles).savefig(args.out, dpi=110)
+    images = np.repeat(images, classes.shape[1], axis=0)
+    plot.comparison(images, maps, titles=titles).savefig(args.out, dpi=160)
     print(f"{len(titles)} explanations each of {', '.join(maps)} in {args.out}")
 
 

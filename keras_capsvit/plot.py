@@ -6,17 +6,22 @@ import numpy as np
 from matplotlib.figure import Figure
 
 
-def overlay(image, heatmap, *, ax=None, alpha=0.55, cmap="jet", vmin=None, vmax=None):
+def overlay(image, heatmap, *, ax=None, alpha=0.55, cmap=None, vmin=None, vmax=None):
     """Draw a heat map over an image, as in thesis Fig. 3.4: blue for little relevance, dark red for much.
+
+    A map with negative values has a scale with white for zero, blue for less, red for more. A constant map, which
+    shows no place above another, has the colour of little relevance.
 
     Args:
         image: array ``(H, W, C)`` or ``(H, W)`` in [0, 1].
         heatmap: array ``(H, W)``.
         ax: matplotlib axes to draw on; None for a new figure.
         alpha: float, opacity of the heat map.
-        cmap: str, matplotlib colour map.
-        vmin: float or None, value of the first colour; None for the minimum.
-        vmax: float or None, value of the last colour; None for the maximum.
+        cmap: str, matplotlib colour map; None for ``"jet"``, or ``"seismic"`` for negative values without ends given.
+        vmin: float, value of the first colour; None, with ``vmax``, for the minimum, or minus the largest magnitude if
+            there are negative values.
+        vmax: float, value of the last colour; None, with ``vmin``, for the maximum, or the largest magnitude if there
+            are negative values.
 
     Returns:
         The matplotlib image of the heat map, for a colour bar (``.figure`` is the figure).
@@ -32,25 +37,30 @@ def overlay(image, heatmap, *, ax=None, alpha=0.55, cmap="jet", vmin=None, vmax=
     if ax is None:
         ax = Figure(figsize=(3, 3), layout="constrained").subplots()
     _show(ax, image)
-    return ax.imshow(heatmap, cmap=cmap, alpha=alpha, vmin=vmin, vmax=vmax)
+    colours = "jet"
+    if vmin is None and vmax is None:
+        colours, vmin, vmax = _scale(heatmap)
+    return ax.imshow(heatmap, cmap=cmap or colours, alpha=alpha, vmin=vmin, vmax=vmax)
 
 
-def grid(images, maps, *, titles=None, columns=8, cmap="jet", label="attention"):
+def grid(images, maps, *, titles=None, columns=8, cmap=None, label="attention"):
     """Images in one row, their heat maps over them in the next, on one colour scale with a colour bar.
+
+    The scale is that of ``overlay`` for all maps together.
 
     Args:
         images: array ``(n, H, W, C)`` in [0, 1].
         maps: array ``(n, H, W)``.
         titles: n strings over the images, such as ``titles_of`` makes; or None.
         columns: int, images in a row.
-        cmap: str, matplotlib colour map.
+        cmap: str, matplotlib colour map; None for ``"jet"``, and ``"seismic"`` if any map has negative values.
         label: str, name of the mapped quantity, beside the colour bar.
 
     Returns:
         matplotlib Figure (``.savefig(path)``).
 
     Raises:
-        ValueError: if the numbers of images, maps and titles differ, or there are none.
+        ValueError: if the numbers of images, maps and titles differ, or there are none; for maps that are not finite.
     """
     images, maps = np.asarray(images), np.asarray(maps)
     titles = [""] * len(images) if titles is None else list(titles)
@@ -59,6 +69,7 @@ def grid(images, maps, *, titles=None, columns=8, cmap="jet", label="attention")
             f"Expected as many maps and titles as images, at least 1; received {len(images)} images, {len(maps)} maps, "
             f"{len(titles)} titles."
         )
+    colours, low, high = _scale(maps)
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(1.25 * columns + 0.9, 2.8 * rows), layout="constrained")
@@ -70,19 +81,17 @@ def grid(images, maps, *, titles=None, columns=8, cmap="jet", label="attention")
         row, column = divmod(i, columns)
         _show(axes[2 * row, column], image)
         axes[2 * row, column].set_title(title, fontsize=8)
-        drawn = overlay(image, heatmap, ax=axes[2 * row + 1, column], cmap=cmap, vmin=maps.min(), vmax=maps.max())
-    bar = figure.colorbar(drawn, ax=axes, shrink=0.8, aspect=30, pad=0.01)
-    bar.set_label(label, fontsize=8)
-    bar.ax.tick_params(labelsize=7)
-    bar.solids.set(alpha=1)
+        drawn = overlay(image, heatmap, ax=axes[2 * row + 1, column], cmap=cmap or colours, vmin=low, vmax=high)
+    _colour_bar(figure, drawn, axes, label, shrink=0.8)
     return figure
 
 
 def comparison(images, maps, *, titles=None, label="relevance"):
-    """A row per image: the image, then the map of each explainer over it, all on one fixed colour scale.
+    """A row per image: the image, then the map of each explainer over it, on fixed colour scales.
 
-    Explainers have units of their own, so every map is divided by the 99.5 % quantile of its magnitudes and clipped.
-    The scale is [0, 1], or [-1, 1] if any map has negative values; a column shows where, not how much, relevance lies.
+    Explainers have units of their own, so every map is divided by the 99.5 % quantile of its magnitudes and clipped; it
+    shows where, not how much, relevance lies. An explainer whose maps have negative values is drawn on [-1, 1], white
+    for zero; any other on [0, 1]. A constant map, which shows no place above another, is drawn as zero.
 
     Args:
         images: array ``(n, H, W, C)`` in [0, 1].
@@ -106,24 +115,24 @@ def comparison(images, maps, *, titles=None, label="relevance"):
     titles = [""] * len(images) if titles is None else list(titles)
     if len(titles) != len(images):
         raise ValueError(f"Expected {len(images)} titles; received {len(titles)}.")
-    lowest, cmap = (-1, "seismic") if any((one < 0).any() for one in maps.values()) else (0, "jet")
+    signed = {name: bool((one < 0).any()) for name, one in maps.items()}
     shape = (len(images), 1 + len(maps))
-    figure = Figure(figsize=(1.5 * shape[1] + 0.9, 1.75 * shape[0] + 0.2), layout="constrained")
+    width = 1.5 * shape[1] + 0.9 * len(set(signed.values()))
+    figure = Figure(figsize=(width, 1.75 * shape[0] + 0.2), layout="constrained")
     axes = figure.subplots(*shape, squeeze=False)
     for row, image, title in zip(axes, images, titles, strict=True):
         _show(row[0], image)
         row[0].set_title(textwrap.fill(title, 18), fontsize=8)
     for ax, name in zip(axes[0, 1:], maps, strict=True):
         ax.set_title(textwrap.fill(name, 18), fontsize=8)
-    for column, found in zip(axes[:, 1:].T, maps.values(), strict=True):
-        for ax, image, one in zip(column, images, found, strict=True):
+    drawn = {}
+    for column, (name, heatmaps) in zip(axes[:, 1:].T, maps.items(), strict=True):
+        colours, low = ("seismic", -1) if signed[name] else ("jet", 0)
+        for ax, image, heatmap in zip(column, images, heatmaps, strict=True):
             pale = 0.4 + 0.6 * image.mean(axis=-1)
-            shown = (one / (np.quantile(np.abs(one), 0.995) or np.abs(one).max() or 1)).clip(-1, 1)
-            drawn = overlay(pale, shown, ax=ax, alpha=0.7, cmap=cmap, vmin=lowest, vmax=1)
-    bar = figure.colorbar(drawn, ax=axes, shrink=min(1, 3 / shape[0]), aspect=30, pad=0.01)
-    bar.set_label(f"{label} / its 99.5 % quantile", fontsize=8)
-    bar.ax.tick_params(labelsize=7)
-    bar.solids.set(alpha=1)
+            drawn[signed[name]] = overlay(pale, _relative(heatmap), ax=ax, alpha=0.7, cmap=colours, vmin=low, vmax=1)
+    for kind in drawn.values():
+        _colour_bar(figure, kind, axes, f"{label} / its 99.5 % quantile", shrink=min(1, 3 / shape[0]))
     return figure
 
 
@@ -298,6 +307,31 @@ def titles_of(lengths, class_names):
     """
     lengths = np.asarray(lengths)
     return [f"{class_names[row.argmax()]}\n{row.max():.2f}" for row in lengths]
+
+
+def _scale(maps):
+    """Colours of maps, and the values of the first and the last of them."""
+    low, high = maps.min(), maps.max()
+    if low == high:
+        return "jet", low, low + 1
+    if low < 0:
+        largest = max(-low, high)
+        return "seismic", -largest, largest
+    return "jet", low, high
+
+
+def _relative(heatmap):
+    """A map by the 99.5 % quantile of its magnitudes, in [-1, 1]; zero for a constant one."""
+    if heatmap.min() == heatmap.max():
+        return np.zeros_like(heatmap)
+    return (heatmap / (np.quantile(np.abs(heatmap), 0.995) or np.abs(heatmap).max())).clip(-1, 1)
+
+
+def _colour_bar(figure, drawn, axes, label, *, shrink):
+    bar = figure.colorbar(drawn, ax=axes, shrink=shrink, aspect=30, pad=0.01)
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    bar.solids.set(alpha=1)
 
 
 def _label(ax, text):

@@ -209,7 +209,10 @@ for path in folder.glob("*.keras"):
         (lambda: CapsNet((28, 28, 1), 1), "num_classes .* at least 2; received 1"),
         (lambda: CapsNet((28, 28), 10), r"\(height, width, channels\).*received \(28, 28\)"),
         (lambda: CapsNet((28, 28, 1), 10, routing="em", primary_dim=8), "same square number; received 8 and 16"),
-        (lambda: AffCapsNet((28, 28, 1), 10, routing="dynamic"), r"received \['routing'\] as well"),
+        (
+            lambda: AffCapsNet((28, 28, 1), 10, routing="dynamic"),
+            "sets routing='uniform' itself; received routing='dynamic'",
+        ),
         (lambda: GraCapsNet((28, 28, 1), 10, pooling="max"), "'attention' or 'top_k'; received 'max'"),
         (
             lambda: CapsNet((16, 16, 3), 10, backbone=ResNet20((16, 16, 3), 10), kernel_size=None),

@@ -23,6 +23,44 @@ def test_grid_draws_every_image_and_map_on_one_scale(tmp_path, channels):
     assert (tmp_path / "grid.png").stat().st_size > 5000
 
 
+def overlays_of(figure):
+    return [ax.images[1] for ax in figure.axes if len(ax.images) == 2]
+
+
+def test_signed_maps_have_white_at_zero():
+    random = np.random.default_rng(0)
+    image, heatmap = random.uniform(size=(6, 7)), random.uniform(-1, 3, size=(6, 7))
+    heatmap[0, 0] = 0
+    drawn = plot.overlay(image, heatmap)
+    largest = np.abs(heatmap).max()
+    assert drawn.get_clim() == (-largest, largest)
+    np.testing.assert_allclose(drawn.cmap(drawn.norm(0.0))[:3], 1, atol=0.02)
+    assert plot.overlay(image, np.abs(heatmap)).cmap.name == "jet"
+    assert plot.overlay(image, heatmap, vmin=0, vmax=1).get_clim() == (0, 1)
+    assert plot.overlay(image, heatmap, cmap="gray").cmap.name == "gray"
+    images = random.uniform(size=(2, 6, 7, 3))
+    for overlay in overlays_of(plot.grid(images, np.stack([heatmap, np.abs(heatmap)]))):
+        assert overlay.get_clim() == (-largest, largest)
+        assert overlay.cmap.name == "seismic"
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -2.0])
+def test_constant_maps_have_the_colour_of_little_relevance(tmp_path, value):
+    images, maps = np.random.default_rng(0).uniform(size=(2, 6, 7, 3)), np.full((2, 6, 7), value)
+    least = plot.overlay(images[0], np.arange(42.0).reshape(6, 7))
+    dark_blue = least.cmap(least.norm(0.0))
+    for overlay in [plot.overlay(images[0], maps[0]), *overlays_of(plot.grid(images, maps))]:
+        assert overlay.cmap(overlay.norm(value)) == dark_blue
+        assert overlay.get_clim()[0] == value
+    heatmap = np.random.default_rng(1).uniform(size=(6, 7))
+    figure = plot.comparison(images, {"constant": maps, "one constant": np.stack([maps[0], heatmap])})
+    constant, mixed = np.array(overlays_of(figure)).reshape(2, 2).T
+    for overlay in (*constant, mixed[0]):
+        np.testing.assert_array_equal(overlay.get_array(), 0)
+    assert mixed[1].get_array().max() == 1
+    figure.savefig(tmp_path / "constant.png")
+
+
 def test_overlay_on_a_new_figure_and_titles():
     drawn = plot.overlay(np.zeros((4, 5)), np.ones((4, 5)))
     assert len(drawn.figure.axes[0].images) == 2
@@ -132,7 +170,11 @@ def test_comparison_draws_images_times_explainers_on_a_fixed_scale(tmp_path, cha
     assert [ax.get_title() for ax in axes[0]] == ["cat", *maps]
     assert [ax.get_title() for ax in axes[1]] == ["a dog with a very\nlong name", "", "", ""]
     overlays = np.array([ax.images[1] for ax in axes[:, 1:].flat]).reshape(2, 3)
-    assert {overlay.get_clim() for overlay in overlays.flat} == {(-1, 1) if signed else (0, 1)}
+    scales = [((overlay.get_clim()), overlay.cmap.name) for overlay in overlays[0]]
+    assert scales == [((0, 1), "jet"), ((-1, 1), "seismic") if signed else ((0, 1), "jet"), ((0, 1), "jet")]
+    assert scales == [((overlay.get_clim()), overlay.cmap.name) for overlay in overlays[1]]
+    bars = [ax for ax in figure.axes if not ax.images]
+    assert [ax.get_ylim() for ax in bars] == ([(0, 1), (-1, 1)] if signed else [(0, 1)])
     for row, column in np.ndindex(2, 2):
         one = list(maps.values())[column][row]
         expected = (one / np.quantile(np.abs(one), 0.995)).clip(-1, 1)

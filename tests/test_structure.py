@@ -29,7 +29,7 @@ ALLOWED = {
     "explain": {"ops", "taps", "autodiff", "explain"},
     "__init__": {"layers", "losses", "metrics", "models"},
 }
-BASES = {"CapsuleModel", "FixedCapsNet", "Routing"}  # of registered classes, not made themselves
+BASES = {"CapsuleModel", "ConfiguredModel", "Routing"}  # of registered classes, not made themselves
 KNOWS_TENSORFLOW = {"private", "autodiff", "taps/graphs", "data", "serving", "explain/relevance"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_capsvit import DeiT, MLPMixer, ResNet18, ResNet50, VisionTransformer, load_weights_from, taps
+from keras_capsvit import (
+    DeiT,
+    MLPMixer,
+    ResNet,
+    ResNet18,
+    ResNet34,
+    ResNet50,
+    ResNet101,
+    VisionTransformer,
+    load_weights_from,
+    taps,
+)
 from keras_capsvit.layers import resize_positions
 from keras_capsvit.models.published import FORMATS, sources, torch_names, torch_shape
 
@@ -20,7 +31,9 @@ MODELS = {
     "deit_Ti": lambda: DeiT("Ti/16", distilled=True, epsilon=1e-12),
     "deit_S": lambda: DeiT("S/16", distilled=True, epsilon=1e-12),
     "resnet18": lambda: ResNet18((224, 224, 3), 1000, stem="7x7"),
+    "resnet34": lambda: ResNet34(),
     "resnet50": lambda: ResNet50(),
+    "resnet101": lambda: ResNet101(),
 }
 SMALL = {
     "vit": lambda **kwargs: VisionTransformer(
@@ -104,7 +117,7 @@ def test_what_does_not_fit_is_named_and_nothing_changes(save):
     arrays["vit.layernorm.bias"][0] = np.inf
     arrays["vit.pooler.dense.bias"] = np.zeros(8, "float32")
     arrays["vit.embeddings.position_embeddings"] = np.zeros((1, 26, 8), "float32")
-    with pytest.raises(ValueError, match=r"weights.npz does not fit vit: .*need interpolate_positions=True") as caught:
+    with pytest.raises(ValueError, match=r"weights.npz does not fit vit: .*need interpolate_positions") as caught:
         load_weights_from(model, save(arrays))
     for problem in [
         f"{key}.weight is missing",
@@ -141,22 +154,151 @@ def test_positions_of_another_grid(save):
     expected = ops.image.resize(stored[2:].reshape(1, 3, 3, 8), (5, 4), interpolation="bicubic", antialias=True)
     np.testing.assert_allclose(found[2:], ops.reshape(expected, (20, 8)), atol=1e-6)
     arrays["pos_embed"] = arrays["pos_embed"][:, :-1]
-    with pytest.raises(ValueError, match=r"pos_embed has shape \(1, 10, 8\), expected \(1, 22, 8\)"):
+    with pytest.raises(ValueError, match=r"which grid its 8 patches have: neither .*; the model's is \(5, 4\)\. Pass"):
         load_weights_from(model, save(arrays), interpolate_positions=True)
 
 
-def test_files_of_keras(tmp_path):
-    model, other = SMALL["vit"](), SMALL["vit"](temperature=2.0)
-    for name in ("model.keras", "model.weights.h5"):
-        (model.save if name.endswith("keras") else model.save_weights)(tmp_path / name)
-        load_weights_from(other, tmp_path / name)
-        np.testing.assert_array_equal(other.get_weights()[-1], model.get_weights()[-1])
+@pytest.mark.parametrize(("size", "grid"), [((8, 24, 3), (2, 6)), ((8, 24, 3), True), ((8, 12, 3), (2, 3))])
+def test_positions_of_grids_that_are_not_square(save, size, grid):
+    arrays, values = written(SMALL["vit"](input_shape=size), "timm")
+    stored = values["patch_embed.positions"]
+    model = SMALL["vit"](input_shape=(16, 48, 3))  # 4x12 patches
+    load_weights_from(model, save(arrays), interpolate_positions=grid)
+    rows, columns = size[0] // 4, size[1] // 4
+    theirs = stored[1:].reshape(1, rows, columns, 8)
+    expected = ops.image.resize(theirs, (4, 12), interpolation="bicubic", antialias=True)
+    positions = torch_names(model)["patch_embed.positions"]
+    np.testing.assert_allclose(positions[1:], ops.reshape(expected, (48, 8)), atol=1e-6)
+    np.testing.assert_array_equal(positions[0], stored[0])
+
+
+def test_grids_of_positions_are_never_guessed(save):
+    arrays, values = written(SMALL["vit"](input_shape=(24, 24, 3)), "timm")  # 6x6 patches, as many as 3x12
+    model = SMALL["vit"](input_shape=(8, 32, 3))
+    path = save(arrays)
+    with pytest.raises(ValueError, match=r"its 36 patches have: \(3, 12\) or \(6, 6\); the model's is \(2, 8\)\. Pass"):
+        load_weights_from(model, path, interpolate_positions=True)
+    with pytest.raises(ValueError, match=r"the file's 36 patches; received \(5, 7\), which has 35"):
+        load_weights_from(model, path, interpolate_positions=(5, 7))
+    load_weights_from(model, path, interpolate_positions=(6, 6))
+    assert not np.isnan(ops.convert_to_numpy(torch_names(model)["patch_embed.positions"])).any()
+    same = SMALL["vit"](input_shape=(12, 48, 3))  # 3x12: the same number on another grid
+    load_weights_from(same, path, interpolate_positions=(6, 6))
+    positions = ops.convert_to_numpy(torch_names(same)["patch_embed.positions"])
+    assert np.abs(positions - values["patch_embed.positions"]).max() > 0.1
+
+
+def small_resnet(**kwargs):
+    return ResNet((8, 8, 3), 3, filters=2, **kwargs)
+
+
+SAVED = ("model.keras", "model.weights.h5")
+
+
+def saved(model, path):
+    (model.save if path.suffix == ".keras" else model.save_weights)(path)
+    return path
+
+
+@pytest.mark.parametrize("file", SAVED)
+def test_files_of_keras(tmp_path, file):
+    model, other = SMALL["vit"](), SMALL["vit"](temperature=2.0, dropout=0.1)
+    load_weights_from(other, saved(model, tmp_path / file))
+    for ours, theirs in zip(other.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
     assert other.temperature == 2.0  # a setting, not a weight
-    with pytest.raises(FileNotFoundError, match=r"No weights at .*missing.keras; give the path"):
-        load_weights_from(model, tmp_path / "missing.keras")
-    with pytest.raises(ValueError, match=r"Expected a .npz or .safetensors file; received weights.bin"):
-        load_weights_from(model, tmp_path / "weights.bin")
-    nested = keras.Sequential([keras.Input((16, 16, 3)), model], name="outer")
+    with pytest.raises(FileNotFoundError, match=rf"No weights at .*missing\.{file}; give the path"):
+        load_weights_from(model, tmp_path / f"missing.{file}")
+    with pytest.raises(ValueError, match=rf"skip and interpolate_positions are .* received {file}, which Keras wrote"):
+        load_weights_from(model, tmp_path / file, skip=["head.*"])
+    with pytest.raises(ValueError, match=r"Expected a .npz, .* or .weights.h5 file; received weights.h5"):
+        load_weights_from(model, tmp_path / "weights.h5")
+    (tmp_path / file).write_text("something else")
+    with pytest.raises(ValueError, match=rf"{file} is not a {file[5:]} file that Keras 3 wrote"):
+        load_weights_from(model, tmp_path / file)
+
+
+@pytest.mark.parametrize("file", SAVED)
+def test_files_of_keras_that_do_not_fit_change_nothing(tmp_path, file):
+    def refused(other, message):
+        before = model.get_weights()
+        with pytest.raises(ValueError, match=rf"{file} does not fit resnet20: {message}"):
+            load_weights_from(model, saved(other, tmp_path / file))
+        for old, new in zip(before, model.get_weights(), strict=True):
+            np.testing.assert_array_equal(old, new)
+
+    model = small_resnet()
+    first = "layers/normalized_conv2d/conv/vars/0"
+    refused(small_resnet(depth=32), r".*; and \d+ more, \d+ in all\. Expected the tensors of a model built")
+    refused(small_resnet(head="fc"), r"layers/dense/vars/0 has shape \(256, 3\), expected \(8, 3\); .*is left over")
+    refused(ResNet((8, 8, 1), 3, filters=2), rf"{first} has shape \(3, 3, 1, 2\), expected \(3, 3, 3, 2\)\.")
+    without_head = keras.Model(model.input, model.taps["features"])
+    refused(without_head, r"layers/dense/vars/0 is missing; layers/dense/vars/1 is missing\.")
+
+    def changed(index, value):
+        other = small_resnet()
+        weights = other.get_weights()
+        weights[index].flat[0] = value
+        other.set_weights(weights)
+        return other
+
+    names = [variable.path for variable in model.weights]
+    variance = next(index for index, name in enumerate(names) if name.endswith("moving_variance"))
+    refused(changed(0, np.nan), "conv1_normalized/conv1/kernel is not all finite")
+    refused(changed(-1, np.inf), "linear/bias is not all finite")
+    refused(changed(variance, -0.1), "conv1_normalized/bn1/moving_variance has negative variances")
+
+
+@pytest.mark.parametrize("file", SAVED)
+def test_files_of_keras_leave_the_optimizer_alone(tmp_path, file):
+    def trained(epochs):
+        model = small_resnet()
+        model.compile("adam", "mse")
+        model.fit(np.ones((2, 8, 8, 3)), np.ones((2, 3)), epochs=epochs, verbose=0)
+        return model
+
+    model, other = trained(2), trained(1)
+    before = [ops.convert_to_numpy(variable).copy() for variable in model.optimizer.variables]
+    load_weights_from(model, saved(other, tmp_path / file))
+    np.testing.assert_array_equal(model.get_weights()[0], other.get_weights()[0])
+    for old, new in zip(before, model.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_of_many_problems_ten_are_named_and_all_are_counted(save):
+    model = SMALL["vit"]()
+    arrays, _ = written(model, "timm")
+    few = dict(list(arrays.items())[:3])
+    with pytest.raises(ValueError, match=rf"and {len(arrays) - 13} more, {len(arrays) - 3} in all\.") as caught:
+        load_weights_from(model, save(few))
+    assert str(caught.value).count("is missing") == 10
+
+
+def test_the_names_of_the_cifar_networks_and_half_precision(tmp_path):
+    numpy = pytest.importorskip("safetensors.numpy")
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    model = small_resnet(depth=32)
+    arrays, values = written(model, "as they are")
+    assert {"conv1.weight", "layer1.4.bn2.running_mean", "layer3.0.conv1.weight", "linear.weight"} < set(arrays)
+    assert arrays["linear.weight"].shape == (3, 8)
+    for dtype in (bfloat16, np.float16, np.float64):
+        numpy.save_file({name: array.astype(dtype) for name, array in arrays.items()}, tmp_path / "half.safetensors")
+        load_weights_from(model, tmp_path / "half.safetensors")
+        for name, variable in torch_names(model).items():
+            np.testing.assert_array_equal(variable, values[name].astype(dtype).astype("float32"), err_msg=name)
+    broken = {name: array.astype(bfloat16) for name, array in arrays.items()}
+    broken["conv1.weight"][0, 0, 0, 0] = np.nan
+    numpy.save_file(broken, tmp_path / "broken.safetensors")
+    with pytest.raises(ValueError, match=r"conv1.weight is not all finite floats"):
+        load_weights_from(model, tmp_path / "broken.safetensors")
+    integers = {**arrays, "linear.bias": np.zeros(3, "int32")}
+    numpy.save_file(integers, tmp_path / "integers.safetensors")
+    with pytest.raises(ValueError, match=r"linear.bias is not all finite floats"):
+        load_weights_from(model, tmp_path / "integers.safetensors")
+
+
+def test_a_model_with_a_model_inside_is_refused():
+    nested = keras.Sequential([keras.Input((16, 16, 3)), SMALL["vit"]()], name="outer")
     with pytest.raises(ValueError, match=r"outer has vit, a model with .*Load that one instead"):
         torch_names(nested)
 

@@ -16,7 +16,12 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 SIZES = {"Ti": (192, 3), "S": (384, 6)}
-DEPTHS = {18: ("basic", [64, 128, 256, 512], [2, 2, 2, 2]), 50: ("bottleneck", [256, 512, 1024, 2048], [3, 4, 6, 3])}
+DEPTHS = {
+    18: ("basic", [64, 128, 256, 512], [2, 2, 2, 2]),
+    34: ("basic", [64, 128, 256, 512], [3, 4, 6, 3]),
+    50: ("bottleneck", [256, 512, 1024, 2048], [3, 4, 6, 3]),
+    101: ("bottleneck", [256, 512, 1024, 2048], [3, 4, 23, 3]),
+}
 
 
 def vision(kind, size, image_size=224):
@@ -50,7 +55,9 @@ MODELS = {
     "deit_Ti": lambda: vision("deit", "Ti"),
     "deit_S": lambda: vision("deit", "S"),
     "resnet18": lambda: residual(18),
+    "resnet34": lambda: residual(34),
     "resnet50": lambda: residual(50),
+    "resnet101": lambda: residual(101),
 }
 
 

@@ -1,11 +1,14 @@
 """How alike the explanations of two classes are under LRP, CLRP1 and CLRP2: mean cosine similarity (thesis 2.5.1).
 
     python examples/reproduce/contrast.py --squeezenet squeezenet.npz --images ze*.jpg el*.png
+    python examples/reproduce/contrast.py --squeezenet squeezenet.npz --images ze*.jpg el*.png --rules z_plus thesis
     python examples/reproduce/contrast.py --dataset mnist
 
-With --squeezenet: zebra and African elephant (340, 386), z^beta on the first convolution, z+ elsewhere; average pooling
-by contribution, and evenly as in thesis 2.3.1. Without: a ConvNet with fully connected layers is trained; of its test
-images the two classes with the highest scores are compared. Writes a JSON, by default beside this script in results/.
+With --squeezenet: zebra and African elephant (340, 386), z^beta on the first convolution, z+ elsewhere. Its features go
+through global average pooling, by contribution under z_plus; the rules of thesis 2.3.1 share relevance evenly there, so
+that much of it lies where nothing is: they are here for comparison only. Without: a ConvNet with fully connected layers
+is trained; of its test images the two classes with the highest scores are compared. Writes a JSON, by default beside
+this script in results/.
 """
 
 import argparse
@@ -49,7 +52,7 @@ def of_squeezenet(args):
     x = squeezenet.preprocess(np.stack([read(path, squeezenet.SIZE) for path in args.images]))
     classes = np.tile([340, 386], (len(x), 1))
     ranks = (-model.predict(x, verbose=0)).argsort(1).argsort(1)
-    result = {rules: cosines(model, x, classes, rules, squeezenet.input_range()) for rules in ("z_plus", "thesis")}
+    result = {rules: cosines(model, x, classes, rules, squeezenet.input_range()) for rules in args.rules}
     digest = hashlib.sha256(args.squeezenet.read_bytes()).hexdigest()
     ranked = {path.name: np.take(row, [340, 386]).tolist() for path, row in zip(args.images, ranks, strict=True)}
     return result, {"model": "squeezenet", "weights_sha256": digest, "ranks": ranked}
@@ -64,7 +67,7 @@ def of_trained(args):
     history = training.fit(model, train, test, recipe, verbose=0).history
     x, _ = data.take(test, args.examples)
     top = np.argsort(-model.predict(x, verbose=0))[:, :2]
-    result = {"z_plus": cosines(model, x, top, "z_plus", (0, 1))}
+    result = {rules: cosines(model, x, top, rules, (0, 1)) for rules in args.rules}
     return result, {"model": model.get_config(), "test_accuracy": history["val_accuracy"][-1], "images": len(x)}
 
 
@@ -72,6 +75,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--squeezenet", type=pathlib.Path, metavar="NPZ")
     parser.add_argument("--images", type=pathlib.Path, nargs="+")
+    parser.add_argument("--rules", nargs="+", default=["z_plus"], help="see explain.LRP")
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--data-dir")
     parser.add_argument("--epochs", type=int, default=3)

@@ -7,7 +7,7 @@ from keras_capsvit.models.decoded_convnet import ConvNetCR, ConvNetCRSF, ConvNet
 from keras_capsvit.models.gracapsnet import GraCapsNet
 from keras_capsvit.models.mixer import MLPMixer
 from keras_capsvit.models.reconstruction import CapsuleModel, build_decoder
-from keras_capsvit.models.resnet import ResNet18, ResNet20, ResNet50
+from keras_capsvit.models.resnet import ResNet, ResNet18, ResNet20, ResNet34, ResNet50, ResNet101, ResNet152
 from keras_capsvit.models.vit import DeiT, VisionTransformer
 from keras_capsvit.models.weights import load_weights, load_weights_from
 
@@ -25,9 +25,13 @@ __all__ = [
     "DenseNet",
     "GraCapsNet",
     "MLPMixer",
+    "ResNet",
     "ResNet18",
     "ResNet20",
+    "ResNet34",
     "ResNet50",
+    "ResNet101",
+    "ResNet152",
     "SwinTransformer",
     "VisionTransformer",
     "build_decoder",

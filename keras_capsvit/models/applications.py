@@ -44,7 +44,6 @@ class DenseNet(LogitModel):
         num_classes=1000,
         mean=None,
         std=None,
-        name="densenet",
         **kwargs,
     ):
         input_shape = tuple(input_shape)
@@ -61,8 +60,6 @@ class DenseNet(LogitModel):
             images,
             to_logits(pooled, num_classes, name="predictions"),
             features=features,
-            config={"depth": depth, "input_shape": input_shape, "num_classes": num_classes, "mean": mean, "std": std},
-            name=name,
             **kwargs,
         )
 
@@ -117,6 +114,7 @@ class SwinTransformer(LogitModel):
         chosen = choose(size, width=width, depths=depths, num_heads=num_heads)
         chosen |= {key: tuple(chosen[key]) for key in ("depths", "num_heads")}
         check_positive(**chosen, window_size=window_size)
+        self.resolve(**chosen)
         grid = _check_windows(input_shape, patch_size, window_size, chosen)
         images = keras.Input(input_shape, name="images")
         backbone = _keras_hub().models.SwinTransformerBackbone(
@@ -135,16 +133,6 @@ class SwinTransformer(LogitModel):
             images,
             to_logits(pooled, num_classes, name="head"),
             features=keras.layers.Reshape((*grid, tokens.shape[-1]), name="features")(tokens),
-            config={
-                "variant": variant,
-                "input_shape": input_shape,
-                "num_classes": num_classes,
-                **chosen,
-                "window_size": window_size,
-                "drop_path": drop_path,
-                "mean": mean,
-                "std": std,
-            },
             name=name,
             **kwargs,
         )

@@ -77,28 +77,10 @@ class CapsNet(CapsuleModel):
         kernel_size=9,
         strides=(1, 2),
         backbone=None,
-        reconstruction=None,
-        reconstruction_weight=0.0005,
-        reconstruction_units=(512, 1024),
-        name="capsnet",
         **kwargs,
     ):
         input_shape = tuple(input_shape)
         check_images(input_shape, num_classes, smallest=smallest_size(kernel_size, strides, backbone))
-        arguments = {
-            "input_shape": input_shape,
-            "num_classes": num_classes,
-            "routing": routing,
-            "shared_transform": shared_transform,
-            "squash": squash,
-            "num_types": num_types,
-            "primary_dim": primary_dim,
-            "capsule_dim": capsule_dim,
-            "filters": filters,
-            "kernel_size": kernel_size,
-            "strides": tuple(strides),
-            "backbone": backbone,
-        }
         route = _routing_layer(routing, num_classes, squash)
         has_activations = isinstance(route, EMRouting | SelfRouting)
         images = keras.Input(input_shape, name="images")
@@ -119,12 +101,7 @@ class CapsNet(CapsuleModel):
         super().__init__(
             images,
             capsules,
-            arguments=arguments,
             taps={"primary_capsules": primary, "votes": votes, "coupling": coupling},
-            reconstruction=reconstruction,
-            reconstruction_weight=reconstruction_weight,
-            reconstruction_units=reconstruction_units,
-            name=name,
             **kwargs,
         )
 
@@ -186,30 +163,8 @@ def _activations(features, primary, kernel_size, strides, backbone):
     return keras.layers.Flatten(data_format="channels_last")(convolution(features))
 
 
-class FixedCapsNet(CapsNet):
-    """Base of a CapsNet with some arguments fixed, which are therefore not in its configuration.
-
-    Args:
-        input_shape: ints ``(H, W, C)``.
-        num_classes: int ``M >= 2``.
-        **kwargs: arguments of ``CapsNet`` other than the fixed ones.
-    """
-
-    fixed: ClassVar = {}
-
-    def __init__(self, input_shape, num_classes, **kwargs):
-        taken = sorted(set(self.fixed) & set(kwargs))
-        if taken:
-            raise ValueError(f"{type(self).__name__} is CapsNet with {self.fixed}; received {taken} as well.")
-        kwargs.setdefault("name", type(self).__name__.lower())
-        super().__init__(input_shape, num_classes, **self.fixed, **kwargs)
-
-    def get_config(self):
-        return {name: value for name, value in super().get_config().items() if name not in self.fixed}
-
-
 @keras.saving.register_keras_serializable(package="keras_capsvit")
-class AffCapsNet(FixedCapsNet):
+class AffCapsNet(CapsNet):
     """Affine-robust capsule network: one shared transformation and no routing (thesis Eq. 4.10).
 
     Images ``(b, H, W, C)`` → lengths ``(b, M)``; arguments and taps are those of ``CapsNet`` without ``routing`` and

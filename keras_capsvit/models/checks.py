@@ -1,4 +1,4 @@
-"""What every model refuses before it is built."""
+"""What every model refuses: before it is built, and as its weights."""
 
 import math
 
@@ -61,3 +61,11 @@ def choose(defaults, **given):
         name: default if value is None else value
         for (name, value), default in zip(given.items(), defaults, strict=True)
     }
+
+
+def refuse_weights(problems, path, model, expected):
+    """Refuse a file of weights that has problems; names the first ten of them and says how many there are."""
+    if problems:
+        shown = "; ".join(sorted(problems)[:10])
+        more = f"; and {len(problems) - 10} more, {len(problems)} in all" if len(problems) > 10 else ""
+        raise ValueError(f"{path.name} does not fit {model.name}: {shown}{more}. {expected}")

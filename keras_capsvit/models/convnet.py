@@ -3,36 +3,30 @@
 import keras
 
 from keras_capsvit.layers import NormalizedConv2D
+from keras_capsvit.models.base import ConfiguredModel
 from keras_capsvit.models.checks import check_images, check_positive
 
 IMAGES = {"data_format": "channels_last"}
 
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
-class LogitModel(keras.Model):
+class LogitModel(ConfiguredModel):
     """Functional model from images ``(b, H, W, C)`` to float32 logits ``(b, M)``; see its subclasses.
 
     Args:
         inputs: KerasTensor ``(b, H, W, C)``.
         logits: KerasTensor ``(b, M)``.
         features: KerasTensor ``(b, h, w, c)``, the last feature map.
-        config: dict, the constructor arguments of the subclass.
         taps: dict from names to KerasTensors, further taps, or others under the same names.
+        name: str; None for the name of the class in lower case.
+        trainable: bool.
 
     Taps: ``features (b, h, w, c)``, ``logits (b, M)``.
     """
 
-    def __init__(self, inputs, logits, *, features, config, taps=(), **kwargs):
-        super().__init__(inputs=inputs, outputs=logits, **kwargs)
+    def __init__(self, inputs, logits, features, taps=(), **kwargs):
+        super().__init__(inputs, logits, **kwargs)
         self.taps = {"features": features, "logits": logits, **dict(taps)}
-        self._config = config
-
-    def get_config(self):
-        return {**self._config, "name": self.name, "trainable": self.trainable}
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        return cls(**config)
 
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
@@ -83,13 +77,6 @@ class ConvNetFC(LogitModel):
             images,
             to_logits(x, num_classes),
             features=features,
-            config={
-                "input_shape": input_shape,
-                "num_classes": num_classes,
-                "kernel_size": kernel_size,
-                "filters": filters,
-                "units": units,
-            },
             name=name,
             **kwargs,
         )
@@ -126,12 +113,6 @@ class ConvNetAvg(LogitModel):
             images,
             to_logits(keras.layers.GlobalAveragePooling2D(**IMAGES)(features), num_classes),
             features=features,
-            config={
-                "input_shape": input_shape,
-                "num_classes": num_classes,
-                "kernel_size": kernel_size,
-                "filters": filters,
-            },
             name=name,
             **kwargs,
         )
@@ -157,7 +138,7 @@ class VGG19(LogitModel):
         ValueError: for images smaller than 32x32, and other arguments out of range.
     """
 
-    def __init__(self, input_shape, num_classes, *, filters=64, name="vgg19", **kwargs):
+    def __init__(self, input_shape, num_classes, *, filters=64, **kwargs):
         input_shape = tuple(input_shape)
         check_positive(filters=filters)
         check_images(input_shape, num_classes, smallest=32)
@@ -183,8 +164,6 @@ class VGG19(LogitModel):
             images,
             to_logits(x, num_classes, name="classifier"),
             features=features,
-            config={"input_shape": input_shape, "num_classes": num_classes, "filters": filters},
-            name=name,
             **kwargs,
         )
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 import keras
 from keras import ops
 
-from keras_capsvit.models.capsnet import FixedCapsNet
+from keras_capsvit.models.capsnet import CapsNet
 from keras_capsvit.models.checks import check_images
 from keras_capsvit.models.primary import primary_capsules, smallest_size
 from keras_capsvit.models.reconstruction import CapsuleModel
@@ -23,9 +23,6 @@ class _DecodedConvNet(CapsuleModel):
         filters=256,
         kernel_size=9,
         strides=(1, 2),
-        reconstruction_weight=0.0005,
-        reconstruction_units=(512, 1024),
-        name=None,
         **kwargs,
     ):
         input_shape = tuple(input_shape)
@@ -46,25 +43,10 @@ class _DecodedConvNet(CapsuleModel):
         super().__init__(
             images,
             groups,
-            arguments={
-                "input_shape": input_shape,
-                "num_classes": num_classes,
-                "group_dim": group_dim,
-                "filters": filters,
-                "kernel_size": kernel_size,
-                "strides": tuple(strides),
-            },
             logits=self.classify(groups),
             taps={"features": features},
-            reconstruction=self.decoder_kind,
-            reconstruction_weight=reconstruction_weight,
-            reconstruction_units=reconstruction_units,
-            name=name or type(self).__name__.lower(),
             **kwargs,
         )
-
-    def get_config(self):
-        return {name: value for name, value in super().get_config().items() if name != "reconstruction"}
 
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
@@ -87,7 +69,7 @@ class ConvNetR(_DecodedConvNet):
     ``logits (b, M)``, ``reconstruction (b, H, W, C)``.
     """
 
-    decoder_kind = "unconditional"
+    fixed: ClassVar = {"reconstruction": "unconditional"}
 
     def classify(self, groups):
         flat = keras.layers.Flatten()(groups)
@@ -102,14 +84,14 @@ class ConvNetCR(_DecodedConvNet):
     Arguments, call and taps are those of ``ConvNetR``.
     """
 
-    decoder_kind = "conditional"
+    fixed: ClassVar = {"reconstruction": "conditional"}
 
     def classify(self, groups):
         return ops.sum(ops.cast(groups, "float32"), axis=2)
 
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
-class ConvNetCRSF(FixedCapsNet):
+class ConvNetCRSF(CapsNet):
     """ConvNet with class-conditional reconstruction and squashing, which is CapsNet without routing (thesis 5.3.3).
 
     Images ``(b, H, W, C)`` → lengths ``(b, M)``; arguments and taps are those of ``CapsNet`` without ``routing`` and

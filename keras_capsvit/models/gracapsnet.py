@@ -70,30 +70,10 @@ class GraCapsNet(CapsuleModel):
         pooling="attention",
         shared_transform=False,
         backbone=None,
-        reconstruction=None,
-        reconstruction_weight=0.0005,
-        reconstruction_units=(512, 1024),
-        name="gracapsnet",
         **kwargs,
     ):
         input_shape = tuple(input_shape)
         check_images(input_shape, num_classes, smallest=smallest_size(kernel_size, strides, backbone))
-        arguments = {
-            "input_shape": input_shape,
-            "num_classes": num_classes,
-            "num_heads": num_heads,
-            "primary_dim": primary_dim,
-            "capsule_dim": capsule_dim,
-            "filters": filters,
-            "kernel_size": kernel_size,
-            "strides": tuple(strides),
-            "sigma": sigma,
-            "self_loops": self_loops,
-            "normalize": normalize,
-            "pooling": pooling,
-            "shared_transform": shared_transform,
-            "backbone": backbone,
-        }
         images = keras.Input(input_shape, name="images")
         _, primary = primary_capsules(
             images,
@@ -126,11 +106,6 @@ class GraCapsNet(CapsuleModel):
         super().__init__(
             images,
             capsules,
-            arguments=arguments,
             taps={"primary_capsules": primary, "attention": attention},
-            reconstruction=reconstruction,
-            reconstruction_weight=reconstruction_weight,
-            reconstruction_units=reconstruction_units,
-            name=name,
             **kwargs,
         )

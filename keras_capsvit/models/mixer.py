@@ -58,6 +58,7 @@ class MLPMixer(LogitModel):
         size, patch_size = check_variant(variant, SIZES, input_shape)
         chosen = choose(size, width=width, depth=depth, token_units=token_units, channel_units=channel_units)
         check_positive(**chosen)
+        self.resolve(**chosen)
         images = keras.Input(input_shape, name="images")
         stem = PatchEmbedding(patch_size, chosen["width"], class_token=False, positions=False, name="stem")
         x = stem(normalized(images, mean, std))
@@ -75,16 +76,6 @@ class MLPMixer(LogitModel):
             images,
             to_logits(pooled, num_classes, name="head"),
             features=keras.layers.Reshape((*stem.grid, chosen["width"]), name="features")(x),
-            config={
-                "variant": variant,
-                "input_shape": input_shape,
-                "num_classes": num_classes,
-                **chosen,
-                "dropout": dropout,
-                "drop_path": drop_path,
-                "mean": mean,
-                "std": std,
-            },
             name=name,
             **kwargs,
         )

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_capsvit.layers import CapsuleLength, CapsuleMask
+from keras_capsvit.models.base import ConfiguredModel
 from keras_capsvit.ops import check_labels
 from keras_capsvit.taps import tap
 
@@ -37,14 +38,12 @@ def build_decoder(capsules_shape, image_shape, units=(512, 1024)):
     )
 
 
-class CapsuleModel(keras.Model):
+class CapsuleModel(ConfiguredModel):
     """Functional model from images ``(b, H, W, C)`` to scores ``(b, M)``: the lengths of its class capsules, or logits.
 
     Args:
         inputs: KerasTensor ``(b, H, W, C)``.
         capsules: KerasTensor ``(b, M, e)``, the class capsules, or whatever the decoder decodes.
-        arguments: dict, the subclass's constructor arguments besides those below, for ``get_config``; values that JSON
-            takes, or a ``keras.Model``.
         taps: dict from names to KerasTensors, the intermediates besides ``capsules`` and the scores.
         logits: KerasTensor ``(b, M)``; None for a model whose scores are the capsules' lengths. The scores' tap is
             called ``logits`` or ``lengths``.
@@ -52,6 +51,8 @@ class CapsuleModel(keras.Model):
             or of the highest score (else); or ``"unconditional"``, a decoder that sees all class capsules.
         reconstruction_weight: float, weight of the squared error, summed over an image's pixels, beside the loss.
         reconstruction_units: ints, hidden widths of the decoder.
+        name: str; None for the name of the class in lower case.
+        trainable: bool.
 
     ``fit``, ``evaluate`` and ``predict`` are Keras's; labels are integers or multi-hot. The reconstruction error
     enters the loss in ``fit`` and ``evaluate`` and is reported as ``reconstruction_error``.
@@ -65,10 +66,9 @@ class CapsuleModel(keras.Model):
         self,
         inputs,
         capsules,
-        *,
-        arguments,
         taps,
         logits=None,
+        *,
         reconstruction=None,
         reconstruction_weight=0.0005,
         reconstruction_units=(512, 1024),
@@ -78,13 +78,7 @@ class CapsuleModel(keras.Model):
             raise ValueError(f"reconstruction must be one of {RECONSTRUCTIONS}; received {reconstruction!r}.")
         kind = "lengths" if logits is None else "logits"
         scores = CapsuleLength(name="lengths")(capsules) if logits is None else logits
-        super().__init__(inputs=inputs, outputs=scores, **kwargs)
-        self._arguments = {
-            **{name: _plain(value) for name, value in arguments.items()},
-            "reconstruction": reconstruction,
-            "reconstruction_weight": reconstruction_weight,
-            "reconstruction_units": tuple(reconstruction_units),
-        }
+        super().__init__(inputs, scores, **kwargs)
         self.reconstruction = reconstruction
         self.reconstruction_weight = reconstruction_weight
         self.taps = {**taps, "capsules": capsules, kind: scores}
@@ -97,15 +91,7 @@ class CapsuleModel(keras.Model):
             self.taps["reconstruction"] = self._decode(capsules, ops.argmax(scores, axis=-1))
 
     def get_config(self):
-        return {**self._arguments, "name": self.name, "trainable": self.trainable}
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        def live(value):
-            is_model = isinstance(value, dict) and "class_name" in value
-            return keras.saving.deserialize_keras_object(value, custom_objects) if is_model else value
-
-        return cls(**{name: live(value) for name, value in config.items()})
+        return {**super().get_config(), "reconstruction_weight": self.reconstruction_weight}
 
     def reconstruct(self, x, labels=None):
         """Decode images from their class capsules.
@@ -213,7 +199,3 @@ def _scores(y_pred):
 
 def _squared_error(decoded, images):
     return ops.sum(ops.square(decoded - ops.cast(images, decoded.dtype)), axis=(1, 2, 3))
-
-
-def _plain(value):
-    return keras.saving.serialize_keras_object(value) if isinstance(value, keras.Model | keras.Layer) else value

@@ -76,6 +76,7 @@ class VisionTransformer(LogitModel):
         chosen = choose(size, width=width, depth=depth, num_heads=num_heads)
         chosen["mlp_units"] = 4 * chosen["width"] if mlp_units is None else mlp_units
         check_positive(**chosen)
+        self.resolve(**chosen)
         if pool not in POOLS or (distilled and pool != "token"):
             raise ValueError(f"pool must be one of {POOLS}, and 'token' if distilled; received {pool!r}.")
         images = keras.Input(input_shape, name="images")
@@ -105,19 +106,6 @@ class VisionTransformer(LogitModel):
             head.logits(x),
             features=head.features(seen),
             taps={**taps, "logits": head.logits(seen)},
-            config={
-                "variant": variant,
-                "input_shape": input_shape,
-                "num_classes": num_classes,
-                **chosen,
-                "pool": pool,
-                "distilled": distilled,
-                "dropout": dropout,
-                "drop_path": drop_path,
-                "epsilon": epsilon,
-                "mean": mean,
-                "std": std,
-            },
             name=name,
             **kwargs,
         )

@@ -9,6 +9,8 @@ import numpy as np
 from keras import ops
 
 from keras_capsvit.layers import PatchEmbedding, resize_positions
+from keras_capsvit.models.checks import refuse_weights
+from keras_capsvit.models.keras_files import load_keras_weights
 from keras_capsvit.models.published import FORMATS, PUBLISHED, from_torch, layers_of, sources, torch_names, torch_shape
 
 
@@ -39,8 +41,9 @@ def published_names(model):
     others = [variable.path for variable in model.variables if id(variable) not in found]
     if others:
         raise ValueError(
-            f"Expected layers that hold {', '.join(PUBLISHED)} and nothing else; {model.name} also has "
-            f"{', '.join(others)}. Save and load it as .keras instead."
+            f"Expected layers that hold {', '.join(PUBLISHED)} and nothing else; {model.name} also has {len(others)} "
+            f"others: {', '.join(others[:10])}{', ...' if len(others) > 10 else ''}. Save and load it as .keras "
+            "instead."
         )
     return names
 
@@ -57,8 +60,9 @@ def load_weights(model, path):
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if arrays are missing, left over, of a wrong shape, not finite, or are negative variances; lists all
-            of them, and leaves the model as it was. Also for a file that cannot be read and another file type.
+        ValueError: if arrays are missing, left over, of a wrong shape, not finite, or are negative variances; names the
+            first ten, counts all, and leaves the model as it was. Also for a file that cannot be read and another file
+            type.
         ImportError: for ``.safetensors`` without the safetensors package.
 
     Example::
@@ -72,11 +76,13 @@ def load_weights(model, path):
     problems += [f"{name} is left over" for name in arrays if name not in variables]
     for name in variables.keys() & arrays.keys():
         problems += _problems(name, arrays[name], tuple(variables[name].shape))
-    if problems:
-        raise ValueError(
-            f"{path.name} does not fit {model.name}: {'; '.join(sorted(problems))}. Expected the arrays of "
-            "published_names(model), kernels as (height, width, in, out) and dense weights as (in, out)."
-        )
+    refuse_weights(
+        problems,
+        path,
+        model,
+        "Expected the arrays of published_names(model), kernels as (height, width, in, out) and dense weights as "
+        "(in, out).",
+    )
     for name, variable in variables.items():
         variable.assign(arrays[name])
 
@@ -91,15 +97,17 @@ def load_weights_from(model, path, *, interpolate_positions=False, skip=()):
             layouts of timm or of Hugging Face's ViT, DeiT (with teacher) and ResNet for image classification; or of
             Keras's own ``.keras`` or ``.weights.h5``. Files do not have the constants of normalisations: ``epsilon``,
             ``mean`` and ``std`` are given to the model's constructor.
-        interpolate_positions: bool, position embeddings of another, square, grid are resized, see
-            ``layers.resize_positions``.
+        interpolate_positions: pair of ints ``(h, w)``, the grid of patches that the file's position embeddings are
+            for; they are resized to the model's (``layers.resize_positions``). True for a square grid or one of the
+            model's proportions; if both or neither is possible, an error asks for the pair. False for no resizing.
         skip: strs, patterns such as ``"head.*"`` of tensors of the file that are left there. Weights made of them
             stay as they are.
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if tensors are missing, left over, of a wrong shape, not finite, or are negative variances; lists
-            all of them, and leaves the model as it was. Also for a file that cannot be read and another file type.
+        ValueError: if tensors are missing, left over, of a wrong shape, not finite, or are negative variances; names
+            the first ten, counts all, and leaves the model as it was. Also for a file that cannot be read, another file
+            type, and positions whose grid is not known.
         ImportError: for ``.safetensors`` without the safetensors package.
 
     Example::
@@ -108,11 +116,16 @@ def load_weights_from(model, path, *, interpolate_positions=False, skip=()):
         load_weights_from(model, "deit_tiny.safetensors", interpolate_positions=True, skip=["head.*"])
     """
     path = pathlib.Path(path)
-    if path.suffix in (".keras", ".h5"):
+    if path.suffix == ".keras" or path.name.endswith(".weights.h5"):
+        if interpolate_positions or skip:
+            raise ValueError(
+                f"skip and interpolate_positions are for files of timm and Hugging Face; received {path.name}, which "
+                "Keras wrote. Leave them out."
+            )
         _check_exists(path)
-        model.load_weights(path)
+        load_keras_weights(model, path)
         return
-    arrays, names = _read(path), torch_names(model)
+    arrays, names = _read(path, ", .keras or .weights.h5"), torch_names(model)
     rules = min(FORMATS.values(), key=lambda rules: sum(_missing(names, rules, arrays)))
     wanted = {name: (variable, sources(name, rules)) for name, variable in names.items()}
     wanted = {name: one for name, one in wanted.items() if not any(_skipped(source, skip) for source in one[1])}
@@ -125,18 +138,19 @@ def load_weights_from(model, path, *, interpolate_positions=False, skip=()):
             expected = torch_shape(variable)
             part = (expected[0] // len(found), *expected[1:])
             tensors = [arrays[source] for source in found]
-            if variable.name == "positions" and interpolate_positions and tensors[0].shape != expected:
-                tensors = [_resized(model, tensors[0])]
+            if variable.name == "positions" and interpolate_positions:
+                tensors = [_resized(model, tensors[0], interpolate_positions)]
             wrong = [one for pair in zip(found, tensors, strict=True) for one in _problems(*pair, part)]
             problems += wrong
             if not wrong:
                 values[name] = from_torch(variable, np.concatenate(tensors) if len(tensors) > 1 else tensors[0])
-    if problems:
-        hint = " Positions of another grid need interpolate_positions=True." if "pos" in str(problems) else ""
-        raise ValueError(
-            f"{path.name} does not fit {model.name}: {'; '.join(sorted(problems))}. Expected this network's tensors "
-            f"as timm or Hugging Face name them; those not wanted go into skip.{hint}"
-        )
+    hint = " Positions of another grid need interpolate_positions." if "pos" in str(problems) else ""
+    refuse_weights(
+        problems,
+        path,
+        model,
+        "Expected this network's tensors as timm or Hugging Face name them; those not wanted go into skip." + hint,
+    )
     for name, value in values.items():
         names[name].assign(value)
 
@@ -150,13 +164,34 @@ def _skipped(name, skip):
     return name.endswith(".num_batches_tracked") or any(fnmatch.fnmatchcase(name, pattern) for pattern in skip)
 
 
-def _resized(model, positions):
-    """Positions ``(1, t, d)`` on a square grid, resized to the model's grid; as they are if there is no such grid."""
+def _resized(model, positions, grid):
+    """Positions ``(1, t, d)`` resized from a grid, or True for the only likely one, to the model's; see ``_grid``."""
     (embedding,) = (layer for layer in model.layers if isinstance(layer, PatchEmbedding))
-    side = math.isqrt(max(positions.shape[1] - embedding.num_prefix_tokens, 0))
-    if positions.ndim != 3 or side**2 + embedding.num_prefix_tokens != positions.shape[1]:
-        return positions
-    return ops.convert_to_numpy(resize_positions(positions[0], (side, side), embedding.grid))[None]
+    patches = positions.shape[1] - embedding.num_prefix_tokens if positions.ndim == 3 else -1
+    if patches < 1:
+        return positions  # a wrong shape, named with all others
+    grid = _grid(patches, embedding.grid) if grid is True else tuple(grid)
+    if math.prod(grid) != patches:
+        raise ValueError(
+            f"Expected interpolate_positions to be the grid (h, w) of the file's {patches} patches; received {grid}, "
+            f"which has {math.prod(grid)}."
+        )
+    return ops.convert_to_numpy(resize_positions(positions[0], grid, embedding.grid))[None]
+
+
+def _grid(patches, model_grid):
+    """Grid of a number of patches: square, or as wide for its height as the model's; refuses none and two of them."""
+    rows, columns = (size // math.gcd(*model_grid) for size in model_grid)
+    scale = math.isqrt(patches // (rows * columns))
+    side = math.isqrt(patches)
+    likely = sorted({grid for grid in ((side, side), (scale * rows, scale * columns)) if math.prod(grid) == patches})
+    if len(likely) != 1:
+        raise ValueError(
+            f"The file does not say which grid its {patches} patches have: "
+            f"{' or '.join(map(str, likely)) or 'neither a square nor the proportions of the model'}; the model's is "
+            f"{model_grid}. Pass the file's as interpolate_positions=(h, w)."
+        )
+    return likely[0]
 
 
 def _problems(name, array, expected):
@@ -174,9 +209,10 @@ def _check_exists(path):
         raise FileNotFoundError(f"No weights at {path}; give the path of an existing {path.suffix} file.")
 
 
-def _read(path):
+def _read(path, others=""):
     if path.suffix not in (".npz", ".safetensors"):
-        raise ValueError(f"Expected a .npz or .safetensors file; received {path.name}.")
+        kinds = f".npz, .safetensors{others}" if others else ".npz or .safetensors"
+        raise ValueError(f"Expected a {kinds} file; received {path.name}.")
     _check_exists(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
@@ -196,6 +232,8 @@ def _read_safetensors(path):
             f"Reading {path.name} needs the safetensors package: install it, or convert the file to .npz."
         ) from error
     try:
-        return load_file(path)
+        arrays = load_file(path)
     except (SafetensorError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is not a .safetensors file of float arrays NumPy knows: {error}") from error
+    # NumPy knows bfloat16 and its like only by ml_dtypes, as kinds of their own.
+    return {name: array.astype("float32") if array.dtype.isbuiltin == 2 else array for name, array in arrays.items()}

@@ -1,0 +1,178 @@
+"""Constructors: arguments recorded once, unknown keywords refused, the ResNets by depth."""
+
+import importlib
+import inspect
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import keras_capsvit
+from keras_capsvit import models
+from keras_capsvit.models.convnet import LogitModel
+
+IMAGE = ((32, 32, 3), 10)
+MODELS = {
+    name: getattr(models, name)
+    for name in models.__all__
+    if inspect.isclass(getattr(models, name)) and name != "CapsuleModel"
+}
+ROOMS = [
+    "attacks",
+    "data",
+    "evaluate",
+    "explain",
+    "layers",
+    "losses",
+    "metrics",
+    "models",
+    "patches",
+    "serving",
+    "training",
+]
+
+
+def public_classes():
+    for room in ROOMS:
+        if room in ("data", "serving") and keras.backend.backend() != "tensorflow":
+            continue
+        module = importlib.import_module(f"keras_capsvit.{room}")
+        for name in getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")]:
+            thing = getattr(module, name)
+            if inspect.isclass(thing) and thing.__module__.startswith("keras_capsvit"):
+                yield f"{room}.{name}", thing
+
+
+CLASSES = dict(public_classes())
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_public_constructor_refuses_what_it_does_not_know(name):
+    required = [
+        parameter
+        for parameter in inspect.signature(CLASSES[name]).parameters.values()
+        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    ]
+    with pytest.raises((TypeError, ValueError), match=r"nonsense|takes no arguments"):
+        CLASSES[name](*(2 for _ in required), nonsense=3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_name_the_nearest_argument(name):
+    for wrong, nearest in (("trainabel", "trainable"), ("num_clases", "num_classes")):
+        with pytest.raises(ValueError, match=f"{name}, which are .*received the unknown '{wrong}'.*mean '{nearest}'"):
+            MODELS[name](**{wrong: 3})
+    with pytest.raises(ValueError, match=r"unknown 'dtype'\. Call keras\.config\.set_dtype_policy"):
+        MODELS[name](dtype="float16")
+
+
+def test_what_a_class_sets_itself_is_refused_with_the_classes_that_take_it():
+    with pytest.raises(ValueError, match=r"ResNet20 sets depth=20 itself; received depth=56\. .*another class: ResNet"):
+        models.ResNet20(*IMAGE, depth=56)
+    with pytest.raises(ValueError, match=r"ResNet50 sets depth=50 .*class: ResNet18, ResNet34, ResNet101, ResNet152"):
+        models.ResNet50(depth=101)
+    with pytest.raises(ValueError, match=r"AffCapsNet sets routing='uniform' itself; received routing='em'"):
+        models.AffCapsNet(*IMAGE, routing="em")
+    with pytest.raises(ValueError, match=r"ConvNetCR sets reconstruction='conditional' itself"):
+        models.ConvNetCR(*IMAGE, reconstruction=None)
+    with pytest.raises(ValueError, match=r"one of \(20, 32, 44, 56, 110\); received 50\. .* ResNet18 to ResNet152"):
+        models.ResNet(*IMAGE, depth=50)
+    with pytest.raises(TypeError, match="num_classes"):
+        models.ResNet20((32, 32, 3))
+
+
+def test_signatures_show_the_arguments_of_all_bases():
+    deit, vit = (inspect.signature(kind).parameters for kind in (models.DeiT, models.VisionTransformer))
+    assert set(deit) == set(vit)
+    assert deit["variant"].default == "Ti/16"
+    caps, aff = (inspect.signature(kind).parameters for kind in (models.CapsNet, models.AffCapsNet))
+    assert set(caps) - set(aff) == {"routing", "shared_transform"}
+    assert {"reconstruction_units", "name", "trainable"} < set(aff)
+    assert not {"inputs", "capsules", "taps", "logits"} & set(caps)
+
+
+def test_arguments_are_recorded_as_given_and_resolved():
+    model = models.ResNet([8, 8, 3], 10, filters=2, mean=np.array([0.1, 0.2, 0.3]), std=[0.5] * 3, trainable=False)
+    expected = {
+        "input_shape": (8, 8, 3),
+        "num_classes": 10,
+        "depth": 20,
+        "head": "avg",
+        "filters": 2,
+        "mean": (0.1, 0.2, 0.3),
+        "std": (0.5, 0.5, 0.5),
+        "name": "resnet20",
+        "trainable": False,
+    }
+    assert model.get_config() == expected
+    again = models.ResNet.from_config(json.loads(json.dumps(model.get_config())))
+    assert again.get_config() == expected
+    assert not again.trainable_variables
+    vit = models.VisionTransformer("Ti/4", input_shape=(8, 8, 3), num_classes=2, depth=1)
+    sizes = {"width": 192, "depth": 1, "num_heads": 3, "mlp_units": 768}
+    assert sizes.items() <= vit.get_config().items()
+
+
+def test_a_users_own_model_is_recorded_too():
+    class Linear(LogitModel):
+        def __init__(self, size, *, scale=1.0, **kwargs):
+            images = keras.Input((size, size, 1))
+            features = keras.layers.Rescaling(scale)(images)
+            super().__init__(images, keras.layers.Flatten()(features), features, **kwargs)
+
+    model = Linear(2, scale=3.0, name="mine")
+    assert model.get_config() == {"size": 2, "scale": 3.0, "name": "mine", "trainable": True}
+    x = np.random.default_rng(0).uniform(size=(2, 2, 2, 1)).astype("float32")
+    np.testing.assert_allclose(Linear.from_config(model.get_config())(x), 3 * x.reshape(2, 4))
+    with pytest.raises(ValueError, match=r"which are size, scale, name, trainable; .*Did you mean 'scale'\?"):
+        Linear(2, scales=3.0)
+
+
+def test_a_frozen_backbone_stays_frozen(tmp_path):
+    backbone = models.ResNet20((8, 8, 3), 3, filters=2)
+    backbone.trainable = False
+    model = models.GraCapsNet((8, 8, 3), 3, backbone=backbone, kernel_size=None, num_heads=1)
+    model.reconstruction_weight = 0.25  # a setting that may change after construction
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert len(again.trainable_variables) == len(model.trainable_variables) == 3
+    assert again.reconstruction_weight == 0.25
+    assert not any("layer1" in variable.path for variable in again.trainable_variables)
+
+
+def test_models_are_cloned_by_keras():
+    model = models.ResNet20((8, 8, 3), 3, filters=2)
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    x = np.random.default_rng(0).uniform(size=(2, 8, 8, 3)).astype("float32")
+    np.testing.assert_allclose(clone(x), model(x), atol=1e-6)
+
+
+# He et al. 2016, Table 6; torchvision's table of models.
+@pytest.mark.parametrize(
+    ("depth", "parameters"), [(20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018), (110, 1_727_962)]
+)
+def test_published_sizes_of_networks_for_small_images(depth, parameters):
+    model = models.ResNet(*IMAGE, depth=depth)
+    assert sum(int(np.prod(variable.shape)) for variable in model.trainable_variables) == parameters
+    # Every block has two convolutions; then there are the first one and the dense layer.
+    assert sum("conv" in variable.path and variable.name == "kernel" for variable in model.weights) == depth - 1
+    assert model.name == f"resnet{depth}"
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("ResNet34", 21_797_672), ("ResNet101", 44_549_160)])
+def test_published_sizes_of_networks_for_imagenet(name, parameters):
+    model = getattr(keras_capsvit, name)()
+    assert sum(int(np.prod(variable.shape)) for variable in model.trainable_variables) == parameters
+    assert model.output_shape == (None, 1000)
+
+
+def test_published_size_of_the_deepest():
+    # With a quarter of the filters, scaled up: kernels have a sixteenth, but those of the first convolution and of the
+    # dense layer a quarter, as normalisations have.
+    model = keras_capsvit.ResNet152(filters=16)
+    kernels = sum(int(np.prod(variable.shape)) for variable in model.trainable_variables if len(variable.shape) == 4)
+    others = sum(int(np.prod(variable.shape)) for variable in model.trainable_variables if len(variable.shape) == 1)
+    first, dense = 7 * 7 * 3 * 16, 512 * 1000
+    assert 16 * (kernels - first) + 4 * first + 4 * (others - 1000) + 4 * dense + 1000 == 60_192_808

@@ -47,26 +47,41 @@ def squash(x, axis=-1):
     return x * ops.cast(norm / (1.0 + ops.square(norm)), x.dtype)
 
 
-def attention_rollout(attention, prefix):
+def attention_rollout(attention, prefix, read=None):
     """How much of every patch reaches the tokens that logits are read from (Abnar & Zuidema 2020; thesis 7.5.1).
 
     Attention of a block, with its skip connection, is ``(A + I)`` with rows scaled to sum to 1; blocks are multiplied.
 
     Args:
         attention: list of tensors ``(b, t, t)``, the first block first, heads fused.
-        prefix: int, tokens in front of the patches: the logits are read from these, or where it is 0, from all.
+        prefix: int, tokens in front of the patches.
+        read: ints, positions of the tokens that the logits are read from; None for those in front, or all if there are
+            none.
 
     Returns:
         Tensor ``(b, t - prefix)``, for each patch the mean over the tokens that are read.
     """
     tokens = attention[0].shape[-1]
-    row = np.zeros((1, 1, tokens), "float32")
-    row[..., : prefix or tokens] = 1 / (prefix or tokens)
-    # From the last block to the first: products of a row with matrices, not of matrices.
-    for fused in reversed(attention):
-        mixed = fused + ops.eye(tokens)
-        row = ops.matmul(row, mixed / ops.sum(mixed, axis=-1, keepdims=True))
-    return row[:, 0, prefix:]
+    read = np.arange(prefix or tokens) if read is None else read
+    mixed = (fused + ops.eye(tokens) for fused in reversed(attention))
+    return reached(read, [each / ops.sum(each, axis=-1, keepdims=True) for each in mixed])[:, prefix:]
+
+
+def reached(read, matrices):
+    """How much of every token reaches some of them, on average.
+
+    Args:
+        read: ints, positions of the tokens that are reached.
+        matrices: list of tensors ``(b, t, t)``, the **last** block first, whose rows say what a token is made of.
+
+    Returns:
+        Tensor ``(b, t)``.
+    """
+    row = np.zeros((1, 1, matrices[0].shape[-1]), "float32")
+    row[..., read] = 1 / len(read)
+    for matrix in matrices:  # products of a row with matrices, not of matrices
+        row = ops.matmul(row, matrix)
+    return row[:, 0]
 
 
 def as_multi_hot(labels, num_classes):

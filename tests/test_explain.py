@@ -42,6 +42,8 @@ def test_says_what_is_wrong(small_model, resized):
         explainer(x, target=[1, 2])
     with pytest.raises(ValueError, match=r"channels\); received \(12, 12, 1\)"):
         explainer(x[0])
-    with pytest.raises(ValueError, match="has no tap 'lengths'"):
+    with pytest.raises(
+        ValueError, match=r"with the taps 'lengths' and 'attention'; received a model that declares \[\]"
+    ):
         explain.GraphAttention(lambda x: x)
     assert explainer(x[:0]).shape == (0, 12, 12)

@@ -296,7 +296,7 @@ def test_rollout_says_what_is_wrong(x):
     ]:
         with pytest.raises(ValueError, match=message):
             explain.AttentionRollout(model, **arguments)
-    with pytest.raises(ValueError, match="has no tap 'attention_0'"):
+    with pytest.raises(ValueError, match="a model with self-attention; mixer has none that could be seen"):
         explain.AttentionRollout(mixer())
     with pytest.raises(ValueError, match=r"channels\); received \(32, 24, 3\)"):
         explain.AttentionRollout(model)(x[0])

@@ -3,23 +3,27 @@
 from keras_capsvit.explain.attention import FeatureMapAttention, GraphAttention
 from keras_capsvit.explain.base import Explainer
 from keras_capsvit.explain.baselines import RandomMap
+from keras_capsvit.explain.cam import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM
 from keras_capsvit.explain.contrastive import CLRP, LRP, register_rule
 from keras_capsvit.explain.gradients import InputXGradient, IntegratedGradients, Saliency, SmoothGrad
 from keras_capsvit.explain.guided import DeconvNet, GuidedBackprop
 from keras_capsvit.explain.rollout import AttentionRollout
-from keras_capsvit.explain.vis import GradCAM, GradCAMPlusPlus, LayerCAM, ScoreCAM
+from keras_capsvit.explain.transformer_attribution import TransformerAttribution
+from keras_capsvit.explain.vis import ScoreCAM
 
 __all__ = [
     "CLRP",
     "LRP",
     "AttentionRollout",
     "DeconvNet",
+    "EigenCAM",
     "Explainer",
     "FeatureMapAttention",
     "GradCAM",
     "GradCAMPlusPlus",
     "GraphAttention",
     "GuidedBackprop",
+    "HiResCAM",
     "InputXGradient",
     "IntegratedGradients",
     "LayerCAM",
@@ -27,5 +31,6 @@ __all__ = [
     "Saliency",
     "ScoreCAM",
     "SmoothGrad",
+    "TransformerAttribution",
     "register_rule",
 ]

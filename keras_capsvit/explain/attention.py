@@ -1,25 +1,26 @@
 """Explanations that a model computes anyway: its attention, its features."""
 
-import keras
+import numpy as np
 from keras import ops
 
-from keras_capsvit import autodiff
-from keras_capsvit.explain.base import PREDICTED, ModelExplainer, enlarged, in_batches, without_training
-from keras_capsvit.taps import names, tap
+from keras_capsvit import autodiff, taps
+from keras_capsvit.explain.base import PREDICTED, GridExplainer, ModelExplainer, enlarged, in_batches
 
 
 class GraphAttention(ModelExplainer):
     """Built-in explanation of a graph capsule network: its attention, averaged over heads (thesis Eq. 3.7).
 
     Args:
-        model: live or served model with the taps ``attention (b, h, w, l, M)`` and ``lengths``.
+        model: live or served model with the taps ``attention (b, h, w, l, M)`` and ``lengths``; or one that ends in
+            such a model.
+        output: see ModelExplainer.
         batch_size: int, images per pass.
 
     Call: see Explainer. A map is the attention of the ``h w`` nodes, enlarged bilinearly; on the node grid it sums to
     1. With a ``target`` the class capsules are not computed.
 
     Raises:
-        ValueError: if the model has no attention tap.
+        ValueError: if the model has no attention tap, or other class scores than the lengths of its class capsules.
 
     Example::
 
@@ -27,13 +28,20 @@ class GraphAttention(ModelExplainer):
         maps = GraphAttention(model)(x, target=3)    # for class 3
     """
 
-    def __init__(self, model, *, batch_size=128):
-        both, attention = tap(model, ["lengths", "attention"]), tap(model, "attention")
-        super().__init__(model, batch_size)
+    def __init__(self, model, *, output=None, batch_size=128):
+        declared = taps.names(model)
+        if not {"lengths", "attention"} <= set(declared):
+            raise ValueError(
+                "Expected a graph capsule network, with the taps 'lengths' and 'attention'; received a model that "
+                f"declares {declared}. Transformers are explained by AttentionRollout and TransformerAttribution."
+            )
+        both, attention = taps.tap(model, ["lengths", "attention"]), taps.tap(model, "attention")
+        super().__init__(model, batch_size, output)
+        self._check_lengths(taps.tap(model, "lengths"))
 
         def of_predicted(x):
-            lengths, found = both(x)
-            return _attention_map(found, ops.argmax(lengths, axis=-1), ops.shape(x)[1:3])
+            lengths, weights = both(x)
+            return _attention_map(weights, ops.argmax(lengths, axis=-1), ops.shape(x)[1:3])
 
         def of_target(x, ids):
             return _attention_map(attention(x), ids, ops.shape(x)[1:3])
@@ -50,20 +58,34 @@ class GraphAttention(ModelExplainer):
     def on_tensors(self, x, ids):
         return self._of_target(x, ids)
 
+    def _check_lengths(self, lengths):
+        """Refuse a head behind the capsules, because attention is that of capsules, not of the head's classes."""
+        shape = self.scores.input_shape
+        if self.scores.kind == "lengths" or shape is None or None in shape:
+            return
+        x = ops.convert_to_tensor(self.scores.noise(shape))
+        scores, of_capsules = (ops.convert_to_numpy(function(x)) for function in (self.scores, lengths))
+        if scores.shape != of_capsules.shape or not np.allclose(scores, of_capsules, rtol=1e-4, atol=1e-5):
+            raise ValueError(
+                f"Expected a model whose class scores are the lengths of its class capsules; {self.scores.name} has "
+                "other layers behind these, of whose classes there is no attention. Pass the graph capsule network."
+            )
+
 
 def _attention_map(attention, ids, size):
     mean = ops.mean(ops.cast(attention, "float32"), axis=3)
-    chosen = ops.one_hot(ids, mean.shape[-1], dtype="float32")[:, None, None]
-    return enlarged(ops.sum(mean * chosen, axis=-1), size)
+    of_class = ops.one_hot(ids, mean.shape[-1], dtype="float32")[:, None, None]
+    return enlarged(ops.sum(mean * of_class, axis=-1), size)
 
 
-class FeatureMapAttention(ModelExplainer):
+class FeatureMapAttention(GridExplainer):
     """Feature map attention: the mean over channels of the last feature map, enlarged bilinearly (thesis 7.4).
 
     Args:
-        model: live model or served model; of one without the tap ``features``, the last layer with an output
-            ``(b, h, w, c)`` is taken.
-        layer: str, another tap or layer with such an output.
+        model: see ModelExplainer; with the tap ``features``, or else the last feature map ``(b, h, w, c)`` larger than
+            1x1, or the last tokens, is taken.
+        layer: str, another tap or layer with such an output (see ``taps.layers``).
+        output: see ModelExplainer.
         batch_size: int, images per pass.
 
     Call: see Explainer. All classes have the same map.
@@ -72,37 +94,27 @@ class FeatureMapAttention(ModelExplainer):
         ValueError: if there is no such tap or layer; lists those that there are.
     """
 
-    def __init__(self, model, layer=None, *, batch_size=128):
-        super().__init__(model, batch_size)
-        features = without_training(_features(model, layer))
-        self._maps = autodiff.compile(
-            lambda x: enlarged(ops.mean(features(x), axis=-1), ops.shape(x)[1:3]), self.variables
-        )
+    def __init__(self, model, layer=None, *, output=None, batch_size=128):
+        declared = "features" if layer is None else layer
+        self._declared = taps.tap(model, declared) if declared in taps.names(model) else None
+        self._layer = layer
+        super().__init__(model, batch_size, output)
 
-    def attributions(self, x, ids):
-        return in_batches(lambda part: self._maps(x[part]), len(x), self.batch_size)
+    def on_grid(self, x):
+        if self._declared is not None:
+            return lambda x, _: ops.mean(self._checked(self._declared(x)), axis=-1)
+        place = taps.feature_map(self.scores, x, self._layer)
 
-    def on_tensors(self, x, ids):
-        return self._maps(x)
+        def maps(x, _):
+            ((values,), _) = self.scores.intermediates(x, [place.layer])
+            return ops.mean(place.on_grid(values), axis=-1)
 
+        return maps
 
-def _features(model, layer):
-    """Callable from images to a feature map."""
-    if layer is None and "features" in names(model):
-        layer = "features"
-    if layer in names(model):
-        return tap(model, layer)
-    functional = model if isinstance(model, keras.Model) and getattr(model, "inputs", None) else None
-    layers = {one.name: one for one in functional.layers} if functional else {}
-    maps = [
-        name
-        for name, one in layers.items()
-        if not isinstance(one, keras.layers.InputLayer) and len(getattr(one.output, "shape", ())) == 4
-    ]
-    if not maps or layer not in (None, *maps):
-        raise ValueError(
-            f"Expected a tap or layer with an output (b, h, w, c); received layer={layer!r} of a model with the taps "
-            f"{names(model)} and the layers {maps}."
-        )
-    inputs = model.inputs[0] if len(model.inputs) == 1 else model.inputs
-    return keras.Model(inputs, layers[layer or maps[-1]].output)
+    def _checked(self, values):
+        if len(values.shape) != 4:
+            raise ValueError(
+                f"Expected a tap or layer with an output (b, h, w, c); {self._layer!r} of {self.scores.name} returns "
+                f"{tuple(values.shape)}."
+            )
+        return values

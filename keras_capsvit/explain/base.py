@@ -28,8 +28,7 @@ class Explainer:
         ids = check_target(target, len(x))
         if not len(x):
             return np.zeros(x.shape if self.channels else x.shape[:3], "float32")
-        if target is not None:
-            self.check_classes(x, ids)
+        self.check(x, ids)
         maps = np.array(self.finished(self.attributions(x, ids)))
         if not np.isfinite(maps).all():
             raise ValueError(
@@ -69,8 +68,8 @@ class Explainer:
         """
         raise NotImplementedError(f"{type(self).__name__} needs arrays")
 
-    def check_classes(self, x, ids):
-        """Refuse ids that are no classes, where these are known."""
+    def check(self, x, ids):
+        """Refuse images and ids that do not fit the model, where it is known what does."""
 
     def resolved(self, x, ids):
         """Class ids ``(b,)``, the ``predicted(x)`` of a subclass that tells them where ``ids`` stand for these."""
@@ -78,26 +77,37 @@ class Explainer:
 
 
 class ModelExplainer(Explainer):
-    """Explainer of the class scores of a model: ``lengths`` of a capsule network, otherwise logits.
+    """Explainer of the class scores of a model before any softmax or sigmoid (see ``taps.scores``).
 
     Args:
-        model: live or served model; or callable ``x (b, H, W, C) → scores (b, M)``.
+        model: live, nested or served model; or callable ``x (b, H, W, C) → scores (b, M)``. One with a single sigmoid
+            output ``(b, 1)`` has two classes, of which class 1 is the one that the output speaks for.
         batch_size: int >= 1, images per pass.
+        output: str or int, of a model with several outputs.
     """
 
-    def __init__(self, model, batch_size):
+    def __init__(self, model, batch_size, output=None):
         self.batch_size = check_at_least_1("batch_size", batch_size)
-        self.variables = list(getattr(model, "variables", ()))
-        self.scores = without_training(scores_of(model))
+        self.scores = taps.scores(model, output)
+        self.variables = self.scores.variables
         self._scores = autodiff.compile(self.scores, self.variables)
         self._classes = None
 
-    def check_classes(self, x, ids):
+    def check(self, x, ids):
+        shape = self.scores.input_shape
+        if shape is not None and (
+            len(shape) != 3 or any(size not in (None, n) for size, n in zip(shape, x.shape[1:], strict=True))
+        ):
+            raise ValueError(
+                f"Expected images of shape {(None, *shape)}, as {self.scores.name} takes them; received {x.shape}. "
+                "Resize or crop them first."
+            )
+        if PREDICTED not in ids:
+            self._check_classes(x, ids)
+
+    def _check_classes(self, x, ids):
         if self._classes is None:
-            shape = tuple(self._scores(x[:1]).shape)
-            if len(shape) != 2:
-                raise ValueError(f"Expected a model with class scores of shape (batch, classes); received {shape}.")
-            self._classes = shape[1]
+            self._classes = self._scores(x[:1]).shape[-1]
         check_range(ids, self._classes)
 
     def predicted(self, x):
@@ -105,10 +115,54 @@ class ModelExplainer(Explainer):
         return in_batches(lambda part: self._scores(x[part]), len(x), self.batch_size).argmax(-1).astype("int32")
 
 
-def scores_of(model):
-    """Callable from images to class scores: the tap ``lengths`` or ``logits`` of a model, or what it returns."""
-    name = next((one for one in ("lengths", "logits") if one in taps.names(model)), None)
-    return model if name is None else taps.tap(model, name)
+class GridExplainer(ModelExplainer):
+    """Base: explainers whose maps lie on a grid, are enlarged bilinearly, and take one compiled pass.
+
+    Args:
+        model: see ModelExplainer.
+        batch_size: see ModelExplainer.
+        output: see ModelExplainer.
+    """
+
+    def __init__(self, model, batch_size, output=None):
+        super().__init__(model, batch_size, output)
+        self._functions = {}
+        shape = self.scores.input_shape
+        if shape is not None and None not in shape:
+            self._function(np.empty((0, *shape)))
+
+    def on_grid(self, x):
+        """Look at the model as images like ``x`` pass it.
+
+        Args:
+            x: array or tensor ``(b, H, W, C)``, of which only the shape counts.
+
+        Returns:
+            Function ``(x, ids)`` → maps ``(b, h, w)`` of tensors.
+        """
+        raise NotImplementedError
+
+    def attributions(self, x, ids):
+        function = self._function(x)
+        return in_batches(lambda part: function(x[part], ids[part]), len(x), self.batch_size)
+
+    def on_tensors(self, x, ids):
+        return self._function(x)(x, ids)
+
+    def _function(self, x):
+        shape = tuple(x.shape[1:])
+        if shape not in self._functions:
+            on_grid = self.on_grid(x)
+            self._functions[shape] = autodiff.compile(
+                lambda x, ids: enlarged(ops.cast(on_grid(x, ids), "float32"), shape[:2]), self.variables
+            )
+        return self._functions[shape]
+
+
+def score_of(scores, ids):
+    """Scores ``(b,)`` of the classes ``ids (b,)``, the highest where these are ``PREDICTED``; tensors."""
+    ids = ops.where(ids == PREDICTED, ops.cast(ops.argmax(scores, axis=-1), "int32"), ids)
+    return ops.sum(ops.one_hot(ids, scores.shape[-1], dtype=scores.dtype) * scores, axis=-1)
 
 
 def check_tensorflow(what):
@@ -118,12 +172,6 @@ def check_tensorflow(what):
             f"{what} needs the tensorflow backend; received {keras.backend.backend()!r}. Save the model as .keras and "
             "load it in a process with KERAS_BACKEND=tensorflow."
         )
-
-
-def without_training(function):
-    """A model or callable as a function of images alone, which returns float32."""
-    arguments = {"training": False} if isinstance(function, keras.Layer) else {}
-    return lambda x: ops.cast(function(x, **arguments), "float32")
 
 
 def check_images(x):
@@ -149,7 +197,8 @@ def check_target(target, batch):
     ids = np.asarray(target)
     if ids.shape not in ((), (batch,)) or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(
-            f"target must be a class id or integer ids of shape ({batch},); received shape {ids.shape} of {ids.dtype}."
+            f"target must be a class id or integer ids of shape ({batch},); received shape {ids.shape} of {ids.dtype}. "
+            f"Several classes per image, ({batch}, k), are explained by LRP and CLRP."
         )
     ids = np.broadcast_to(ids, (batch,)).astype("int32")
     if batch and ids.min() < 0:

@@ -5,12 +5,12 @@ from keras import ops
 
 from keras_capsvit import autodiff
 from keras_capsvit.explain.base import (
-    PREDICTED,
     Explainer,
     ModelExplainer,
     check_at_least_1,
     check_finite,
     mean_over_samples,
+    score_of,
 )
 
 
@@ -20,18 +20,17 @@ class GradientExplainer(ModelExplainer):
     Args:
         model: see the subclasses.
         channels: bool, return the signed attributions ``(b, H, W, C)`` themselves.
+        output: see ModelExplainer.
         batch_size: int >= 1, images, samples and steps together, per compiled pass: what bounds the memory.
     """
 
-    def __init__(self, model, *, channels=False, batch_size=32):
-        super().__init__(model, batch_size)
+    def __init__(self, model, *, channels=False, output=None, batch_size=32):
+        super().__init__(model, batch_size, output)
         self.channels = channels
         self._gradient = autodiff.compile(autodiff.gradient(self._score), self.variables)
 
     def _score(self, x, ids):
-        scores = self.scores(x)
-        ids = ops.where(ids == PREDICTED, ops.cast(ops.argmax(scores, axis=-1), "int32"), ids)
-        return ops.sum(ops.one_hot(ids, scores.shape[-1], dtype=scores.dtype) * scores, axis=-1)
+        return score_of(self.scores(x), ids)
 
     def gradients(self, x, ids, points=None, samples=1):
         """Gradients of the scores of classes, averaged over samples of each image.
@@ -61,9 +60,9 @@ class Saliency(GradientExplainer):
     """The absolute gradient of the class score, its maximum over channels (Simonyan et al. 2014; "Grad" in 3.4.2).
 
     Args:
-        model: live or served model, whose taps ``lengths`` or ``logits`` are the scores; or callable ``x (b, H, W, C) →
-            scores (b, M)``, which should be logits, because the gradients of probabilities near 1 vanish.
+        model: see ModelExplainer.
         channels: bool, return the signed gradients ``(b, H, W, C)`` instead of maps.
+        output: see ModelExplainer.
         batch_size: int >= 1, images per pass.
 
     Call: see Explainer.
@@ -87,8 +86,9 @@ class InputXGradient(GradientExplainer):
     """The image times the gradient of the class score, summed over channels (Shrikumar et al. 2017).
 
     Args:
-        model: see Saliency.
+        model: see ModelExplainer.
         channels: bool, return the products ``(b, H, W, C)`` instead of maps.
+        output: see ModelExplainer.
         batch_size: int >= 1, images per pass.
 
     Call: see Explainer.
@@ -108,10 +108,11 @@ class IntegratedGradients(GradientExplainer):
     the score of the image less that of the baseline ``x0``.
 
     Args:
-        model: see Saliency.
+        model: see ModelExplainer.
         steps: int >= 1.
         baseline: number or array that broadcasts to an image ``(H, W, C)``, such as a mean image.
         channels: bool, return the attributions ``(b, H, W, C)`` instead of maps.
+        output: see ModelExplainer.
         batch_size: int >= 1, images times steps per pass.
 
     Call: see Explainer.
@@ -120,8 +121,8 @@ class IntegratedGradients(GradientExplainer):
         ValueError: for ``steps`` below 1, and a baseline that is not finite or does not fit the images.
     """
 
-    def __init__(self, model, *, steps=50, baseline=0.0, channels=False, batch_size=32):
-        super().__init__(model, channels=channels, batch_size=batch_size)
+    def __init__(self, model, *, steps=50, baseline=0.0, channels=False, output=None, batch_size=32):
+        super().__init__(model, channels=channels, output=output, batch_size=batch_size)
         self.steps = check_at_least_1("steps", steps)
         self.baseline = check_finite(np.asarray(baseline, "float32"))
 
@@ -168,9 +169,9 @@ class SmoothGrad(Explainer):
         self.channels = getattr(base, "channels", False)
         self._attributions = getattr(base, "attributions", base)
 
-    def check_classes(self, x, ids):
+    def check(self, x, ids):
         if isinstance(self.base, Explainer):  # others check themselves
-            self.base.check_classes(x, ids)
+            self.base.check(x, ids)
 
     def predicted(self, x):
         """Predicted classes ``(b,)`` of images ``(b, H, W, C)``."""

@@ -1,65 +1,103 @@
 """Attention of all blocks of a vision transformer as one map."""
 
-import re
-
+import numpy as np
 from keras import ops
 
-from keras_capsvit import autodiff, taps
-from keras_capsvit.explain.base import ModelExplainer, enlarged, in_batches
+from keras_capsvit import taps
+from keras_capsvit.explain.base import GridExplainer
 from keras_capsvit.ops import attention_rollout
 
 FUSIONS = {"mean": ops.mean, "max": ops.max, "min": ops.min}
 
 
-class AttentionRollout(ModelExplainer):
+class TokenExplainer(GridExplainer):
+    """Base: explainers of models whose blocks mix the same tokens one after the other.
+
+    Args:
+        model: see ModelExplainer; with self-attention over all tokens.
+        output: see ModelExplainer.
+        batch_size: int, images per pass.
+    """
+
+    def on_grid(self, x):
+        prefix, grid = taps.tokens(self.scores, x)
+        read = taps.tokens_read(self.scores, x)
+        self._check_chain(x)
+
+        def maps(x, ids):
+            return ops.reshape(self.over_tokens(x, ids, read)[:, prefix:], (-1, *grid))
+
+        return maps
+
+    def over_tokens(self, x, ids, read):
+        """How much of every token reaches those that the scores are read from; tensors.
+
+        Args:
+            x: images ``(b, H, W, C)``.
+            ids: class ids ``(b,)``.
+            read: int array, positions of the tokens that the scores are read from.
+
+        Returns:
+            Tensor ``(b, t)``.
+        """
+        raise NotImplementedError
+
+    def _check_chain(self, x):
+        """Refuse attention that does not follow from that of the first block, as of two networks side by side."""
+        changed = taps.eagerly(lambda: self._follow_the_first(tuple(x.shape[1:])))
+        if not all(changed):
+            raise ValueError(
+                f"Expected blocks one after the other; of the {len(changed)} self-attentions of {self.scores.name}, "
+                f"{changed.count(False)} do not depend on the first (networks side by side?). Pass one of the networks."
+            )
+
+    def _follow_the_first(self, shape):
+        images = ops.convert_to_tensor(self.scores.noise(shape)[:1])
+        plain = self.scores.recorded(images, attention=True)[2]
+        noise = np.random.default_rng(0).uniform(size=plain[0].shape).astype("float32")
+        changed = self.scores.recorded(images, attention=True, offsets={0: noise})[2]
+        pairs = [map(ops.convert_to_numpy, pair) for pair in zip(plain, changed, strict=True)]
+        return [not np.array_equal(before, after) for before, after in pairs]
+
+
+class AttentionRollout(TokenExplainer):
     """How much of every patch reaches the tokens that the logits are read from (Abnar & Zuidema 2020; thesis 7.5.1).
 
     Attention of a block, with its skip connection, is ``(A + I)`` with rows scaled to sum to 1; blocks are multiplied.
-    The rows are those of class and distillation token, averaged, or the mean of all tokens where there is neither.
+    The rows are those of the tokens that the class scores depend on behind the last block, averaged: of a class token,
+    of it and a distillation token, or of all patches where these are pooled.
 
     Args:
-        model: live or served model with the taps ``attention_0``, ... ``(b, heads, t, t)`` and
-            ``features (b, h, w, d)``, whose grid says how many of the ``t`` tokens are in front of the patches.
+        model: see ModelExplainer; with self-attention over all tokens in every block, its own (taps ``attention_0``,
+            ...) or of ``keras.layers.MultiHeadAttention``, keras-hub, and the like.
         head_fusion: ``"mean"``, ``"max"`` or ``"min"`` over heads.
         discard_ratio: float in [0, 1), share of the smallest attention that is set to 0, per image and block.
+        output: see ModelExplainer.
         batch_size: int, images per pass.
 
     Call: see Explainer. All classes have the same map: the rollout of the ``h w`` patches, enlarged bilinearly; on the
-    grid it sums to 1 less what stays with class and distillation token.
+    grid it sums to 1 less what stays with the tokens in front of the patches.
 
     Raises:
-        ValueError: if the model has no such taps, and for arguments out of range.
+        ValueError: for a model without attention over all tokens (in windows, say), and for arguments out of range.
 
     Example::
 
         maps = AttentionRollout(model, head_fusion="max", discard_ratio=0.9)(x)
     """
 
-    def __init__(self, model, *, head_fusion="mean", discard_ratio=0.0, batch_size=32):
+    def __init__(self, model, *, head_fusion="mean", discard_ratio=0.0, output=None, batch_size=32):
         if head_fusion not in FUSIONS:
             raise ValueError(f"head_fusion must be one of {tuple(FUSIONS)}; received {head_fusion!r}.")
         if not 0 <= discard_ratio < 1:
             raise ValueError(f"discard_ratio must be in [0, 1); received {discard_ratio}.")
         self.head_fusion = head_fusion
         self.discard_ratio = discard_ratio
-        super().__init__(model, batch_size)
-        blocks = sum(re.fullmatch(r"attention_\d+", name) is not None for name in taps.names(model))
-        names = [f"attention_{index}" for index in range(max(blocks, 1))]
-        self._forward = taps.tap(model, ["features", *names])
-        self._compiled = autodiff.compile(self._maps, self.variables)
+        super().__init__(model, batch_size, output)
 
-    def attributions(self, x, ids):
-        return in_batches(lambda part: self._compiled(x[part]), len(x), self.batch_size)
-
-    def on_tensors(self, x, ids):
-        return self._compiled(x)
-
-    def _maps(self, x):
-        features, *attention = self._forward(x)
-        height, width = features.shape[1:3]
-        prefix = attention[0].shape[-1] - height * width
-        patches = attention_rollout([self._fused(ops.cast(scores, "float32")) for scores in attention], prefix)
-        return enlarged(ops.reshape(patches, (-1, height, width)), x.shape[1:3])
+    def over_tokens(self, x, ids, read):
+        _, attention = self.scores.intermediates(x, attention=True)
+        return attention_rollout([self._fused(ops.cast(weights, "float32")) for weights in attention], 0, read)
 
     def _fused(self, scores):
         """Attention ``(b, heads, t, t)`` of a block over its heads, ``(b, t, t)``, without what is discarded."""

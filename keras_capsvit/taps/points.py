@@ -7,11 +7,13 @@ import numpy as np
 from keras import ops
 
 from keras_capsvit.taps import declared
+from keras_capsvit.taps.influence import influence
 from keras_capsvit.taps.scores import scores
 
 NORMALIZATIONS = ("LayerNormalization", "RMSNormalization", "BatchNormalization", "GroupNormalization")
 _MOST_PREFIX = 16  # class, distillation and register tokens
 _STANDARD = "features"
+_REORDERING = ("Permute", "Transpose", "Reshape")
 
 
 class FeatureMap(collections.namedtuple("FeatureMap", "layer shape grid prefix")):
@@ -78,7 +80,7 @@ def resolve(seen, name, whose):
 
 
 def feature_map(subject, x=None, layer=None, *, before_attention=False):
-    """The last feature map of a model that is larger than one pixel, or its last tokens.
+    """The last feature map that the class scores depend on and that is larger than one pixel, or the last tokens.
 
     Args:
         subject: Scores.
@@ -91,8 +93,19 @@ def feature_map(subject, x=None, layer=None, *, before_attention=False):
         FeatureMap.
 
     Raises:
-        ValueError: if there is no such layer, or its output is no map.
+        ValueError: if there is no such layer, its output is no map, or one with channels in front.
     """
+    place = _feature_map(subject, x, layer, before_attention)
+    if _channels_in_front(place.layer, look(subject, x)):
+        raise ValueError(
+            f"Expected a feature map (b, h, w, c); {place.layer!r} of {subject.name} returns {(None, *place.shape)}, "
+            "with channels in front (data_format='channels_first'). Pass layer= with the name of another layer, or "
+            "build the model with channels last."
+        )
+    return place
+
+
+def _feature_map(subject, x, layer, before_attention):
     seen = look(subject, x)
     shape = subject.input_shape if x is None else tuple(x.shape[1:])
     if layer is not None:
@@ -115,14 +128,33 @@ def feature_map(subject, x=None, layer=None, *, before_attention=False):
         places = [place for place in places if place.shape[-1] == width]
         normal = [place for place in places if seen.kinds[place.layer] in NORMALIZATIONS]
         if places:
-            return (normal if before_attention and normal else places)[-1]
-    for name in reversed(names):
-        if len(seen.shapes[name]) == 3 and math.prod(seen.shapes[name][:2]) > 1 and not _inside_attention(name, seen):
-            return _place(name, seen.shapes[name], shape, seen)
-    raise ValueError(
-        f"Expected a model with a feature map (b, h, w, c) larger than 1x1, or tokens; {subject.name} has "
-        f"{_some(seen.shapes)}. Pass layer=."
-    )
+            return _last_that_matters(subject, normal if before_attention and normal else places, shape)
+    maps = [name for name in names if len(seen.shapes[name]) == 3 and math.prod(seen.shapes[name][:2]) > 1]
+    places = [_place(name, seen.shapes[name], shape, seen) for name in maps if not _inside_attention(name, seen)]
+    if not places:
+        raise ValueError(
+            f"Expected a model with a feature map (b, h, w, c) larger than 1x1, or tokens; {subject.name} has "
+            f"{_some(seen.shapes)}. Pass layer=."
+        )
+    return _last_that_matters(subject, places, shape)
+
+
+def _last_that_matters(subject, places, size):
+    """The last place that the class scores depend on; of a model without class scores, the last."""
+    for place in reversed(places):
+        try:
+            if influence(subject, place.layer, place.shape, size).any():
+                return place
+        except ValueError:  # no class scores
+            break
+    return places[-1]
+
+
+def _channels_in_front(name, seen):
+    data_format = None
+    for each in list(seen.shapes)[: list(seen.shapes).index(name) + 1]:
+        data_format = None if seen.kinds[each] in _REORDERING else seen.formats[each] or data_format
+    return len(seen.shapes[name]) == 3 and data_format == "channels_first"
 
 
 def tokens(subject, x=None):
@@ -213,7 +245,7 @@ def _picker(subject, names):
 
     def pick(x):
         x = ops.convert_to_tensor(x)
-        _, values, attentions = subject.recorded(x, tuple(paths.values()), attention=bool(positions))
+        values, attentions = subject.intermediates(x, tuple(paths.values()), attention=bool(positions))
         values = dict(zip(paths, values, strict=True))
         values.update({name: place.on_grid(values[name]) for name, place in places.items()})
         return values | {name: attentions[position] for name, position in positions.items()}

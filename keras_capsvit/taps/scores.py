@@ -13,13 +13,14 @@ from keras_capsvit import autodiff, private
 from keras_capsvit.taps import declared
 from keras_capsvit.taps.recording import Recorder, eagerly, run
 
-Seen = collections.namedtuple("Seen", "shapes kinds attentions before")
+Seen = collections.namedtuple("Seen", "shapes kinds attentions before formats")
 Seen.__doc__ = """What ran in a model on one image, in order.
 
 Attributes:
     shapes: dict from names of layers to shapes of their outputs without the batch.
     kinds: dict from the same names to names of the layers' classes.
     attentions: list of shapes ``(1, heads, t, t)``; ``before``: for each, how many layers had run before it.
+    formats: dict from names of layers that have one to their ``data_format``.
 """
 
 _NOISE = 8  # images that a model is asked what kind of scores it returns
@@ -48,7 +49,7 @@ class Scores:
         self._probabilities = None  # whether they are that, where no activation can be undone
         self._continues = None  # whether a model of integers can be run on floats
         self._opaque = False
-        self.seen = {}  # what ran, by shape of the images; see ``points``
+        self.seen, self.influences = {}, {}  # what ran, and what it means, by shape of the images; see ``points``
 
     @functools.cached_property
     def kind(self):
@@ -58,7 +59,7 @@ class Scores:
         shape = self.input_shape
         if declared.carrier(self.model) is None or shape is None or None in shape:
             return "logits"
-        return "lengths" if eagerly(lambda: self._source.returns_lengths(self._noise(shape))) else "logits"
+        return "lengths" if eagerly(lambda: self._source.returns_lengths(self.noise(shape))) else "logits"
 
     def __call__(self, x):
         """Scores ``(b, M)`` of images ``(b, H, W, C)``, a tensor or an array."""
@@ -85,13 +86,19 @@ class Scores:
             ValueError: for layers that the model does not run, a model without class scores, and one of integers that
                 cannot be run on floats.
         """
-        continued = self._continues_on_floats(x)
-        output, activation, linear, values, attentions = self._source.forward(x, layers, attention, offsets, continued)
-        return self._as_scores(output, activation, linear, x), values, attentions
+        output, activation, linear, *values = self._forward(x, layers, attention, offsets)
+        return self._as_scores(output, activation, linear, x), *values
+
+    def intermediates(self, x, layers=(), *, attention=False):
+        """What layers and attentions return, also of a model without class scores; see ``recorded``."""
+        return self._forward(x, layers, attention, None)[3:]
+
+    def _forward(self, x, layers, attention, offsets):
+        return self._source.forward(x, layers, attention, offsets, self._continues_on_floats(x))
 
     def look(self, shape):
         """What runs in the model on images of a shape ``(H, W, C)``: see ``points.Seen``."""
-        return eagerly(lambda: self._source.look(self._noise(shape)[:1]))
+        return eagerly(lambda: self._source.look(self.noise(shape)[:1]))
 
     @functools.cached_property
     def _tap(self):
@@ -145,15 +152,15 @@ class Scores:
 
     def _look(self, shape):
         values = np.concatenate(
-            [ops.convert_to_numpy(self._source.forward(images)[0]) for images in np.split(self._noise(shape), 2)]
+            [ops.convert_to_numpy(self._source.forward(images)[0]) for images in np.split(self.noise(shape), 2)]
         ).astype("float64")
         inside = np.all((values >= 0) & (values <= 1 + 1e-5))
         if values.shape[-1] == 1:
             return bool(inside and np.ptp(values) > 0)
         return bool(inside and np.allclose(values.sum(axis=-1), 1, atol=1e-3))
 
-    def _noise(self, shape):
-        """Images for a look, half of them with pixels in [0, 1] and half with pixels in [0, 255]."""
+    def noise(self, shape):
+        """Images for a look, an array, half of them with pixels in [0, 1] and half with pixels in [0, 255]."""
         if None in shape:
             raise ValueError(f"Expected images of a known size; {self.name} was called with {shape}.")
         noise = np.random.default_rng(0).uniform(size=(_NOISE, *shape))
@@ -223,7 +230,8 @@ class _Live:
         self._run(x, recorder)
         kinds = {name: type(layer).__name__ for name, layer in recorder.operations.items()}
         shapes = {name: tuple(value.shape[1:]) for name, value in recorder.outputs.items()}
-        return Seen(shapes, kinds, [tuple(one.shape) for one in recorder.attention], recorder.before)
+        formats = {name: getattr(layer, "data_format", None) for name, layer in recorder.operations.items()}
+        return Seen(shapes, kinds, [tuple(one.shape) for one in recorder.attention], recorder.before, formats)
 
     def returns_lengths(self, x):
         recorder = Recorder()
@@ -279,6 +287,7 @@ class _Served:
             {name: program.op(name) for name in names},
             [tuple(one.shape) for one in heights],
             [names.index(name) for name in program.attentions],
+            {name: program.data_format(name) for name in names},
         )
 
     def returns_lengths(self, x):

@@ -2,6 +2,7 @@
 
 import re
 
+import keras
 import tensorflow as tf
 
 from keras_capsvit.ops import attention_rollout
@@ -16,139 +17,215 @@ class Endpoints:
     """Builder of the endpoints of a model, tf.functions of declared inputs, which return dicts of named tensors.
 
     Args:
-        model: functional Keras model with one input ``(b, ...)`` and one output ``(b, M)``.
+        subject: taps.Scores of a live Keras model.
+        shape: tuple, of one image; None where any size is taken.
+        output: str or int, which of several outputs the scores are.
+
+    Attributes:
+        images: tf.TensorSpec of the images: of float32, or of the integers that the model takes.
+        classes: int, number of classes.
     """
 
-    def __init__(self, model):
-        self.model = model
-        self.shape = (None, *model.inputs[0].shape[1:])
-        self.classes = model.outputs[0].shape[-1]
-        # Traced once each, for all endpoints that call them.
-        self._scores = self._traced(self._scores_and_class)
-        self._every = self._traced(_all_taps(model)) if names(model) else None
+    def __init__(self, subject, shape, output=None):
+        self.subject, self.model, self._output = subject, subject.model, output
+        dtype = subject.dtype if keras.backend.is_int_dtype(subject.dtype) else "float32"
+        self.images = tf.TensorSpec((None, *shape), dtype, "images")
+        # Traced once, for all endpoints that call it.
+        self._answer = self._traced(self._outputs_and_class)
+        traced = self._answer.get_concrete_function()
+        self.classes = _number_of_classes(traced.structured_outputs["outputs"].shape, subject.name)
+        self._own = {id(handle) for handle in _resources(traced)} | {id(v.value.handle) for v in self.model.variables}
+        self._passes = {}
 
-    def signatures(self, wanted, explainers, input_range):
+    @property
+    def takes_bytes(self):
+        """Whether there is an endpoint of encoded images."""
+        shape = self.images.shape
+        return shape.rank == 4 and None not in shape[1:] and shape[-1] in (1, 3)
+
+    def signatures(self, taps, explainers, input_range):
         """Endpoints by name.
 
         Args:
-            wanted: list of str, taps.
+            taps: list of str.
             explainers: dict from names to explainers or callables ``(images, ids (b,)) → maps`` of tensors.
-            input_range: pair of floats, values of black and white for ``serve_bytes``.
+            input_range: pair of floats, values of black and white for ``serve_bytes``; None for none.
         """
-        found = {DEFAULT: self._of_images(self._scores), **{name: self._tap(name) for name in wanted}}
+        endpoints = {DEFAULT: self._of_images(self._answer), **{name: self._tap(name) for name in taps}}
         built_in = self._built_in()
         if built_in is not None:
-            found[EXPLAIN] = self._of_images(built_in)
-        found.update((name, self._explainer(name, explainer)) for name, explainer in explainers.items())
-        if len(self.shape) == 4 and None not in self.shape[1:] and self.shape[-1] in (1, 3):
-            found[BYTES] = self._of_bytes(*input_range)
-        return found
+            endpoints[EXPLAIN] = self._of_images(built_in)
+        endpoints.update((name, self._explainer(name, explainer)) for name, explainer in explainers.items())
+        if self.takes_bytes and input_range is not None:
+            endpoints[BYTES] = self._of_bytes(*input_range)
+        return endpoints
 
-    def tapped(self, wanted):
+    def tapped(self, taps):
         """Endpoint of several taps in one pass; the gradient of one of them would pass all."""
+        return self._of_images(self._pass(taps))
 
-        def several(images):
-            found = self._every(images)
-            return {name: found[name] for name in wanted}
+    def _pass(self, taps):
+        """Function from images to several taps by name, traced once for all endpoints that call it."""
+        taps = tuple(taps)
+        if taps not in self._passes:
+            forward = _forward(self._tap_of(list(taps)))
+            self._passes[taps] = self._traced(
+                lambda images: dict(zip(taps, map(_widened, forward(images)), strict=True))
+            )
+        return self._passes[taps]
 
-        return self._of_images(several)
+    def _tap_of(self, name):
+        return tap(self.model, name, blank(self.images.shape[1:]), self._output)
 
     def _traced(self, function):
-        return tf.function(function, [tf.TensorSpec(self.shape, "float32")], autograph=False)
+        return tf.function(function, [tf.TensorSpec(self.images.shape, self.images.dtype)], autograph=False)
 
     def _of_images(self, function):
-        def endpoint(images):
-            return function(_checked(images, self.shape))
+        return tf.function(lambda images: function(_checked(images, self.images)), [self.images], autograph=False)
 
-        return tf.function(endpoint, [tf.TensorSpec(self.shape, "float32", "images")], autograph=False)
-
-    def _scores_and_class(self, images):
-        outputs = self.model(images, training=False)
-        return {"outputs": outputs, "class": tf.argmax(outputs, axis=-1)}
+    def _outputs_and_class(self, images):
+        output, scores = self.subject.answer(images)
+        return {"outputs": _widened(output), "class": tf.argmax(scores, axis=-1)}
 
     def _tap(self, name):
-        if self.model.taps[name] is self.model.outputs[0]:
-            return self._of_images(lambda images: {"outputs": self._scores(images)["outputs"]})
-        function = tap(self.model, name)  # on its own, so that neither it nor its gradient computes the others
-        return self._of_images(lambda images: {"outputs": function(images, training=False)})
+        declared = getattr(self.model, "taps", {})
+        if name in declared and declared[name] is self.model.outputs[0]:
+            return self._of_images(lambda images: {"outputs": self._answer(images)["outputs"]})
+        forward = _forward(self._tap_of(name))  # on its own, so that neither it nor its gradient computes the others
+        return self._of_images(lambda images: {"outputs": _widened(forward(images))})
 
     def _built_in(self):
         """The explanation that the model computes anyway, a function of images; None for a model without one."""
         # Not the explainers of ``explain``, which are for arrays, in batches, and of one class at a time.
-        taps = names(self.model)
-        if {"attention", "lengths"} <= set(taps):
+        known = set(names(self.model))
+        if {"attention", "lengths"} <= known and self.subject.kind == "lengths":
             return self._graph_attention
-        if {"attention_0", "features", "logits"} <= set(taps):
+        if {"attention_0", "features"} <= known:
             return self._rollout
         return None
 
     def _graph_attention(self, images):
-        taps = self._every(images)
+        taps = self._pass(names(self.model))(images)
         lengths, maps = taps["lengths"], tf.reduce_mean(taps["attention"], axis=3)
         return {"outputs": lengths, "class": tf.argmax(lengths, axis=-1), "maps": maps}
 
     def _rollout(self, images):
-        taps = self._every(images)
+        taps = self._pass(names(self.model))(images)
         height, width = taps["features"].shape[1:3]
         blocks = sorted(name for name in taps if re.fullmatch(r"attention_\d+", name))
         blocks = [taps[f"attention_{index}"] for index in range(len(blocks))]
-        fused = [tf.reduce_mean(tf.cast(scores, "float32"), axis=1) for scores in blocks]
+        fused = [tf.reduce_mean(scores, axis=1) for scores in blocks]
         patches = attention_rollout(fused, blocks[0].shape[-1] - height * width)
-        maps = tf.image.resize(tf.reshape(patches, (-1, height, width, 1)), images.shape[1:3])[..., 0]
-        return {"outputs": taps["logits"], "class": tf.argmax(taps["logits"], axis=-1), "maps": maps}
+        maps = tf.image.resize(tf.reshape(patches, (-1, height, width, 1)), self.images.shape[1:3])[..., 0]
+        if getattr(self.model, "taps", None):
+            answer = {"outputs": taps["logits"], "class": tf.argmax(taps["logits"], axis=-1)}
+        else:  # the scores of a model around the one that has the attention are its own
+            answer = self._answer(images)
+        return {**answer, "maps": maps}
 
     def _explainer(self, name, explainer):
         function = getattr(explainer, "on_tensors", explainer)
-        specs = [tf.TensorSpec(self.shape, "float32", "images"), tf.TensorSpec((None,), "int64", "target")]
+        specs = [self.images, tf.TensorSpec((None,), "int64", "target")]
 
         def endpoint(images, target):
-            images = _checked(images, self.shape)
-            found = self._scores(images)
+            images = _checked(images, self.images)
+            answer = self._answer(images)
             target = _checked_target(target, tf.shape(images)[0], self.classes)
-            ids = tf.cast(tf.where(target == PREDICTED, found["class"], target), "int32")
+            ids = tf.cast(tf.where(target == PREDICTED, answer["class"], target), "int32")
             try:
-                maps = tf.convert_to_tensor(function(images, ids))
+                maps = tf.convert_to_tensor(function(tf.cast(images, "float32"), ids))
             except (NotImplementedError, TypeError, AttributeError) as error:  # of symbolic tensors
                 raise ValueError(
                     f"Explainer {name!r} cannot run inside an endpoint: expected one of keras_capsvit.explain with "
                     "on_tensors (LRP, CLRP, Saliency, GraphAttention, AttentionRollout, ...), or a callable "
                     f"(images, ids) → maps of tensors; received {type(explainer).__name__}: {error}"
                 ) from error
-            return {**found, "maps": maps}
+            self._check_maps(name, maps.shape)
+            return {**answer, "maps": maps}
 
-        return tf.function(endpoint, specs, autograph=False)
+        endpoint = tf.function(endpoint, specs, autograph=False)
+        self._check_owner(name, explainer, endpoint.get_concrete_function())
+        return endpoint
+
+    def _check_maps(self, name, shape):
+        sizes = tuple(self.images.shape[1:])
+        allowed = [sizes[:-1], sizes] if len(sizes) == 3 else [sizes]
+        fits = shape.rank is not None and any(
+            len(shape) == 1 + len(each)
+            and shape[0] is None
+            and all(size in (None, own) or own is None for size, own in zip(shape[1:], each, strict=True))
+            for each in allowed
+        )
+        if not fits:
+            expected = " or ".join(str((None, *each)) for each in allowed)
+            raise ValueError(
+                f"Expected explainer {name!r} to return one map per image, of shape {expected}; received "
+                f"{tuple(shape) if shape.rank is not None else 'an unknown shape'}."
+            )
+
+    def _check_owner(self, name, explainer, traced):
+        """Refuse explainers that read other variables than the model: the SavedModel holds those of one model."""
+        variables = [getattr(variable, "value", variable) for variable in getattr(explainer, "variables", ())]
+        read = [*_resources(traced), *(variable.handle for variable in variables)]
+        if any(id(handle) not in self._own for handle in read):
+            raise ValueError(
+                f"Expected explainer {name!r} to be made of {self.subject.name}, the model that is exported; it reads "
+                f"variables of another. Make it anew: explain.{type(explainer).__name__}(model, ...)."
+            )
 
     def _of_bytes(self, low, high):
-        height, width, channels = self.shape[1:]
+        height, width, channels = self.images.shape[1:]
 
-        def decode(one):
+        def decode(file):
             with tf.name_scope("encoded"):  # which the decoder's error tells
-                pixels = tf.io.decode_image(one, channels=channels, expand_animations=False)
+                pixels = tf.io.decode_image(file, channels=channels, expand_animations=False)
             pixels.set_shape((None, None, channels))
             pixels = tf.image.resize(tf.cast(pixels, "float32"), (height, width), antialias=True)
-            return low + (high - low) * tf.clip_by_value(pixels / 255, 0, 1)
+            pixels = low + (high - low) * tf.clip_by_value(pixels / 255, 0, 1)
+            return pixels if self.images.dtype.is_floating else tf.cast(tf.round(pixels), self.images.dtype)
 
         def endpoint(encoded):
-            pixels = tf.TensorSpec(self.shape[1:], "float32")
-            return self._scores(tf.map_fn(decode, _checked_bytes(encoded), fn_output_signature=pixels))
+            pixels = tf.TensorSpec(self.images.shape[1:], self.images.dtype)
+            return self._answer(tf.map_fn(decode, _checked_bytes(encoded), fn_output_signature=pixels))
 
         return tf.function(endpoint, [tf.TensorSpec((None,), tf.string, "encoded")], autograph=False)
 
 
-def _all_taps(model):
-    wanted = names(model)
-    forward = tap(model, wanted)
-    return lambda images: dict(zip(wanted, forward(images, training=False), strict=True))
+def blank(shape):
+    """One image of zeros, for a look at a model, of some size where the shape leaves it open."""
+    return tf.zeros((1, *(size or 64 for size in shape)))
 
 
-def _checked(images, shape):
+def _forward(function):
+    """A model or callable as a function of images alone."""
+    arguments = {"training": False} if isinstance(function, keras.Layer) else {}
+    return lambda images: function(images, **arguments)
+
+
+def _widened(tensor):
+    """A tensor, of float32 if it is of half precision, which clients hardly know."""
+    return tf.cast(tensor, "float32") if tensor.dtype in (tf.float16, tf.bfloat16) else tensor
+
+
+def _number_of_classes(shape, name):
+    if shape[-1] is None:
+        raise ValueError(f"Expected a known number of classes; {name} returns {tuple(shape)}.")
+    return max(2, shape[-1])  # a single score decides between two
+
+
+def _resources(traced):
+    """Handles of the variables, and other resources, that a concrete function reads."""
+    return [tensor for tensor in traced.captured_inputs if tensor.dtype == tf.resource]
+
+
+def _checked(images, spec):
     """``images``, once they are known to be of a shape, at least one, and finite."""
     # The signature alone does not keep other shapes out where a graph is fed directly, as TF Serving and C do.
-    seen = tf.ensure_shape(images, shape, name="images")
-    checks = [
-        _require(tf.shape(seen)[0] > 0, "images", "at least one image; received an empty batch"),
-        _require(tf.reduce_all(tf.math.is_finite(seen)), "images", "finite pixels; received NaN or infinite ones"),
-    ]
+    seen = tf.ensure_shape(images, spec.shape, name="images")
+    checks = [_require(tf.shape(seen)[0] > 0, "images", "at least one image; received an empty batch")]
+    if spec.dtype.is_floating:
+        finite = tf.reduce_all(tf.math.is_finite(seen))
+        checks.append(_require(finite, "images", "finite pixels; received NaN or infinite ones"))
     # Only the order of execution depends on the checks: gradients and relevance pass the identity alone.
     with tf.control_dependencies(checks):
         return tf.identity(images)

@@ -7,29 +7,45 @@ import shutil
 import uuid
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_capsvit.serving import warmup as warming
-from keras_capsvit.serving.endpoints import BYTES, DEFAULT, Endpoints
-from keras_capsvit.taps import names
+from keras_capsvit.serving.endpoints import BYTES, DEFAULT, EXPLAIN, Endpoints, blank
+from keras_capsvit.taps import input_range as range_of
+from keras_capsvit.taps import names, scores, tap
+from keras_capsvit.taps.declared import SCORES
 
 CARD = "model_card.json"
 _MEASURED = ("version", "input", "classes", "endpoints", "made_with")  # what the card says by itself
+_READ = "from the model"  # of the range of pixels
 
 
-def export(model, path, *, taps=None, explainers=None, warmup=None, input_range=(0.0, 1.0), card=None):
+def export(
+    model,
+    path,
+    *,
+    output=None,
+    input_shape=None,
+    taps=None,
+    explainers=None,
+    warmup=None,
+    input_range=_READ,
+    card=None,
+):
     """Write ``path/<version>/``, a SavedModel with dynamic batch size that TF Serving loads as it is.
 
-    Signatures, from ``images (b, H, W, C)`` float32 unless said otherwise:
+    Signatures, from ``images (b, H, W, C)`` unless said otherwise, which are float32, or of the integers that the model
+    takes; what comes out in half precision is float32:
 
     - ``serving_default`` → ``{"outputs": (b, M), "class": (b,)}``, what ``model(x)`` returns, and the class of the
-      highest score, int64;
+      highest score, int64: of one sigmoid output ``(b, 1)`` 1 where it is above 1/2, else 0;
     - one per tap → ``{"outputs": ...}``;
     - ``explain``, where the model explains itself → ``{"outputs", "class", "maps"}``. Of a graph capsule network maps
       are ``(b, h, w, M)``, the attention of the nodes for every class, averaged over heads (thesis Eq. 3.7); of a
       vision transformer ``(b, H, W)``, the rollout (see ``explain.AttentionRollout``);
     - one per explainer, from ``images`` and ``target (b,)`` int64, class ids or -1 for the predicted class →
-      ``{"outputs", "class", "maps"}``, maps ``(b, H, W)``;
+      ``{"outputs", "class", "maps"}``, maps ``(b, H, W)`` or ``(b, H, W, C)``; they receive float32 images;
     - ``serve_bytes``, from ``encoded (b,)``, strings with JPEG or PNG files of any size, in colour or not, which are
       resized to ``(H, W)`` and scaled to ``input_range`` → as ``serving_default``. Only of models that take images of a
       fixed size with one or three channels.
@@ -40,23 +56,31 @@ def export(model, path, *, taps=None, explainers=None, warmup=None, input_range=
     is killed leaves no version, only that hidden folder. Several exporters may write to one path.
 
     Args:
-        model: functional Keras model with one input and one output ``(b, M)``.
+        model: Keras model of any kind with one input, images, and class scores ``(b, M)``, or one score ``(b, 1)`` that
+            decides between two classes.
         path: str or path of the folder that TF Serving calls the model's base path.
-        taps: list of str, the taps to export; None for all.
+        output: str or int, which of several outputs are the class scores.
+        input_shape: tuple ``(H, W, C)``, of a subclassed model that was not called yet, or to fix sizes that a model
+            leaves open.
+        taps: list of str, the intermediates to export: names of ``taps.tap``, such as declared taps, layers,
+            ``"features"`` and ``"attention_0"``; None for all that the model, or the one inside it, declares.
         explainers: dict from endpoint names to explainers of this model (``LRP``, ``CLRP``, ``Saliency``,
             ``GraphAttention``, ...) or callables ``(images, ids) → maps`` of tensors, ids ``(b,)`` int32. The name
             ``explain`` replaces the built-in explanation. Relevance keeps the weights of now as constants of its own.
         warmup: images ``(b, H, W, C)``, which TF Serving sends to every endpoint before it takes requests; needs the
             extra ``serving``.
-        input_range: pair of floats, the lowest and highest pixel that the model takes.
+        input_range: pair of floats, the lowest and highest pixel that the model takes; left out, it is read from the
+            model (see ``taps.input_range``); None for an export without ``serve_bytes``.
         card: dict of what else is to be in the model card, such as ``accuracy`` and ``trained``; JSON values.
 
     Returns:
         pathlib.Path of the new version folder, one above the highest version in ``path``.
 
     Raises:
-        ValueError: on a backend other than TensorFlow; for a model without a fixed input or scores, taps that are none,
-            names of explainers that other endpoints have, explainers that cannot run in a graph, warm-up images of
+        ValueError: on a backend other than TensorFlow; for what is no Keras model, or one without scores, with several
+            inputs, with several outputs unless ``output`` names one, with channels in front, or that does not tell the
+            shape of its images or the range of their pixels; for taps that are none, names that other endpoints have,
+            explainers that cannot run in a graph, are of another model, or return no maps; for warm-up images of
             another shape, and cards that are no JSON or contradict what is measured.
         ImportError: for ``warmup`` without tensorflow-serving-api.
 
@@ -64,31 +88,32 @@ def export(model, path, *, taps=None, explainers=None, warmup=None, input_range=
 
         serving.export(model, "saved_models/digits", explainers={"lrp": explain.LRP(model, "epsilon")}, warmup=x[:8])
     """
-    _check_model(model)
+    subject, shape = _checked_model(model, output, input_shape)
     path, explainers = pathlib.Path(path), dict(explainers or {})
-    wanted = _checked_taps(model, taps)
-    _check_names(explainers, {DEFAULT, BYTES, *names(model)})
-    input_range = _checked_range(input_range)
+    builder = Endpoints(subject, shape, output)
+    taps = _checked_taps(subject, shape, output, taps)
+    _check_names(explainers, {DEFAULT, BYTES, *names(model), *taps})
+    input_range = _checked_range(model, input_range, builder.takes_bytes)
     card = _checked_card(card)
-    shape = tuple(model.inputs[0].shape[1:])
     if warmup is not None:
-        warmup = warming.check(warmup, shape)
+        warmup = warming.check(warmup, builder.images)
     for explainer in explainers.values():
         if hasattr(explainer, "refresh"):  # relevance has folded the weights of the time when it was made
             explainer.refresh()
 
     module = tf.Module()
-    module.model_variables = [variable.value for variable in model.variables]  # what the endpoints read
-    build = Endpoints(model)
-    endpoints = build.signatures(wanted, explainers, input_range)
-    if wanted:  # no signature; for ``load``, where several taps are wanted of one pass
-        module.tapped = build.tapped(wanted)
+    endpoints = builder.signatures(taps, explainers, input_range)
+    if taps:  # no signature; for ``load``, where several taps are asked for in one pass
+        module.tapped = builder.tapped(taps)
     signatures = {name: function.get_concrete_function() for name, function in endpoints.items()}
+    # What the endpoints read: variables of Keras, and those of TensorFlow that a subclass may have.
+    module.model_variables = [variable.value for variable in model.variables]
+    module.other_variables = [variable for function in signatures.values() for variable in function.variables]
     card = {
         "name": model.name,
         "version": None,
-        "input": {"name": "images", "shape": [None, *shape], "dtype": "float32", "range": input_range},
-        "classes": model.outputs[0].shape[-1],
+        "input": {"name": "images", "shape": [None, *shape], "dtype": builder.images.dtype.name, "range": input_range},
+        "classes": builder.classes,
         **card,
         "endpoints": {name: _described(function) for name, function in signatures.items()},
         "made_with": {"tensorflow": tf.__version__, "keras": keras.__version__},
@@ -137,26 +162,64 @@ def _described(function):
     }
 
 
-def _check_model(model):
+def _checked_model(model, output, input_shape):
+    """Scores of a model, and the shape of its images."""
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
             f"Export needs the tensorflow backend; received {keras.backend.backend()!r}. Save the model as .keras and "
             "load it in a process with KERAS_BACKEND=tensorflow."
         )
-    if len(getattr(model, "inputs", None) or ()) != 1:
-        raise ValueError("Expected a functional model with one input; build or call the model first.")
-    if len(model.outputs) != 1 or len(model.outputs[0].shape) != 2:
-        shapes = [tuple(output.shape) for output in model.outputs]
-        raise ValueError(f"Expected a model with one output, class scores (batch, classes); received {shapes}.")
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            f"Expected a Keras model, whose variables are saved along; received {type(model).__name__}. Put a callable "
+            "into the call of a subclass of keras.Model."
+        )
+    subject = scores(model, output)
+    shape = subject.input_shape
+    if input_shape is None and shape is None:
+        raise ValueError(
+            f"Expected a model that tells the shape of its images; {model.name} does not. Call it on images "
+            "(b, H, W, C) first, or pass input_shape=(H, W, C)."
+        )
+    if input_shape is not None:
+        input_shape = tuple(input_shape)
+        sizes = shape if getattr(model, "inputs", None) else (None,) * len(input_shape)
+        if not tf.TensorShape(sizes).is_compatible_with(input_shape):
+            raise ValueError(f"Expected input_shape= of images that fit {(None, *sizes)}; received {input_shape}.")
+        shape = input_shape
+    if not model.built:
+        model(blank(shape))
+        subject = scores(model, output)  # with the variables that it has now
+    return subject, shape
 
 
-def _checked_taps(model, wanted):
-    known = names(model)
-    wanted = known if wanted is None else list(dict.fromkeys(wanted))
-    unknown = [name for name in wanted if name not in known]
-    if unknown:
-        raise ValueError(f"Expected taps of {model.name}, which has {known}; received {unknown}.")
+def _checked_taps(subject, shape, output, wanted):
+    """Names of taps without duplicates."""
+    model = subject.model
+    if wanted is None:
+        return [name for name in names(model) if _tells_scores(subject, name, shape, output) is not False]
+    wanted = list(dict.fromkeys([wanted] if isinstance(wanted, str) else wanted))
+    reserved = [name for name in wanted if name in (DEFAULT, EXPLAIN, BYTES)]
+    if reserved:
+        raise ValueError(f"Expected taps of other names than endpoints have; received {reserved}. Rename the layers.")
+    if wanted:
+        tap(model, wanted, blank(shape), output)  # refuses what is none
+    other = [name for name in wanted if _tells_scores(subject, name, shape, output) is False]
+    if other:
+        raise ValueError(
+            f"Expected taps {list(SCORES)} to be the class scores of {subject.name}, which the exported model "
+            f"would take them for; received {other}, of a layer or a model inside. Leave it out, or rename the layer."
+        )
     return wanted
+
+
+def _tells_scores(subject, name, shape, output):
+    """Whether a tap that is called as class scores are is these; None of others, which are called otherwise."""
+    if name not in SCORES or getattr(subject.model, "taps", None):
+        return None
+    pixels = np.random.default_rng(0).uniform(size=(2, *blank(shape).shape[1:])).astype("float32")
+    tapped, expected = tap(subject.model, name, pixels, output)(pixels), subject(pixels)
+    return tapped.shape == expected.shape and bool(np.allclose(tapped, expected, rtol=1e-4, atol=1e-5))
 
 
 def _check_names(explainers, taken):
@@ -170,9 +233,24 @@ def _check_names(explainers, taken):
             raise ValueError(f"Expected explainer {name!r} to be callable; received {type(explainer).__name__}.")
 
 
-def _checked_range(input_range):
-    low, high = map(float, input_range)
-    if not low < high < float("inf"):
+def _checked_range(model, input_range, needed):
+    """The range of pixels as a list of two floats; None where it is not known and not needed."""
+    if input_range is None:
+        return None
+    if isinstance(input_range, str) and input_range == _READ:
+        known = range_of(model)
+        if known is None and needed:
+            raise ValueError(
+                f"Expected to know the range of pixels that {model.name} takes, which serve_bytes scales images to; "
+                "its first layers do not tell. Pass input_range=(lowest, highest), such as (0, 1) or (0, 255), or "
+                "input_range=None for an export without serve_bytes."
+            )
+        return None if known is None else list(known)
+    try:
+        low, high = map(float, input_range)
+    except (TypeError, ValueError):
+        low = high = float("nan")
+    if not -float("inf") < low < high < float("inf"):
         raise ValueError(f"input_range must be (lowest, highest) pixel, finite; received {input_range}.")
     return [low, high]
 

@@ -1,4 +1,4 @@
-"""Loading what ``export`` wrote, as a model."""
+"""Loading SavedModels, what ``export`` wrote and others, as models."""
 
 import json
 import pathlib
@@ -9,19 +9,28 @@ import tensorflow as tf
 from keras_capsvit.serving.endpoints import DEFAULT, EXPLAIN, PREDICTED
 from keras_capsvit.serving.export import CARD, newest
 
+_IMAGES, _OUTPUTS = "images", "outputs"  # of what ``export`` wrote
 
-def load(path, version=None):
-    """Load an exported model; it is called, tapped, explained and attacked like the live one.
+
+def load(path, version=None, *, signature=None, input=None, output=None):
+    """Load a SavedModel; it is called, explained, attacked and evaluated like a live model.
+
+    Of what ``export`` wrote nothing needs to be named. Of a SavedModel that Keras or TensorFlow wrote, names that leave
+    no choice are found.
 
     Args:
-        path: what ``export`` was given; or a version folder itself.
+        path: what ``export`` was given; or a folder with ``saved_model.pb``.
         version: int, or None for the highest.
+        signature: str, the signature that computes class scores; None for ``serving_default``, or the only one.
+        input: str, the input of it that takes the images; None for ``images``, or the only one.
+        output: str, the output of it that is class scores; None for ``outputs``, or the only one.
 
     Returns:
         ServedModel.
 
     Raises:
         FileNotFoundError: if there is no SavedModel; names the folder that was searched.
+        ValueError: if a name is needed, or there is none such; lists signatures, inputs and outputs.
     """
     path = pathlib.Path(path)
     if version is None and not (path / "saved_model.pb").is_file():
@@ -33,36 +42,52 @@ def load(path, version=None):
             "...); found none. Write one with serving.export."
         )
     card = folder / CARD
-    return ServedModel(tf.saved_model.load(str(folder)), json.loads(card.read_text()) if card.is_file() else {})
+    return ServedModel(
+        tf.saved_model.load(str(folder)),
+        json.loads(card.read_text()) if card.is_file() else {},
+        signature=signature,
+        input=input,
+        output=output,
+    )
 
 
 class ServedModel:
-    """A loaded SavedModel: ``served(x)`` gives class scores ``(b, M)``; ``served.taps`` its intermediates by name.
+    """A loaded SavedModel: ``served(x)`` gives class scores as it returns them; ``served.taps`` its intermediates.
 
     Args:
         loaded: what ``tf.saved_model.load`` returned.
         card: dict, its model card.
+        signature: str, see ``load``; and so are ``input`` and ``output``.
 
     Attributes:
-        taps: dict from names to callables of images.
-        endpoints: sorted list of str, everything that ``run`` knows.
+        taps: dict from names to callables of images; empty for what ``export`` did not write.
+        endpoints: sorted list of str, everything that ``run`` knows: the signatures.
         card: dict, what ``model_card.json`` says.
         input_shape: tuple ``(None, H, W, C)``.
     """
 
-    def __init__(self, loaded, card=None):
+    def __init__(self, loaded, card=None, *, signature=None, input=None, output=None):
         self._loaded = loaded  # its variables live as long as this reference
         self.card = card or {}
         self.name = self.card.get("name", "served_model")
-        self.endpoints = sorted(loaded.signatures)
-        self.input_shape = tuple(self._inputs(DEFAULT)["images"].shape)
-        taps = (name for name in self.endpoints if set(loaded.signatures[name].structured_outputs) == {"outputs"})
-        self.taps = {name: self._outputs(name) for name in taps if name != DEFAULT}
-        self._call = self._outputs(DEFAULT)
+        self.endpoints = sorted(getattr(loaded, "signatures", {}))
+        if not self.endpoints:
+            raise ValueError(
+                "Expected a SavedModel with signatures; received one without. Pass tf.saved_model.save(..., "
+                "signatures=...) a tf.function of images."
+            )
+        self._signature = self._named("signature", self.endpoints, signature, DEFAULT)
+        self._input = self._named("input", self._inputs(self._signature), input, _IMAGES)
+        self._output = self._named("output", self._outputs(self._signature), output, _OUTPUTS)
+        self.input_shape = tuple(self._inputs(self._signature)[self._input].shape)
+        self.taps = {}
+        if self._signature == DEFAULT and set(self._outputs(DEFAULT)) == {_OUTPUTS, "class"}:  # written by ``export``
+            names = [name for name in self.endpoints if set(self._outputs(name)) == {_OUTPUTS}]
+            self.taps = {name: self._tap(name) for name in names}
 
     def __call__(self, x):
-        """Class scores ``(b, M)`` of images ``(b, H, W, C)``."""
-        return self._call(x)
+        """Class scores ``(b, M)`` of images ``(b, H, W, C)``, with the softmax or sigmoid that the model ends in."""
+        return self.run(self._signature, **{self._input: x})[self._output]
 
     def predict(self, x, batch_size=128):
         """Class scores ``(n, M)`` of images ``(n, H, W, C)`` as a NumPy array, in batches of int ``batch_size``."""
@@ -83,22 +108,24 @@ class ServedModel:
         Raises:
             ValueError: if there is no such endpoint, and for a target that the endpoint does not take.
         """
-        explainers = [name for name in self.endpoints if "maps" in self._loaded.signatures[name].structured_outputs]
+        explainers = [name for name in self.endpoints if "maps" in self._outputs(name)]
         if endpoint not in explainers:
             raise ValueError(f"The exported model has no explanation {endpoint!r}; it has {explainers}.")
-        if "target" in self._inputs(endpoint):
+        inputs = set(self._inputs(endpoint))
+        given = dict.fromkeys(inputs - {"target"}, x)
+        if "target" in inputs:
             ids = np.asarray(PREDICTED if target is None else target)
-            return self.run(endpoint, images=x, target=np.broadcast_to(ids, len(x)) if ids.ndim == 0 else ids)
-        if target is not None:
+            given["target"] = np.broadcast_to(ids, len(x)) if ids.ndim == 0 else ids
+        elif target is not None:
             raise ValueError(f"{endpoint!r} explains all classes at once and takes no target.")
-        return self.run(endpoint, images=x)
+        return self.run(endpoint, **given)
 
     def run(self, endpoint, **inputs):
         """What an endpoint answers.
 
         Args:
             endpoint: str, one of ``endpoints``.
-            **inputs: by the names of its signature: ``images``, ``target``, ``encoded``.
+            **inputs: by the names of its signature: ``images``, ``target``, ``encoded`` of what ``export`` wrote.
 
         Returns:
             dict of tensors.
@@ -116,30 +143,60 @@ class ServedModel:
 
     def together(self, names):
         """Callable from images to the list of several taps, in one pass."""
-        spec = self._inputs(DEFAULT)["images"]
+        spec = self._inputs(self._signature)[self._input]
 
         @tf.function(autograph=False)
-        def several(images):  # compiled, so that what nobody wants is not computed
-            found = self._loaded.tapped(images)
-            return [found[name] for name in names]
+        def several(images):  # compiled, so that what nobody asks for is not computed
+            tapped = self._loaded.tapped(images)
+            return [tapped[name] for name in names]
 
         return lambda x: several(_fitted(spec, x))
 
     def traced_function(self):
-        """``(function, tf.TensorSpec of its images)``, what ``taps`` reads the graph of."""
-        return (lambda x: self._loaded.signatures[DEFAULT](images=x)), self._inputs(DEFAULT)["images"]
+        """``(function, tf.TensorSpec of its images)``, what ``taps`` reads the graph of.
 
-    def _outputs(self, endpoint):
-        return lambda x: self.run(endpoint, images=x)["outputs"]
+        Raises:
+            ValueError: for a signature with further inputs.
+        """
+        specs = self._inputs(self._signature)
+        if len(specs) > 1:
+            raise ValueError(
+                f"Expected a signature that takes images only; {self._signature!r} takes {sorted(specs)}. Load another "
+                f"one with signature=, or pass a callable that has the others' values inside, such as lambda x: "
+                f"served.run({self._signature!r}, {self._input}=x, ...)[{self._output!r}]."
+            )
+        function = self._loaded.signatures[self._signature]
+        return (lambda x: function(**{self._input: x})[self._output]), specs[self._input]
+
+    def _tap(self, endpoint):
+        return lambda x: self.run(endpoint, **{_IMAGES: x})[_OUTPUTS]
 
     def _inputs(self, endpoint):
         return self._loaded.signatures[endpoint].structured_input_signature[1]
+
+    def _outputs(self, endpoint):
+        return self._loaded.signatures[endpoint].structured_outputs
+
+    def _named(self, kind, names, given, usual):
+        """One of several names: that which was given, or the only one, or the usual one."""
+        names = list(names)
+        name = names[0] if given is None and len(names) == 1 else usual if given is None else given
+        if name not in names:
+            signatures = {each: f"{list(self._inputs(each))} → {list(self._outputs(each))}" for each in self.endpoints}
+            raise ValueError(
+                f"Expected {kind}= to name one of {names}; received {given!r}. The SavedModel has "
+                f"{'; '.join(f'{each!r}: {what}' for each, what in signatures.items())}."
+            )
+        return name
 
 
 def _fitted(spec, value):
     """An input as a tensor of what a signature takes."""
     if not tf.is_tensor(value):  # NumPy would cut zeros off the end of bytes
         value = tf.convert_to_tensor(value if spec.dtype == tf.string else np.asarray(value))
+    if spec.dtype.is_integer and value.dtype.is_floating and tf.executing_eagerly():
+        whole = tf.cast(value, spec.dtype)
+        value = whole if np.array_equal(tf.cast(whole, value.dtype), value) else value
     kinds = (("floating numbers", "is_floating"), ("integers", "is_integer"))
     for kind, belongs in kinds:
         if getattr(spec.dtype, belongs) and not getattr(value.dtype, belongs):

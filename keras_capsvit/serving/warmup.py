@@ -8,24 +8,24 @@ from keras_capsvit.serving.endpoints import PREDICTED
 FILE = "assets.extra/tf_serving_warmup_requests"
 
 
-def check(images, shape):
-    """Images for warming up as a float32 array.
+def check(images, spec):
+    """Images for warming up as an array of what the endpoints take.
 
     Args:
         images: array ``(b, ...)``, ``1 <= b``.
-        shape: of one image.
+        spec: tf.TensorSpec of what the endpoints take.
 
     Raises:
         ImportError: without tensorflow-serving-api.
         ValueError: for images of another shape, none, NaN or infinite ones.
     """
     _protos()
-    images = np.asarray(images, "float32")
-    if images.ndim != len(shape) + 1 or any(s not in (None, n) for s, n in zip(shape, images.shape[1:], strict=True)):
-        raise ValueError(f"Expected warmup images of shape {(None, *shape)}; received {images.shape}.")
+    images = np.asarray(images)
+    if not spec.shape.is_compatible_with(images.shape):
+        raise ValueError(f"Expected warmup images of shape {tuple(spec.shape)}; received {images.shape}.")
     if not len(images) or not np.isfinite(images).all():
         raise ValueError("Expected at least one warmup image, and finite pixels; received none, NaN or infinite ones.")
-    return images
+    return images.astype(spec.dtype.as_numpy_dtype)
 
 
 def write(folder, endpoints, images, input_range, model):
@@ -34,12 +34,11 @@ def write(folder, endpoints, images, input_range, model):
     Args:
         folder: pathlib.Path of the SavedModel.
         endpoints: dict from names to tf.functions with an ``input_signature``.
-        images: float32 array ``(b, ...)``.
-        input_range: pair of floats, of the pixels.
+        images: array ``(b, ...)``, see ``check``.
+        input_range: pair of floats, of the pixels; None if no endpoint takes files.
         model: str, the name that requests are for.
     """
     predict_pb2, prediction_log_pb2 = _protos()
-    low, high = input_range
     (folder / FILE).parent.mkdir()
     with tf.io.TFRecordWriter(str(folder / FILE)) as file:
         for name, function in endpoints.items():
@@ -49,6 +48,7 @@ def write(folder, endpoints, images, input_range, model):
                 if spec.name == "target":
                     value = np.full(len(images), PREDICTED)
                 elif spec.name == "encoded":
+                    low, high = input_range
                     pixels = np.rint(255 * (images - low) / (high - low)).clip(0, 255).astype("uint8")
                     value = [tf.io.encode_png(one).numpy() for one in pixels]
                 else:

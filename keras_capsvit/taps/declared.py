@@ -52,6 +52,9 @@ def tap(model, name):
             return taps[0]
         return model.together(listed) if hasattr(model, "together") else lambda x: [each(x) for each in taps]
     inputs = model.inputs[0] if len(model.inputs) == 1 else model.inputs
+    if not isinstance(name, str) and len(listed) == 1:  # of which Keras would return the tensor itself
+        single = keras.Model(inputs, taps[0], name=f"{model.name}_tap")
+        return lambda x, training=False: [single(x, training=training)]
     return keras.Model(inputs, taps[0] if isinstance(name, str) else taps, name=f"{model.name}_tap")
 
 

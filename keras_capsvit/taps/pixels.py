@@ -18,7 +18,7 @@ def input_range(model):
     """The range of pixels that a model takes.
 
     A first layer that scales or normalises tells: it makes [0, 255] or [0, 1] as wide as networks want it. Models of
-    this package without one take [0, 1].
+    integers take [0, 255], and models of this package without such a layer [0, 1].
 
     Args:
         model: live Keras model.
@@ -28,6 +28,9 @@ def input_range(model):
     """
     if not isinstance(model, keras.Model):
         return None
+    inputs = getattr(model, "inputs", None)
+    if inputs and keras.backend.is_int_dtype(inputs[0].dtype):
+        return RANGES[0]
     shape = tuple(size or 64 for size in scores(model).input_shape or ())
     first = eagerly(lambda: _first_step(model, shape)) if shape else None
     if type(first).__name__ in ("Rescaling", "Normalization"):
@@ -41,7 +44,6 @@ def input_range(model):
 def _first_step(model, shape):
     """The first layer that changes values."""
     recorder = Recorder(None)
-    dtype = model.inputs[0].dtype if getattr(model, "inputs", None) else "float32"
-    run(model, ops.convert_to_tensor(np.zeros((1, *shape), dtype)), recorder)
+    run(model, ops.convert_to_tensor(np.zeros((1, *shape), "float32")), recorder)
     layers = (layer for layer in recorder.operations.values() if type(layer).__name__ not in (*_PASSING, "Cast"))
     return next(layers, None)

@@ -188,7 +188,7 @@ def tokens(subject, x=None):
     return count - math.prod(grid), grid
 
 
-def tap(model, name):
+def tap(model, name, x=None, output=None):
     """Callable from images to a named intermediate.
 
     Args:
@@ -196,6 +196,8 @@ def tap(model, name):
         name: str: a tap that the model declares (``names(model)``); or ``"features"``, the last feature map
             ``(b, h, w, c)``; ``"attention_0"``, ``"attention_1"``, ... ``(b, heads, t, t)``; or a layer (``layers``).
             Or a list of such, for one pass that returns the list of intermediates.
+        x: images ``(b, H, W, C)``, of a model that does not tell their size.
+        output: see ``scores``.
 
     Returns:
         Callable ``x`` → tensor; a ``keras.Model``, which has ``predict`` too, where a live model declares the tap.
@@ -208,11 +210,11 @@ def tap(model, name):
     if all(each in known for each in listed):
         return declared.tap(model, name)
     try:
-        subject = scores(model)
-        look(subject)
+        subject = scores(model, output)
+        seen = look(subject, x)
     except ValueError as error:
         raise ValueError(f"{_name(model)} has no tap {listed}; it has {known}. {error}") from None
-    pick = _picker(subject, [each for each in listed if each not in known])
+    pick = _picker(subject, [each for each in listed if each not in known], seen, x)
     others = [each for each in listed if each in known]
     first = declared.tap(model, others) if others else None
 
@@ -224,14 +226,13 @@ def tap(model, name):
     return several
 
 
-def _picker(subject, names):
+def _picker(subject, names, seen, x):
     """Function from images to a dict of intermediates."""
-    seen = look(subject)
     places, positions, paths = {}, {}, {}
     for name in names:
         head, _, number = name.rpartition("_")
         if name == _STANDARD and name not in seen.shapes:
-            places[name] = feature_map(subject)
+            places[name] = feature_map(subject, x)
             paths[name] = places[name].layer
         elif head == "attention" and number.isdigit() and name not in seen.shapes:
             if int(number) >= len(seen.attentions):

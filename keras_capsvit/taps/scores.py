@@ -23,6 +23,15 @@ Attributes:
     formats: dict from names of layers that have one to their ``data_format``.
 """
 
+_Ran = collections.namedtuple("_Ran", "returned output activation linear values attentions")
+_Ran.__doc__ = """One pass.
+
+Attributes:
+    returned: tensor, the class scores as the model returns them; None of a served one.
+    output: tensor, what its ``activation`` at the end, a str or None, is of; ``linear``, whether that is computed so.
+    values: list of tensors, of layers; ``attentions``: of attentions.
+"""
+
 _NOISE = 8  # images that a model is asked what kind of scores it returns
 _TINY = 1e-30  # probabilities below this count as this
 
@@ -34,7 +43,9 @@ class Scores:
         model: what the scores are of.
         name: str.
         variables: list of keras.Variable, what the scores depend on besides the images.
-        input_shape: tuple ``(H, W, C)``, None where the model leaves it open; None for a callable that tells none.
+        input_shape: tuple ``(H, W, C)``, None where the model leaves it open; None for a callable that tells none. Of a
+            subclass that of the images that it was first called with.
+        dtype: str, of the images that the model takes.
     """
 
     def __init__(self, model, output=None):
@@ -45,7 +56,7 @@ class Scores:
         if self._declared and output is not None:
             raise ValueError(f"{self.name} has one output, its {self._declared}; received output={output!r}.")
         self._source = _source(model, output, self.name)
-        self.input_shape = self._source.input_shape
+        self.input_shape, self.dtype = self._source.input_shape, self._source.dtype
         self._probabilities = None  # whether they are that, where no activation can be undone
         self._continues = None  # whether a model of integers can be run on floats
         self._opaque = False
@@ -86,14 +97,30 @@ class Scores:
             ValueError: for layers that the model does not run, a model without class scores, and one of integers that
                 cannot be run on floats.
         """
-        output, activation, linear, *values = self._forward(x, layers, attention, offsets)
-        return self._as_scores(output, activation, linear, x), *values
+        ran = self._forward(x, layers, attention, offsets)
+        return self._as_scores(ran, x), ran.values, ran.attentions
 
     def intermediates(self, x, layers=(), *, attention=False):
         """What layers and attentions return, also of a model without class scores; see ``recorded``."""
-        return self._forward(x, layers, attention, None)[3:]
+        ran = self._forward(x, layers, attention)
+        return ran.values, ran.attentions
 
-    def _forward(self, x, layers, attention, offsets):
+    def answer(self, x):
+        """What a live model returns, and its class scores, in one pass.
+
+        Args:
+            x: tensor ``(b, H, W, C)``.
+
+        Returns:
+            ``(output (b, N), scores (b, M))``: the output with its softmax or sigmoid, and the scores before it.
+        """
+        if self._declared:
+            output = self.model(x, training=False)
+            return output, ops.cast(output, "float32")
+        ran = self._forward(x)
+        return ran.returned, self._as_scores(ran, x)
+
+    def _forward(self, x, layers=(), attention=False, offsets=None):
         return self._source.forward(x, layers, attention, offsets, self._continues_on_floats(x))
 
     def look(self, shape):
@@ -123,7 +150,8 @@ class Scores:
 
         return call
 
-    def _as_scores(self, output, activation, linear, x):
+    def _as_scores(self, ran, x):
+        output = ran.output
         if len(output.shape) != 2:
             raise ValueError(
                 f"Expected a model with class scores of shape (batch, classes); {self.name} returns "
@@ -131,9 +159,9 @@ class Scores:
             )
         output = ops.cast(output, "float32")
         single = output.shape[-1] == 1
-        if single and activation == "softmax":
+        if single and ran.activation == "softmax":
             raise ValueError(f"{self.name} ends in the softmax of one unit, which is 1 for every image; use a sigmoid.")
-        if activation is None and not linear and self._are_probabilities(x):
+        if ran.activation is None and not ran.linear and self._are_probabilities(x):
             tail = ops.log(ops.maximum(1 - output, _TINY)) if single else 0.0
             output = ops.log(ops.maximum(output, _TINY)) - tail
         return ops.concatenate([-output, output], axis=-1) if single else output
@@ -152,7 +180,7 @@ class Scores:
 
     def _look(self, shape):
         values = np.concatenate(
-            [ops.convert_to_numpy(self._source.forward(images)[0]) for images in np.split(self.noise(shape), 2)]
+            [ops.convert_to_numpy(self._source.forward(images).output) for images in np.split(self.noise(shape), 2)]
         ).astype("float64")
         inside = np.all((values >= 0) & (values <= 1 + 1e-5))
         if values.shape[-1] == 1:
@@ -165,28 +193,28 @@ class Scores:
             raise ValueError(f"Expected images of a known size; {self.name} was called with {shape}.")
         noise = np.random.default_rng(0).uniform(size=(_NOISE, *shape))
         noise[_NOISE // 2 :] *= 255
-        return noise.astype(self._source.dtype)
+        return noise.astype(self.dtype)
 
     def _continues_on_floats(self, x):
         """Whether the model takes integers, and ``x`` has to go round the cast to these; or an error."""
-        if not keras.backend.is_int_dtype(self._source.dtype) or not keras.backend.is_float_dtype(x.dtype):
+        if not keras.backend.is_int_dtype(self.dtype) or not keras.backend.is_float_dtype(x.dtype):
             return False
         if self._continues is None:
             self._continues = eagerly(lambda: self._same_on_floats(tuple(x.shape[1:])))
         if not self._continues:
             raise ValueError(
-                f"{self.name} takes {self._source.dtype} images and does not compute the same from floats, so that no "
+                f"{self.name} takes {self.dtype} images and does not compute the same from floats, so that no "
                 "gradient reaches its pixels. Expected a model whose first step casts them to floats; pass the part "
                 "of it that follows."
             )
         return True
 
     def _same_on_floats(self, shape):
-        images = (250 * np.random.default_rng(0).uniform(size=(2, *shape))).astype(self._source.dtype)
-        exact = ops.convert_to_numpy(self._source.forward(images)[0])
+        images = (250 * np.random.default_rng(0).uniform(size=(2, *shape))).astype(self.dtype)
+        exact = ops.convert_to_numpy(self._source.forward(images).output)
         try:
             floats, between = (
-                ops.convert_to_numpy(self._source.forward((images + more).astype("float32"), continued=True)[0])
+                ops.convert_to_numpy(self._source.forward((images + more).astype("float32"), continued=True).output)
                 for more in (0.0, 0.5)
             )
         except (TypeError, ValueError):
@@ -209,21 +237,22 @@ class _Live:
 
     def forward(self, x, layers=(), attention=False, offsets=None, continued=False):
         recorder = Recorder(layers, attention=attention, offsets=offsets, keeps_floats=continued)
-        output = self._run(x, recorder)
+        returned = self._run(x, recorder)
         missing = [name for name in layers if name not in recorder.outputs]
         if missing:
             raise ValueError(f"Expected layers that {self._name} runs; received {missing}. See taps.layers.")
         values = [recorder.outputs[name] for name in layers]
-        if not ops.is_tensor(output):
-            output = _as_tensor(output, self._name)
-        before, linear = recorder.before_activation(output), False
+        returned = returned if ops.is_tensor(returned) else _as_tensor(returned, self._name)
+        before, linear = recorder.before_activation(returned), False
         if before is None and keras.backend.backend() == "tensorflow" and not autodiff.executes_eagerly():
             graphs = _graphs()
-            before, linear = graphs.before_activation(output), output.op.type in graphs.LINEAR_ENDS
-            if before is None and output.op.type in graphs.CALLS and not (layers or attention):
-                return self._unfolded(x)
-        output, activation = (output, None) if before is None else before
-        return output, activation, linear, values, recorder.attention
+            before, linear = graphs.before_activation(returned), returned.op.type in graphs.LINEAR_ENDS
+            if before is None and returned.op.type in graphs.CALLS and not (layers or attention):
+                program = graphs.program_of(lambda x: self._selected(self._model(x)), x)
+                output = program.run(x)[0]
+                return _Ran(returned, output, program.activation, program.ends_linearly, [], [])
+        output, activation = (returned, None) if before is None else before
+        return _Ran(returned, output, activation, linear, values, recorder.attention)
 
     def look(self, x):
         recorder = Recorder(None, attention=True)
@@ -252,15 +281,16 @@ class _Live:
             outputs = {name: outputs[name] for name in names}
         return chosen_output(outputs, self._output, self._name)
 
-    def _unfolded(self, x):
-        program = _graphs().program_of(lambda x: self._selected(self._model(x)), x)
-        return program.run(x)[0], program.activation, program.ends_linearly, [], []
-
 
 class _Served:
     """Functions of SavedModels (TensorFlow)."""
 
     def __init__(self, function, spec, output, name):
+        if spec.shape.rank is None or spec.shape[0] is not None:
+            raise ValueError(
+                f"Expected images (b, H, W, C) of any number b; {name} takes {spec.shape}. Save it with a "
+                "tf.TensorSpec((None, H, W, C)), or pass a callable that asks it image by image."
+            )
         self._function, self._spec, self._output, self._name = function, spec, output, name
         self.input_shape, self.dtype = tuple(spec.shape[1:]), spec.dtype.name
 
@@ -276,7 +306,8 @@ class _Served:
         if missing:
             raise ValueError(f"Expected nodes of {self._name}; received {missing}. See taps.layers.")
         output, values = program.run(ops.convert_to_tensor(x), (*layers, *squares), offsets, continued)
-        return output, program.activation, program.ends_linearly, values[: len(layers)], values[len(layers) :]
+        values, attentions = values[: len(layers)], values[len(layers) :]
+        return _Ran(None, output, program.activation, program.ends_linearly, values, attentions)
 
     def look(self, x):
         program = self.program
@@ -353,8 +384,10 @@ def _input_of(model, name):
     """Shape ``(H, W, C)`` and dtype of the only input of a Keras model; (None, float32) where it does not tell."""
     inputs = getattr(model, "inputs", None)
     if not inputs:
-        shape = getattr(model, "input_shape", None)
-        return (tuple(shape[1:]) if isinstance(shape, tuple) else None), "float32"
+        # A subclass knows what it was first called with.
+        shape = getattr(model, "input_shape", None) or (model.get_build_config() or {}).get("input_shape")
+        sizes = isinstance(shape, tuple) and all(size is None or isinstance(size, int) for size in shape)
+        return (tuple(shape[1:]) if sizes else None), "float32"
     if len(inputs) != 1:
         raise ValueError(
             f"Expected a model with one input, the images; {name} has {[tensor.name for tensor in inputs]}. Make one "

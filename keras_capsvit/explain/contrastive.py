@@ -118,7 +118,9 @@ class LRP:
         """
         given = self._given(x)
         ids = self._ids(given, target)
-        maps = [self._relevance(part, ids[rows].T) for rows, part in self._parts(given)]
+        maps = []
+        for rows, part in self._parts(given):
+            maps.append(self._relevance(part, ids[rows].T))
         maps = np.concatenate(maps, axis=1) if maps else np.zeros((ids.shape[1], 0, *self._engine.stop_shape[1:]))
         maps = ops.convert_to_numpy(self._finished(np.swapaxes(maps, 0, 1)))
         return maps if np.ndim(target) == 2 else maps[:, 0]

@@ -65,7 +65,7 @@ class Tail:
         others = [self._graph.constants.get(i) for i in self._graph.inputs(name) if i != read]
         if any(one is None or one.shape.num_elements() != 1 for one in others):
             return False
-        value = float(others[0]) if others else 1.0
+        value = float(others[0].numpy().item()) if others else 1.0
         first = self._graph.inputs(name)[0] == read
         return {"Mul": value > 0, "RealDiv": value > 0 and first, "Sub": first}.get(op, True)
 

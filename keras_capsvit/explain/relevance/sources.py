@@ -105,7 +105,7 @@ def _callable(model, signature, input_shape, extra):
 
 def _functional(model, extra):
     specs = {tensor.name: tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in model.inputs}
-    names = getattr(model, "output_names", None) or range(len(model.outputs))
+    names = _output_names(model)
     alone = len(specs) == 1 and not extra  # then by the model itself
     view = None if alone else keras.Model(model.inputs, [*model.outputs, *(model.taps[name] for name in extra)])
 
@@ -116,6 +116,14 @@ def _functional(model, extra):
         return (results, found[len(names) :]) if extra else results
 
     return call, specs
+
+
+def _output_names(model):
+    """What the outputs of a functional model are called, in the order of ``tf.nest.flatten``."""
+    structure = model.compute_output_spec(model.inputs)
+    if isinstance(structure, dict):
+        return sorted(structure)
+    return getattr(model, "output_names", None) or range(len(model.outputs))
 
 
 def _signature(model, signature):

@@ -4,8 +4,8 @@ from keras_capsvit.explain.relevance.graph import node_of
 
 _SQUASHING = ("Softmax", "LogSoftmax", "Sigmoid")
 _SAME = ("Identity", "Cast", "EnsureShape", "StopGradient", "PreventGradient", "CheckNumerics")
-_MOVING = ("Reshape", "Squeeze", "ExpandDims", "Transpose")
-_RISING = ("Log", "Log1p", "Maximum", "Minimum", "ClipByValue", "AddV2", "Add", "Sub", "Mul", "RealDiv")
+_MOVING = ("Reshape", "Squeeze", "ExpandDims", "StridedSlice", "Transpose")
+_ELEMENTWISE = ("Log", "Log1p", "Maximum", "Minimum", "ClipByValue", "AddV2", "Add", "Sub", "Mul", "RealDiv", "Neg")
 
 
 class Tail:
@@ -38,7 +38,7 @@ class Tail:
                 start = here = self._past_same(before)
                 continue
             name, active = node_of(here), self._active(here)
-            if len(active) != 1 or self._graph.nodes[name].op not in _SAME + _MOVING + _RISING:
+            if len(active) != 1 or self._graph.nodes[name].op not in _SAME + _MOVING + _ELEMENTWISE:
                 return start
             if changed is None and not self._keeps_order(name, here, active[0]):
                 changed = name
@@ -67,7 +67,7 @@ class Tail:
             return False
         value = float(others[0].numpy().item()) if others else 1.0
         first = self._graph.inputs(name)[0] == read
-        return {"Mul": value > 0, "RealDiv": value > 0 and first, "Sub": first}.get(op, True)
+        return {"Mul": value > 0, "RealDiv": value > 0 and first, "Sub": first, "Neg": False}.get(op, True)
 
     def _squashed(self, tensor):
         """The tensor that a softmax, sigmoid or log-softmax, as one op or written out, is computed from; or None."""
@@ -77,10 +77,9 @@ class Tail:
         if op in _SQUASHING:
             return inputs[0]
         if op == "RealDiv":  # exp(x) / sum(exp(x))
-            total = self._back(inputs[1], ("Sum",))
-            exponential = self._back(inputs[0], ("Exp",))
-            if None not in (total, exponential) and self._past_same(total) == self._past_same(inputs[0]):
-                return self._uncentred(exponential)
+            total, exponent = self._back(inputs[1], ("Sum", "Exp")), self._back(inputs[0], ("Exp",))
+            if exponent is not None and total is not None and self._past_same(total) == self._past_same(exponent):
+                return self._uncentred(exponent)
         if op == "Sub":  # x - log(sum(exp(x)))
             total = self._back(inputs[1], ("Log", "Sum", "Exp"))
             x = self._uncentred(inputs[0])
@@ -91,8 +90,8 @@ class Tail:
     def _back(self, tensor, ops):
         """The tensor that a chain of ops, and moves between them, begins with; or None."""
         for op in ops:
-            while self._active(tensor) and self._graph.nodes[node_of(tensor)].op in _SAME + _MOVING:
-                tensor = self._active(tensor)[0]
+            while self._active(tensor) and self._graph.nodes[node_of(tensor)].op in (*_SAME, *_MOVING, "SelectV2"):
+                tensor = self._active(tensor)[-1]
             active = self._active(tensor)
             if not active:
                 return None

@@ -35,8 +35,8 @@ def check(graph):
     if half is not None:
         raise UnsupportedOpError(
             "Expected a model that computes in float32 or float64, for its range and precision; received "
-            f'{graph.dtypes[f"{half}:0"].name} at {half!r}. Load the model with the dtype policy float32: set layer.dtype_policy = "float32" '
-            "of all layers, those of nested models too, and export it anew if it is served."
+            f"{graph.dtypes[half + ':0'].name} at {half!r}. Load the model with the dtype policy float32: set "
+            "layer.dtype_policy = 'float32' for all layers, those of nested models too; export a served model anew."
         )
     random = [f"{op} at {name!r}" for name, op in ops if op.startswith(_RANDOM)]
     batch = [f"{op} over the batch at {name!r}" for name, op in ops if name in follow and _over_batch(graph, name)]

@@ -26,7 +26,7 @@ ALLOWED = {
     "models": {"ops", "taps", "layers", "models"},
     "evaluate": {"ops", "taps", "autodiff", "patches", "evaluate"},
     "attacks": {"ops", "taps", "autodiff", "patches", "attacks"},
-    "explain": {"ops", "taps", "autodiff", "explain"},
+    "explain": {"private", "ops", "taps", "autodiff", "explain"},
     "__init__": {"layers", "losses", "metrics", "models"},
 }
 BASES = {"CapsuleModel", "ConfiguredModel", "Routing"}  # of registered classes, not made themselves

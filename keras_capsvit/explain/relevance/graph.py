@@ -1,15 +1,11 @@
-"""A traced function as a graph of ops: what depends on its input, what is constant, and how to run it anew.
-
-The only file that uses TensorFlow API that is not public.
-"""
+"""A traced function as a graph of ops: what depends on its input, what is constant, and how to run it anew."""
 
 import tensorflow as tf
-from tensorflow.python.framework import function_def_to_graph
-from tensorflow.python.framework import ops as private
 
 from keras_capsvit.explain.relevance import groups, refusals
+from keras_capsvit.private import gradient_function
+from keras_capsvit.taps.graphs import inlined, key_of, node_of
 
-CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
 # Their outputs follow the shape of the input, or jump: no relevance passes them.
 _BLOCKING = {
     *("Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike", "StopGradient", "BroadcastGradientArgs"),
@@ -42,7 +38,7 @@ class Graph:
     """
 
     def __init__(self, function, given=1):
-        definition = _inline(function.graph.as_graph_def(add_shapes=True))
+        definition = inlined(function.graph.as_graph_def(add_shapes=True))
         self.given = [tensor.op.name for tensor in function.inputs[:given]]
         self.input = self.given[0]
         self.outputs = [tensor.name for tensor in function.outputs]
@@ -51,7 +47,7 @@ class Graph:
         self._versions = definition.versions
         self._library = {one.signature.name: one for one in definition.library.function}
         nodes = {node.name: node for node in definition.node}
-        self._inputs = {name: [_key(i) for i in node.input if i[0] != "^"] for name, node in nodes.items()}
+        self._inputs = {name: [key_of(i) for i in node.input if i[0] != "^"] for name, node in nodes.items()}
         self.order = self._ancestors()
         self.nodes = {name: nodes[name] for name in self.order}
         self.dtype, self.limits = refusals.as_float(self, function.inputs[0].dtype)
@@ -111,7 +107,7 @@ class Graph:
         feed = {f"{name}:0": tensor for name, tensor in zip(self.given, given, strict=True)}
         for key, value in self.constants.items():
             small = value.dtype.is_integer and value.shape.num_elements() <= _SMALL
-            feed[key] = tf.constant(value.numpy()) if small else private.get_default_graph().capture(value)
+            feed[key] = tf.constant(value.numpy()) if small else tf.compat.v1.get_default_graph().capture(value)
         return self._emit_all([name for name in self.order if name in self.dependent - {*self.given}], feed)
 
     def refresh(self):
@@ -188,7 +184,7 @@ class Graph:
         read = {node_of(i) for name in fixed for i in self._inputs[name]}
 
         def evaluate():
-            graph = private.get_default_graph()
+            graph = tf.compat.v1.get_default_graph()
             feed = {f"{name}:0": graph.capture(self._captures[name]) for name in read if name in self._captures}
             ops = self._emit_all(fixed, feed)
             return [tf.identity(ops[node_of(i)].outputs[int(i.partition(":")[2])]) for i in computed]
@@ -258,7 +254,7 @@ def _convolution(node, inputs):
 
 def _emit(node, inputs):
     attributes = {name: value for name, value in node.attr.items() if not name.startswith("_")}
-    return private.get_default_graph().create_op(node.op, list(inputs), attrs=attributes)
+    return tf.compat.v1.get_default_graph().create_op(node.op, list(inputs), attrs=attributes)
 
 
 def pull_back(op, inputs, outputs, gradients):
@@ -274,7 +270,7 @@ def pull_back(op, inputs, outputs, gradients):
         List of a tensor or None for each input.
     """
     gradients = [tf.zeros_like(o) if g is None else g for o, g in zip(outputs, gradients, strict=True)]
-    found = private.get_gradient_function(op)(_Stand(op, inputs, outputs), *gradients)
+    found = gradient_function(op)(_Stand(op, inputs, outputs), *gradients)
     found = found if isinstance(found, list | tuple) else [found]
     return [tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g for g in found]
 
@@ -287,58 +283,3 @@ class _Stand:
 
     def __getattr__(self, name):
         return getattr(self._op, name)
-
-
-def node_of(tensor):
-    """Name of the node that a tensor name ``node:index`` belongs to."""
-    return tensor.partition(":")[0]
-
-
-def _key(tensor):
-    return tensor if ":" in tensor else f"{tensor}:0"
-
-
-def _inline(definition):
-    # TensorFlow's own inlining leaves out functions that are compiled, such as those of Keras's grouped convolutions.
-    library = {function.signature.name: function for function in definition.library.function}
-    while any(node.op in CALLS for node in definition.node):
-        flat = tf.compat.v1.GraphDef(versions=definition.versions, library=definition.library)
-        inside = {}
-        for node in definition.node:
-            if node.op in CALLS:
-                inside.update(_expand(flat, node, library[node.attr["f"].func.name]))
-            else:
-                flat.node.add().CopyFrom(node)
-        for node in flat.node:
-            inputs = [_key(i) for i in node.input if i[0] != "^"]
-            node.ClearField("input")
-            node.input.extend(_follow(i, inside) for i in inputs)
-        definition = flat
-    return definition
-
-
-def _expand(flat, call, function):
-    """Add the nodes of a called function to ``flat``; returns the tensor inside for each output of the call."""
-    body, names = function_def_to_graph.function_def_to_graph_def(function)
-    given = [_key(i) for i in call.input if i[0] != "^"]
-    arguments = dict(zip((argument.name for argument in function.signature.input_arg), given, strict=True))
-
-    def renamed(tensor):
-        node, _, index = _key(tensor).partition(":")
-        return arguments.get(node, f"{call.name}/{node}:{index}")
-
-    for node in body.node:
-        if node.name not in arguments:
-            copy = flat.node.add()
-            copy.CopyFrom(node)
-            copy.name = f"{call.name}/{node.name}"
-            copy.ClearField("input")
-            copy.input.extend(renamed(i) for i in node.input if i[0] != "^")
-    results = (renamed(names[function.ret[result.name]]) for result in function.signature.output_arg)
-    return {f"{call.name}:{k}": result for k, result in enumerate(results)}
-
-
-def _follow(tensor, inside):
-    while tensor in inside:
-        tensor = inside[tensor]
-    return tensor

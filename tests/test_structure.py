@@ -12,6 +12,8 @@ import keras_capsvit
 PACKAGE = pathlib.Path(keras_capsvit.__file__).parent
 ALLOWED = {
     "ops": set(),
+    "caches": set(),
+    "checks": set(),
     "taps": set(),
     "autodiff": set(),
     "patches": set(),
@@ -23,8 +25,8 @@ ALLOWED = {
     "training": {"losses", "metrics", "taps"},
     "layers": {"ops", "layers"},
     "models": {"ops", "taps", "layers", "models"},
-    "evaluate": {"ops", "taps", "autodiff", "patches", "evaluate"},
-    "attacks": {"ops", "taps", "autodiff", "patches", "attacks"},
+    "evaluate": {"ops", "taps", "autodiff", "caches", "checks", "patches", "evaluate"},
+    "attacks": {"ops", "taps", "autodiff", "caches", "checks", "patches", "attacks"},
     "explain": {"ops", "taps", "autodiff", "explain"},
     "__init__": {"layers", "losses", "metrics", "models"},
 }

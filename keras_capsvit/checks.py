@@ -47,7 +47,7 @@ def finite_array(values, name, axes, rank, *, empty=False):
         values = values.astype("float32")
     if not np.isfinite(values).all():
         count = np.count_nonzero(~np.isfinite(values))
-        raise ValueError(f"Expected finite {name}; received {count} NaN or infinite values.")
+        raise ValueError(f"Expected finite {name}; received NaN or infinite values, {count} of {values.size}.")
     return values
 
 
@@ -69,14 +69,19 @@ def images(x, *, bounds=None, empty=True):
     x = finite_array(x, "images", "(batch, height, width, channels)", 4, empty=empty)
     if bounds is None or not x.size:
         return x
+    if not within(x, bounds):
+        raise ValueError(
+            f"Pixels must lie within the bounds [{bounds[0]}, {bounds[1]}]; received values in [{x.min()}, {x.max()}]. "
+            "Scale the images, or give the bounds that they have."
+        )
+    return x.clip(*limits(bounds, x.shape[-1]))
+
+
+def within(x, bounds):
+    """Whether images lie within bounds, but for rounding."""
     low, high = limits(bounds, x.shape[-1])
     slack = TOLERANCE * (high - low)
-    if np.any(x.min(axis=(0, 1, 2)) < low - slack) or np.any(x.max(axis=(0, 1, 2)) > high + slack):
-        raise ValueError(
-            f"Pixels must lie within the bounds {_text(bounds)}; received values in [{x.min()}, {x.max()}]. Scale the "
-            "images, or give the bounds that they have."
-        )
-    return x.clip(low, high)
+    return bool(np.all(x.min(axis=(0, 1, 2)) >= low - slack) and np.all(x.max(axis=(0, 1, 2)) <= high + slack))
 
 
 def class_ids(labels, batch, num_classes=None, name="Labels"):
@@ -98,23 +103,18 @@ def class_ids(labels, batch, num_classes=None, name="Labels"):
     values = numbers(labels, name.lower())
     if values.dtype.kind == "b":
         raise ValueError(f"{name} must be class ids or one-hot rows of 0 and 1; received bool. Cast them to int.")
-    columns = values.shape[1] if values.ndim == 2 else 1
-    if values.ndim not in (1, 2) or len(values) != batch or columns == 0:
-        raise ValueError(
-            f"{name} must be class ids of shape ({batch},) or ({batch}, 1), one per image, or one-hot of shape "
-            f"({batch}, classes); received shape {values.shape}."
-        )
-    if columns > 1:
-        return _of_one_hot(values, num_classes, name)
+    expected = f"{name} must be integer class ids of shape ({batch},); received shape {values.shape} of {values.dtype}"
+    if values.ndim not in (1, 2) or len(values) != batch or 0 in values.shape[1:]:
+        raise ValueError(f"{expected}. Shape ({batch}, 1) and one-hot rows ({batch}, classes) are taken, too.")
+    if values.ndim == 2 and values.shape[1] > 1:
+        return _of_one_hot(values, num_classes, expected)
     values = values.reshape(-1)
-    if values.dtype.kind == "f" and not (np.isfinite(values) & (values == np.floor(values))).all():
-        raise ValueError(f"{name} must be integers from 0; received {values.dtype} values that are none.")
+    if values.dtype.kind != "i" and not (np.isfinite(values) & (values == np.floor(values))).all():
+        raise ValueError(f"{expected}, not all of them integers.")
     most = _MOST_CLASSES if num_classes is None else num_classes
     if batch and not (values.min() >= 0 and values.max() < most):
-        classes = "" if num_classes is None else f" below {num_classes}, the number of classes"
-        raise ValueError(
-            f"{name} must be integers from 0{classes}; received values between {values.min()} and {values.max()}."
-        )
+        limits = "from 0" if num_classes is None else f"between 0 and {num_classes - 1}"
+        raise ValueError(f"Expected class ids {limits}; received values between {values.min()} and {values.max()}.")
     return values.astype("int32")
 
 
@@ -124,16 +124,11 @@ def targets(target, batch, num_classes=None):
     return class_ids(np.broadcast_to(target, (batch,)) if not target.ndim else target, batch, num_classes, "Targets")
 
 
-def _of_one_hot(values, num_classes, name):
-    if num_classes is not None and values.shape[1] != num_classes:
-        raise ValueError(
-            f"{name} must be class ids, or one-hot of {num_classes} columns, the number of classes; received shape "
-            f"{values.shape}."
-        )
+def _of_one_hot(values, num_classes, expected):
+    if num_classes not in (None, values.shape[1]):
+        raise ValueError(f"{expected}. One-hot rows would have {num_classes} columns, the number of classes.")
     if not ((values == 0) | (values == 1)).all() or not (values.sum(axis=1) == 1).all():
-        raise ValueError(
-            f"{name} of shape {values.shape} must be one-hot, a single 1 in each row and else 0; received other rows."
-        )
+        raise ValueError(f"{expected}, whose rows are not one-hot, a single 1 and else 0.")
     return values.argmax(axis=1).astype("int32")
 
 
@@ -272,8 +267,8 @@ def _is_batch(part):
 
 def _no_dataset(received):
     return ValueError(
-        "Expected a data set: a pair (x, y) of arrays, or an iterable of batches (x (b, H, W, C), y (b,)) or of examples "
-        f"(image (H, W, C), label), such as a tf.data.Dataset; received {received}."
+        "Expected a data set: a pair (x, y) of arrays, or an iterable of batches (x (b, H, W, C), y (b,)) or of "
+        f"examples (image (H, W, C), label), such as a tf.data.Dataset; received {received}."
     )
 
 
@@ -284,7 +279,3 @@ def _described(value):
     if isinstance(value, tuple | list):
         return f"a {type(value).__name__} of {len(value)}"
     return f"{value!r:.60}" if isinstance(value, str | int | float | None) else type(value).__name__
-
-
-def _text(pair):
-    return f"[{pair[0]}, {pair[1]}]"

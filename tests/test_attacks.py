@@ -304,7 +304,7 @@ def test_tiny_and_zero_gradients_give_no_nan(norm):
     def saturated(x):
         return 1e-30 * linear(x)
 
-    with pytest.raises(ValueError, match="exactly zero for all of 6 images that are not fooled.*differentiable"):
+    with pytest.raises(ValueError, match=r"exactly zero for all of 6 images that are not fooled.*differentiable"):
         attacks.MIM(0.1, norm=norm)(lambda x: 0.0 * linear(x) + np.float32([3, 2, 1]), X, 0 * Y)
     with pytest.warns(UserWarning, match="zero for 3 of 6 images"):
         attacks.MIM(0.1, norm=norm)(half_blind, np.concatenate([X[:3] / 3, X[3:] / 3 + 0.6]), 0 * Y)
@@ -325,16 +325,16 @@ def test_what_makes_attacks_look_weak_is_reported():
     ("x", "y", "message"),
     [
         (X[0], Y[:1], r"Expected images of shape \(batch, height, width, channels\); received \(12, 12, 1\)"),
-        (X * np.nan, Y, "Expected finite images; received 864 NaN"),
+        (X * np.nan, Y, "Expected finite images; received NaN or infinite values, 864"),
         (X * 255, Y, r"within the bounds \[0.0, 1.0\]; received values in .*Scale the images"),
         (X - 0.1, Y, "within the bounds"),
-        (X, Y[:5], r"shape \(6,\) or \(6, 1\), one per image.*received shape \(5,\)"),
-        (X, np.eye(4)[Y], r"one-hot of 3 columns"),
-        (X, Y / 2, "integers from 0; received float64"),
+        (X, Y[:5], r"class ids of shape \(6,\); received shape \(5,\)"),
+        (X, np.eye(4)[Y], "One-hot rows would have 3 columns"),
+        (X, Y / 2, "of float64, not all of them integers"),
         (X, Y.astype(str), "labels as an array of numbers; received strings"),
-        (X, Y - 1, "integers from 0; received values between -1"),
-        (X, Y + 1, "below 3, the number of classes; received values between 1 and 3"),
-        (X, Y + 2**32, "integers from 0; received values between"),
+        (X, Y - 1, "class ids from 0; received values between -1"),
+        (X, Y + 1, "class ids between 0 and 2; received values between 1 and 3"),
+        (X, Y + 2**32, "class ids from 0; received values between 4294967296"),
     ],
 )
 def test_bad_input_is_refused(x, y, message):

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from keras_capsvit import checks
-from keras_capsvit.attacks.examine import check_moved, examine
+from keras_capsvit.attacks.examine import check_result, examine
 from keras_capsvit.attacks.norms import NORMS
 from keras_capsvit.attacks.objectives import loss_and_scores, natural
 
@@ -20,8 +20,8 @@ class Attack:
     alone; None for 0 to b - 1. Returns adversarial images, a float32 array of the shape of ``x``.
 
     ``bounds`` is the range of pixels, a pair of numbers, or of sequences of one number per channel. What has a default
-    of None and a unit, such as a step size, follows from other settings when the attack runs, so ``dataclasses.replace``
-    changes one setting and what depends on it.
+    of None and a unit, such as a step size, follows from other settings when the attack runs, so
+    ``dataclasses.replace`` changes one setting and what depends on it.
 
     Raises:
         ValueError: for settings out of range; images that are not finite or outside the bounds; labels that are no
@@ -56,7 +56,7 @@ class Attack:
         return objective.compiled((type(self), make, self.structure()), getattr(attack, make), others)
 
     def structure(self):
-        """Hashable of the settings that are compiled; a subclass that compiles more numbers takes them from ``numeric``."""
+        """Hashable of the settings that are compiled, which are all but those that ``numeric`` names."""
         names = (field.name for field in dataclasses.fields(self) if field.name not in self.numeric)
         return tuple((name, getattr(self, name)) for name in names)
 
@@ -73,9 +73,9 @@ class Attack:
         low, high = self.limits(x)
         return np.float32(np.mean(high - low))
 
-    def check_moved(self, objective, start, result, y, targeted):
-        """Refuse a result that is the start because no gradient reached the pixels."""
-        check_moved(objective, start, result, y, targeted, self.raised)
+    def check_result(self, objective, start, result, y, targeted):
+        """Refuse a result that is not finite, or that is the start because no gradient reached the pixels."""
+        check_result(objective, start, result, y, targeted, self.raised)
 
     def check_ranges(self, at_least_0=(), at_least_1=()):
         """Refuse a norm and bounds that are none, and the named settings below 0 or 1; None is no limit."""

@@ -113,11 +113,12 @@ class CarliniWagner(_PixelSearch):
     """Small L2 perturbations that change the class (Carlini and Wagner 2017b). Defaults are Foolbox's.
 
     Minimises ``||x' - x||^2 + c max(0, margin(x') + confidence)``, where pixels are counted in units of their range and
-    the margin is by how much the own class leads (targeted: the wanted one lags). The weight ``c`` is found per image by bisection. Images without a perturbation
-    that succeeds are returned as they were.
+    the margin is by how much the own class leads (targeted: the wanted one lags). The weight ``c`` is found per image
+    by bisection. Images without a perturbation that succeeds are returned as they were.
 
     Args:
-        epsilon: float or None, radius of the ball that perturbations are cut to, in units of the pixels; None for no limit.
+        epsilon: float or None, radius, in units of the pixels, of the ball that perturbations are cut to; None for no
+            limit.
         steps: int >= 1, of each search.
         binary_search_steps: int >= 1, searches with different ``c``.
         step_size: float >= 0, of Adam, which works on ``w``, whatever the range of pixels.
@@ -166,7 +167,7 @@ class CarliniWagner(_PixelSearch):
             best[better], smallest[better] = found[better], distance[better]
             low, high = np.where(success, low, const), np.where(success, const, high)
             const = np.minimum(np.where(np.isfinite(high), (low + high) / 2, const * 10), _LARGEST)
-        self.check_moved(objective, x, best, y, targeted)
+        self.check_result(objective, x, best, y, targeted)
         return self.cut(x, best)
 
 
@@ -174,13 +175,14 @@ class CarliniWagner(_PixelSearch):
 class CarliniWagnerLinf(_PixelSearch):
     """Small L-infinity perturbations that change the class (Carlini and Wagner 2017b, VI.D). Searches are ART's.
 
-    Minimises ``sum_i max(0, |x'_i - x_i| - tau) + c max(0, margin(x') + confidence)``, with pixels in units of their
-    range. Per image, ``c`` grows until a
-    search succeeds; then ``tau`` falls below the largest change that was found, and the search goes on from there.
-    Images without a perturbation that succeeds are returned as they were.
+    Minimises ``sum_i max(0, |x'_i - x_i| - tau) + c max(0, margin(x') + confidence)``, where pixels are counted in
+    units of their range. Per image, ``c`` grows until a search succeeds; then ``tau`` falls below the largest change
+    that was found, and the search goes on from there. Images without a perturbation that succeeds are returned as they
+    were.
 
     Args:
-        epsilon: float or None, radius of the ball that perturbations are cut to, in units of the pixels; None for no limit.
+        epsilon: float or None, radius, in units of the pixels, of the ball that perturbations are cut to; None for no
+            limit.
         steps: int >= 1, of each search.
         step_size: float >= 0, of Adam, which works on ``w``, whatever the range of pixels.
         initial_const: float > 0, first ``c``.
@@ -238,5 +240,5 @@ class CarliniWagnerLinf(_PixelSearch):
             limit[better] = np.minimum(limit, size)[better] * self.decrease_factor
             const[~better] *= self.const_factor
             running &= (limit > self.smallest_limit) & (const < self.largest_const)
-        self.check_moved(objective, x, best, y, targeted)
+        self.check_result(objective, x, best, y, targeted)
         return self.cut(x, best)

@@ -58,7 +58,7 @@ class DeepFool(Attack):
         run = self.compiled(objective, "_to_target" if targeted else "_away")
         settings = np.float32([np.inf if self.epsilon is None else self.epsilon, self.overshoot, self.unit(x)])
         result = ops.convert_to_numpy(run(x, y, np.int32(self.steps), settings, self.limits(x)))
-        self.check_moved(objective, x, result, y, targeted)
+        self.check_result(objective, x, result, y, targeted)
         return result
 
     def structure(self):

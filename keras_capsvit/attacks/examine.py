@@ -8,46 +8,54 @@ from keras import ops
 
 from keras_capsvit import autodiff, caches, taps
 
-_FEW = 8  # images that an objective is examined with, at every call
+_FEW = 8  # images that an objective is examined with
 _EXAMINED = caches.Cache(256)
 
 
 def examine(objective, x):
-    """Look at the scores of up to eight clean images, with the weights of this moment.
+    """The number of classes of an objective, which is looked at once, and again when the model has changed.
 
-    Warned of are, once per objective, scores that are probabilities, and scores that change from call to call.
+    Warned of are scores that are probabilities, and scores that change from call to call. What depends on weights,
+    gradients that are zero and values that are not finite, shows in the result of every call, see ``check_result``.
 
     Args:
         objective: Objective.
-        x: images ``(b, H, W, C)``, at least one.
+        x: images ``(b, H, W, C)``, at least one; the first eight are tried.
 
     Returns:
-        int, the number of classes.
+        int.
 
     Raises:
         ValueError: for scores of a wrong shape, NaN or infinite ones, and a callable that leaves the graph.
     """
-    few = x[:_FEW]
     owners, which, _ = objective.parts()
-    plain = _plain(getattr(objective, "model", None))
-    if plain is not None:
-        _EXAMINED.get(owners, ("callable", which), lambda: _check_callable(plain, few))
+    return _EXAMINED.get(owners, which, lambda: _examined(objective, x[:_FEW]))
+
+
+def _examined(objective, x):
+    function = _callable(getattr(objective, "model", None))
+    if function is not None:
+        _check_callable(function, x)
     try:
-        scores = ops.convert_to_numpy(objective.compiled("scores", lambda objective: objective.__call__)(few))
+        scores = ops.convert_to_numpy(objective.compiled("scores", lambda objective: objective.__call__)(x))
     except Exception as error:
-        if plain is None:
+        if function is None:
             raise
         raise ValueError(f"{_LEAVES} It runs on arrays, but not when it is compiled: {error!s:.300}") from error
-    if scores.ndim != 2 or len(scores) != len(few) or scores.shape[1] < 2:
-        raise ValueError(f"An objective must return scores of shape ({len(few)}, classes); received {scores.shape}.")
+    if scores.ndim != 2 or len(scores) != len(x) or scores.shape[1] < 2:
+        raise ValueError(f"An objective must return scores of shape ({len(x)}, classes); received {scores.shape}.")
     if not np.isfinite(scores).all():
         raise ValueError("The objective returned NaN or infinite scores on the clean images.")
-    _EXAMINED.get(owners, which, lambda: _warn_of(objective, few, scores))
+    again = ops.convert_to_numpy(objective(ops.convert_to_tensor(x)))
+    if not np.allclose(scores, again, rtol=1e-3, atol=1e-4):
+        _warn("the scores of the same images differ from call to call; average the gradients over several calls")
+    if not objective.normalized and scores.min() >= 0 and np.allclose(scores.sum(axis=1), 1, atol=1e-4):
+        _warn("the scores are probabilities (rows sum to 1), the softmax of which is nearly flat; return logits")
     return scores.shape[1]
 
 
-def check_moved(objective, start, result, y, targeted, raised):
-    """Refuse an attack that could not move, because the gradient is zero at every image that it has not fooled.
+def check_result(objective, start, result, y, targeted, raised):
+    """Refuse a result that is not finite, and that of an attack that could not move for want of a gradient.
 
     Args:
         objective: Objective.
@@ -55,39 +63,47 @@ def check_moved(objective, start, result, y, targeted, raised):
         result: images after the last.
         y: class ids ``(b,)``.
         targeted: bool.
-        raised: callable from the objective to the function ``(x, y) → (values (b,), scores)`` whose gradient is followed.
+        raised: callable from the objective to the function ``(x, y) → (values (b,), scores)`` that is changed.
 
     Raises:
-        ValueError: if no image moved and the gradient of all that are not fooled is exactly zero; where some moved, a
-            warning tells how many could not.
+        ValueError: for NaN or infinite pixels or gradients; and if no image moved, and the gradient of all that are not
+            fooled is exactly zero. Where some moved, a warning tells how many could not.
     """
+    _check_finite(result)
     stuck = np.all(start == result, axis=(1, 2, 3))
     if not stuck.any():
         return
     gradient = objective.compiled(
         ("stuck", raised), lambda objective: autodiff.gradient(raised(objective), has_aux=True)
     )
-    (_, scores), slope = gradient(start[stuck], y[stuck])
-    fooled = (ops.convert_to_numpy(scores).argmax(axis=-1) == y[stuck]) == targeted
-    blocked = ~fooled & ~np.any(ops.convert_to_numpy(slope), axis=(1, 2, 3))
+    (_, scores), slope = gradient(start, y)  # of all of them, so that one trace serves any number
+    slope = ops.convert_to_numpy(slope)
+    _check_finite(slope)
+    fooled = (ops.convert_to_numpy(scores).argmax(axis=-1) == y) == targeted
+    blocked = stuck & ~fooled & ~np.any(slope, axis=(1, 2, 3))
     if stuck.all() and blocked.any() and (blocked | fooled).all():
         raise ValueError(
-            f"The gradient is exactly zero for all of {blocked.sum()} images that are not fooled, so no gradient attack "
-            "can change them, and a robust accuracy would say nothing. Expected a model that is differentiable from "
-            "pixels to scores; look for integer inputs, rounding, a callable that leaves the graph, or a loss that is "
-            "saturated (then take CarliniWagner or DeepFool, which work on the scores themselves)."
+            f"The gradient is exactly zero for all of {blocked.sum()} images that are not fooled, so no gradient "
+            "attack can change them, and a robust accuracy would say nothing. Expected a model that is "
+            "differentiable from pixels to scores; look for integer inputs, rounding, a callable that leaves the "
+            "graph, or a saturated loss (then take CarliniWagner or DeepFool, which work on the scores themselves)."
         )
     if blocked.any():
         _warn(f"the gradient is zero for {blocked.sum()} of {len(start)} images, which no gradient attack can change")
 
 
 _LEAVES = (
-    "Expected a callable that computes scores from tensors with operations of the backend, which gradients pass through; "
-    "pass the model itself, not its predict method."
+    "Expected a callable that computes scores from tensors with operations of the backend, which gradients pass "
+    "through; pass the model itself, not its predict method."
 )
 
 
-def _plain(model):
+def _check_finite(values):
+    if not np.isfinite(values).all():
+        raise ValueError("The attack met NaN or infinite values; expected a model of finite scores and gradients.")
+
+
+def _callable(model):
     """The callable if it is no model and no scores of one, else None."""
     known = isinstance(model, keras.Layer | taps.Scores) or taps.names(model) or not callable(model)
     return None if known else model
@@ -96,17 +112,8 @@ def _plain(model):
 def _check_callable(function, x):
     scores = function(ops.convert_to_tensor(x))
     if not ops.is_tensor(scores):
-        raise ValueError(f"{_LEAVES} Received {type(scores).__name__} from {getattr(function, '__name__', function)}.")
-    return True
-
-
-def _warn_of(objective, x, scores):
-    again = ops.convert_to_numpy(objective(ops.convert_to_tensor(x)))
-    if not np.allclose(scores, again, rtol=1e-3, atol=1e-4):
-        _warn("the scores of the same images differ from call to call; average the gradients over several calls")
-    if not objective.normalized and scores.min() >= 0 and np.allclose(scores.sum(axis=1), 1, atol=1e-4):
-        _warn("the scores are probabilities (rows sum to 1), the softmax of which is nearly flat; return logits")
-    return True
+        name = getattr(function, "__name__", type(function).__name__)
+        raise ValueError(f"{_LEAVES} Received {type(scores).__name__} from {name}.")
 
 
 def _warn(what):

@@ -82,8 +82,8 @@ class GradientAttack(Attack):
         )
         if self.step_size is not None and self.relative_step is not None:
             raise ValueError(
-                f"Expected step_size or relative_step; received both, {self.step_size} and {self.relative_step}. Set the "
-                "other one to None."
+                f"Expected step_size or relative_step; received both, {self.step_size} and {self.relative_step}. Set "
+                "one to None."
             )
         if self.restarts > 1 and not self.random_start:
             raise ValueError("Restarts from the same start find the same; set random_start=True.")
@@ -99,7 +99,7 @@ class GradientAttack(Attack):
             start = self.begin(x, restart, numbers)
             state = self.advance(objective, x, y, start, self.steps, targeted)
             state = State(*map(ops.convert_to_numpy, state))
-            self.check_moved(objective, start.images, state.images, y, targeted)
+            self.check_result(objective, start.images, state.images, y, targeted)
             result = self._better_of(objective, y, result, state, targeted)
         return result.best
 
@@ -128,9 +128,8 @@ class GradientAttack(Attack):
         start = x
         if self.random_start:
             norm, shape = NORMS[self.norm], (1, *x.shape[1:])
-            numbers = range(len(x)) if numbers is None else map(int, numbers)
-            random = (np.random.default_rng([self.seed, restart, number]) for number in numbers)
-            start = x + np.concatenate([norm.random(one, shape, self.epsilon) for one in random])
+            generators = _generators([self.seed, restart], range(len(x)) if numbers is None else numbers)
+            start = x + np.reshape([norm.random(random, shape, self.epsilon) for random in generators], x.shape)
         return self._none_yet(np.clip(start, *self.limits(x)).astype("float32"))
 
     def advance(self, objective, x, y, state, steps, targeted=False):
@@ -153,7 +152,6 @@ class GradientAttack(Attack):
     def kept(self, state):
         """Images of a State that are kept if the attack ends there, a NumPy array; the last ones are not judged yet."""
         images, best, fooled = map(ops.convert_to_numpy, (state.images, state.best, state.fooled))
-        _check_finite(images)
         return np.where(fooled[:, None, None, None], best, images)
 
     def _none_yet(self, x):
@@ -161,13 +159,14 @@ class GradientAttack(Attack):
 
     def _better_of(self, objective, y, result, state, targeted):
         """The better of two states for each image; the last images are judged where it matters."""
-        _check_finite(state.images)
         if self.keep == "last":
             if self.restarts == 1:
                 return result._replace(best=state.images)
             state = state._replace(best=result.best, loss=result.loss, fooled=result.fooled)
         judged = self.compiled(objective, "_judge")(y, state.images, *state[2:], _sign(targeted))
         best, loss, fooled = map(ops.convert_to_numpy, judged)
+        if np.isneginf(loss).any():
+            raise ValueError("The loss is NaN; expected a model of finite scores.")
         better = np.where(fooled == result.fooled, loss > result.loss, fooled)
         return result._replace(
             best=np.where(better[:, None, None, None], best, result.best),
@@ -206,9 +205,9 @@ class GradientAttack(Attack):
             objective: Objective.
 
         Returns:
-            Callable ``(x, y, images, momentum, sign, settings, limits)`` of clean images, labels, where the step begins,
-            +1 or (targeted) -1, what ``_settings`` returns, and bounds ``(2, C)``; it returns the moved images, the
-            momentum, and losses and scores of the images before.
+            Callable ``(x, y, images, momentum, sign, settings, limits)`` of clean images, labels, where the step
+            begins, +1 or (targeted) -1, what ``_settings`` returns, and bounds ``(2, C)``; it returns the moved images,
+            the momentum, and losses and scores of the images before.
         """
         gradient, norm = autodiff.gradient(objective.loss_and_scores, has_aux=True), NORMS[self.norm]
 
@@ -234,16 +233,23 @@ def _better(images, losses, scores, y, sign, best, loss, fooled):
     """The better of images and the best so far: what fools, then what has the higher loss."""
     losses, fooling = sign * losses, fools(scores, y, sign)
     better = ops.where(ops.equal(fooling, fooled), losses > loss, fooling)
+    # A product, because TensorFlow chooses between images more slowly; of finite images it is the same.
+    taken = per_image(ops.cast(better, images.dtype))
     return (
-        ops.where(per_image(better), images, best),
+        images * taken + best * (1 - taken),
         ops.where(better, losses, loss),
         ops.logical_or(fooling, fooled),
     )
 
 
-def _check_finite(images):
-    if not np.isfinite(images).all():
-        raise ValueError("The gradient became NaN or infinite; expected a model with finite gradients.")
+def _generators(seed, numbers):
+    """For each number, a NumPy generator that depends on the seed and the number alone; the next one moves it."""
+    random = np.random.default_rng(seed)
+    beginning = random.bit_generator.state
+    for number in numbers:
+        random.bit_generator.state = beginning
+        random.bit_generator.advance(int(number) << 64)
+        yield random
 
 
 def _by_l1(gradient):

@@ -121,7 +121,7 @@ class PatchAttack(Attack):
         else:
             images, fooled, iterations = self._each(objective, start, low, high, y, sign)
             patches = cut_patches(images, positions, self.patch_size)
-        self.check_moved(objective, start, images, y, targeted)
+        self.check_result(objective, start, images, y, targeted)
         return PatchResult(images, patches, positions, fooled, iterations)
 
     def structure(self):

@@ -107,13 +107,15 @@ def _lowest_kept(positive, shares):
 def _masks(where, shape):
     """Masks ``(b, H, W)`` of bool, of masks or boxes."""
     if _are_masks(where):
-        masks = np.asarray(where) if len({np.shape(mask) for mask in where}) == 1 else None
-        if masks is None or masks.shape != shape:
-            received = "masks of different sizes" if masks is None else masks.shape
-            raise ValueError(f"Expected masks of the size of the maps, shape {shape}; received {received}.")
-        if not np.isin(masks, (0, 1)).all():
+        try:
+            masks = np.asarray(where)
+        except ValueError:  # of different sizes
+            masks = np.zeros(0)
+        if masks.shape != shape or not np.isin(masks, (0, 1)).all():
+            sizes = sorted({np.shape(mask) for mask in where})
             raise ValueError(
-                f"Masks must be bool, or 0 and 1, of shape {shape}; received {masks.dtype} of other values."
+                f"Masks must be bool, or 0 and 1, of shape {shape}; received {masks.dtype} "
+                f"{masks.shape if masks.size else sizes}."
             )
         masks = masks.astype(bool)
     else:

@@ -1,6 +1,7 @@
 """How much scores drop when what a map calls relevant is removed; maps may come from anywhere."""
 
 import dataclasses
+import warnings
 
 import keras
 import numpy as np
@@ -69,8 +70,8 @@ def aopc(
         PerturbationCurve.
 
     Raises:
-        ValueError: for maps that do not fit the images or are not finite, settings out of range, pixels outside the
-            bounds if these are filled in at random, targets that are no classes, and scores that are not finite.
+        ValueError: for maps that do not fit the images or are not finite, settings out of range, targets that are no
+            classes, and scores that are not finite. Pixels outside the bounds of random values are warned of.
 
     Example::
 
@@ -192,7 +193,12 @@ def _filling(fill, x, bounds, seed):
     if isinstance(fill, str):
         if fill != "random":
             raise ValueError(f'fill must be "random", a float or an array; received {fill!r}.')
-        checks.images(x, bounds=bounds)
+        if not checks.within(x, bounds):
+            warnings.warn(
+                f"Random values are drawn within bounds={bounds}, but pixels lie in [{x.min()}, {x.max()}]; give the "
+                "bounds that images have, else what is filled in looks like none.",
+                stacklevel=3,
+            )
         low, high = checks.limits(bounds, x.shape[-1])
         return np.random.default_rng(seed).uniform(low, high, x.shape).astype("float32")
     return _broadcast(fill, x, "fill")

@@ -254,7 +254,7 @@ def _step_by_step(judge, attack, goal, x, y, targeted, numbers):
             now = _fools(judge, found[left][padded], y[left][padded], targeted)[: len(left)]
             fooled[left] = now
             state, start, left = _of(state, np.flatnonzero(~now)), _of(start, ~now), left[~now]
-        attack.check_moved(goal, start.images, state.images, y[left], targeted)
+        attack.check_result(goal, start.images, state.images, y[left], targeted)
     return found, fooled
 
 

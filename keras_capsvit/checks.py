@@ -147,7 +147,7 @@ def bounds(values):
     try:
         low, high = (np.asarray(value, "float64") for value in values)
         fits = low.shape == high.shape and low.ndim <= 1 and low.size and np.isfinite([low, high]).all()
-        fits = fits and (low < high).all() and "b" not in (np.asarray(v).dtype.kind for v in values)
+        fits = fits and (low < high).all() and all(np.asarray(value).dtype.kind in "iuf" for value in values)
     except (TypeError, ValueError):
         fits = False
     if not fits:
@@ -218,7 +218,7 @@ def batches_of(dataset, batch_size=128):
         parts = (slice(k, k + batch_size) for k in range(0, max(len(ids), 1), batch_size))
         return ((images(x[part]), ids[part]) for part in parts)
     if isinstance(dataset, keras.utils.PyDataset):
-        dataset = (dataset[k] for k in range(len(dataset)))
+        return _batches(map(dataset.__getitem__, range(len(dataset))), batch_size)
     if isinstance(dataset, str | bytes | dict) or hasattr(dataset, "shape") or not hasattr(dataset, "__iter__"):
         raise _no_dataset(_described(dataset))
     return _batches(dataset, batch_size)

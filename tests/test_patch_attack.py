@@ -143,6 +143,7 @@ def test_one_trace_serves_all_settings():
     for size in (9, 4, 2):  # TensorFlow learns that batches differ in size
         attack(counted, X[:size], Y[:size])
         dataclasses.replace(attack, step_size=0.2, steps=20)(counted, X[:size], Y[:size])
+        dataclasses.replace(attack, step_size=0.0)(counted, X[:size], Y[:size])
     before = len(traces)
     for other in ({"positions": [(1, 1)]}, {"patch_size": 3, "positions": None}, {"epsilon": 0.1}, {"seed": 4}):
         dataclasses.replace(attack, **other)(counted, X, Y)

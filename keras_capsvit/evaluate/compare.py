@@ -45,7 +45,7 @@ def compare(model, explainers, dataset, metrics, *, target="predicted", batch_si
     values = {name: {metric: [] for metric in metrics} for name in explainers}
     judge, seconds, sizes = Judge(model), {name: [] for name in explainers}, []
     for x, y in batches_of(dataset, batch_size):
-        classes = judge.classes(x) if target == "predicted" else y
+        classes = judge.of_targets(judge(x), None if target == "predicted" else y)[0]
         sizes.append(len(x))
         for name, explainer in explainers.items():
             started = time.perf_counter()

@@ -79,7 +79,7 @@ def detection(model, attack, dataset, *, error, threshold, objective=None, targe
         flagged += np.sum(_errors(error, x) > threshold)
         wanted = y if targets is None else class_ids(targets(y), len(y), name="Targets")
         found = attacked(attack, goal, x, wanted, targets is not None, examples + np.arange(len(x)))
-        success = (judge.classes(found) == wanted) != (targets is None)
+        success = judge.correct(found, wanted) != (targets is None)
         examples += len(x)
         succeeded += success.sum()
         undetected += (success & (_errors(error, found) <= threshold)).sum()

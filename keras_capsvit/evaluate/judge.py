@@ -40,6 +40,13 @@ class Judge:
         """Class ids ``(b,)`` of the highest scores of images."""
         return self(x).argmax(axis=-1) if len(x) else np.zeros(0, "int64")
 
+    def correct(self, x, y):
+        """Bools ``(b,)``, whether images are classified as class ids ``y (b,)``, which have to be classes."""
+        if not len(x):
+            return np.zeros(0, bool)
+        scores = self(x)
+        return scores.argmax(axis=-1) == checks.class_ids(y, len(x), scores.shape[1])
+
     def of_targets(self, scores, target):
         """Ids ``(b,)`` of the classes that count, those of the highest scores for None, and their scores ``(b,)``."""
         ids = scores.argmax(axis=1) if target is None else target

@@ -25,7 +25,7 @@ def classified_correctly(models, dataset, *, batch_size=128):
     """
     judges, kept = [Judge(model) for model in models.values()], []
     for x, y in checks.batches_of(dataset, batch_size):
-        right = np.all([judge.classes(x) == y for judge in judges], axis=0)
+        right = np.all([judge.correct(x, y) for judge in judges], axis=0)
         if right.any():
             kept.append((x[right], y[right]))
     return kept

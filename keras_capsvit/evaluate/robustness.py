@@ -85,7 +85,7 @@ def robustness(model, attack, dataset, *, objective=None, targets=None, early=Tr
     totals = dict.fromkeys(("examples", "correct", "attacked", "fooled", "lost"), 0)
     norms, seconds = [], 0.0
     for x, y in checks.batches_of(dataset, batch_size):
-        correct = judge.classes(x) == y
+        correct = judge.correct(x, y)
         wanted = y if targets is None else checks.class_ids(targets(y), len(y), name="Targets")
         tried = np.flatnonzero(correct if targets is None else wanted != y)
         started = time.perf_counter()
@@ -166,7 +166,7 @@ def transfer_matrix(models, attack, dataset, *, sources=None, batch_size=128):
         found = {name: attacked(attack, source, x, y, False, numbers) for name, source in sources.items()}
         examples += len(x)
         for target, judge in judges.items():
-            right = judge.classes(x) == y
+            right = judge.correct(x, y)
             correct[target] += right.sum()
             for source, adversarial in found.items():
                 fooled[target][source] += (right & (judge.classes(adversarial) != y)).sum()
@@ -221,8 +221,7 @@ def attacked(attack, goal, x, y, targeted, numbers):
 
 
 def _fools(judge, x, y, targeted):
-    classes = judge.classes(x)
-    return classes == y if targeted else classes != y
+    return judge.correct(x, y) == targeted
 
 
 def _whole(judge, attack, goal, x, y, targeted, numbers):

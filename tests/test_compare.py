@@ -36,7 +36,8 @@ def test_table_holds_means_and_deviations(dataset, target, tmp_path):
     scores = X.reshape(5, 36) @ KERNEL
     classes = Y if target == "label" else scores.argmax(axis=1)
     table = evaluate.compare(model, EXPLAINERS, dataset, METRICS, target=target)
-    columns = ["explainer", "total", "total std", "class", "class std", "images", "seconds_per_image"]
+    columns = ["explainer", *(f"{name}{kind}" for name in METRICS for kind in ("", " std", " se"))]
+    columns += ["images", "seconds_per_image"]
     assert table.columns == columns
     assert table["explainer"] == ["products", "pixels"]
     assert table["images"] == [5, 5]

@@ -38,7 +38,9 @@ def test_settings_are_those_of_foolbox():
         "foolbox_mim": library.LinfMomentumIterativeFastGradientMethod(),
     }.items():
         ours = attacks.preset(name, 0.5)
-        assert ours.step_size == pytest.approx(0.5 * theirs.rel_stepsize)
+        assert ours.relative_step == pytest.approx(theirs.rel_stepsize)
+        assert dataclasses.replace(ours, epsilon=0.2).step == pytest.approx(0.2 * theirs.rel_stepsize)
+        assert ours.keep == "last"
         assert (ours.steps, ours.random_start) == (theirs.steps, theirs.random_start)
     assert attacks.preset("foolbox_mim", 0.5).decay == theirs.momentum
     fgsm = library.LinfFastGradientAttack()

@@ -13,6 +13,8 @@ PACKAGE = pathlib.Path(keras_capsvit.__file__).parent
 ALLOWED = {
     "private": set(),
     "ops": set(),
+    "caches": set(),
+    "checks": set(),
     "autodiff": {"private"},
     "taps": {"private", "autodiff", "taps"},
     "patches": set(),
@@ -24,8 +26,8 @@ ALLOWED = {
     "training": {"losses", "metrics", "taps", "private"},
     "layers": {"ops", "layers"},
     "models": {"ops", "taps", "layers", "models"},
-    "evaluate": {"ops", "taps", "autodiff", "patches", "evaluate"},
-    "attacks": {"ops", "taps", "autodiff", "patches", "attacks"},
+    "evaluate": {"ops", "taps", "autodiff", "caches", "checks", "patches", "evaluate"},
+    "attacks": {"ops", "taps", "autodiff", "caches", "checks", "patches", "attacks"},
     "explain": {"private", "ops", "taps", "autodiff", "explain"},
     "__init__": {"layers", "losses", "metrics", "models"},
 }

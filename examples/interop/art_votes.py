@@ -36,7 +36,7 @@ def attack(pgd, votes, x, y):
     theirs = ProjectedGradientDescentTensorFlowV2(
         classifier,
         eps=pgd.epsilon,
-        eps_step=pgd.step_size,
+        eps_step=pgd.step,
         max_iter=pgd.steps,
         num_random_init=int(pgd.random_start),
         batch_size=len(x),

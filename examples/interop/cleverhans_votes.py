@@ -33,7 +33,7 @@ def attack(pgd, votes, x, y, *, compiled=True):
             votes,
             x,
             pgd.epsilon,
-            pgd.step_size,
+            pgd.step,
             pgd.steps,
             np.inf,
             clip_min=pgd.bounds[0],

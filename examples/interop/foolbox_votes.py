@@ -25,7 +25,7 @@ def attack(pgd, votes, x, y):
     Returns:
         Adversarial images ``(b, H, W, C)``.
     """
-    theirs = foolbox.attacks.LinfPGD(abs_stepsize=pgd.step_size, steps=pgd.steps, random_start=pgd.random_start)
+    theirs = foolbox.attacks.LinfPGD(abs_stepsize=pgd.step, steps=pgd.steps, random_start=pgd.random_start)
     model = foolbox.TensorFlowModel(votes, bounds=pgd.bounds)
     return theirs.run(model, tf.constant(x), tf.constant(y), epsilon=pgd.epsilon).numpy()
 

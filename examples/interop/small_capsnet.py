@@ -51,7 +51,7 @@ def compare(library, theirs, description):
         evaluate.robustness(model, one, (x, y), objective=attacks.votes, early=False) for one in (attack, pgd)
     )
     print(
-        f"{len(x)} digits, epsilon {pgd.epsilon:g}, {pgd.steps} steps of {pgd.step_size:g}: accuracy "
+        f"{len(x)} digits, epsilon {pgd.epsilon:g}, {pgd.steps} steps of {pgd.step:g}: accuracy "
         f"{by_us.accuracy:.2%} clean, {by_them.robust_accuracy:.2%} under PGD of {library} on the votes, "
         f"{by_us.robust_accuracy:.2%} under ours"
     )

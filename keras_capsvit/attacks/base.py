@@ -1,55 +1,89 @@
-"""What all attacks share: checked input, and compiled functions that are kept with what they attack."""
+"""What all attacks share: checked input, settings as arguments, and compiled functions that are kept."""
 
 import dataclasses
 
-from keras_capsvit import autodiff
-from keras_capsvit.attacks.checks import check_inputs, examine
+import numpy as np
+
+from keras_capsvit import checks
+from keras_capsvit.attacks.examine import check_result, examine
 from keras_capsvit.attacks.norms import NORMS
-from keras_capsvit.attacks.objectives import natural
+from keras_capsvit.attacks.objectives import loss_and_scores, natural
 
 
 class Attack:
     """An attack: a frozen dataclass of its settings, among them ``norm`` and ``bounds``.
 
-    Call: ``attack(objective, x, y, targeted=False)`` with images ``x (b, H, W, C)`` within bounds and class ids
-    ``y (b,)``, the true classes or, with ``targeted``, the classes wanted. ``objective`` is an Objective, or a model or
-    callable, whose ``natural`` one is taken. Returns adversarial images, a float32 array of the shape of ``x``.
+    Call: ``attack(objective, x, y, targeted=False, *, numbers=None)`` with images ``x (b, H, W, C)`` within bounds and
+    class ids ``y (b,)`` (or ``(b, 1)``, or one-hot), the true classes or, with ``targeted``, the classes wanted.
+    ``objective`` is an Objective, or a model or callable, whose ``natural`` one is taken. ``numbers``, ints ``(b,)``,
+    says which images of a data set these are, because what is drawn for an image depends on the seed and its number
+    alone; None for 0 to b - 1. Returns adversarial images, a float32 array of the shape of ``x``.
+
+    ``bounds`` is the range of pixels, a pair of numbers, or of sequences of one number per channel. What has a default
+    of None and a unit, such as a step size, follows from other settings when the attack runs, so
+    ``dataclasses.replace`` changes one setting and what depends on it.
 
     Raises:
-        ValueError: for settings out of range, and for input that ``check_inputs`` and ``examine`` describe.
+        ValueError: for settings out of range; images that are not finite or outside the bounds; labels that are no
+            classes; scores that are not finite; a gradient that is zero for all images that are not fooled; and a
+            callable that leaves the graph.
     """
+
+    # Settings that compiled functions get as arguments. All others are part of what is compiled.
+    numeric = ("epsilon", "step_size", "steps", "bounds", "seed")
+    raised = staticmethod(loss_and_scores)
 
     def prepare(self, objective, x, y):
         """The Objective that ``objective`` stands for, and checked arrays of images and labels."""
         objective = natural(objective)
-        x, y = check_inputs(x, y, self.bounds)
-        examine(objective, x, y)
-        return objective, x, y
+        x = checks.images(x, bounds=self.bounds)
+        ids = checks.class_ids(y, len(x))
+        if len(x):
+            ids = checks.class_ids(y, len(x), examine(objective, x))
+        return objective, x, ids
 
     def compiled(self, objective, make):
-        """``make(objective)``, compiled once per attack and objective; random starts share one trace.
+        """What a method of the attack makes, compiled once per objective and per settings that are no numbers.
 
         Args:
             objective: Objective.
-            make: method of the attack, from an Objective to a function of tensors.
+            make: str, name of a method from an Objective to a function of tensors.
 
         Returns:
             Callable of tensors or arrays.
         """
-        seedless = dataclasses.replace(self, seed=0) if hasattr(self, "seed") else self
-        key = (seedless, make.__name__)
-        if key not in objective.compiled:
-            objective.compiled[key] = autodiff.compile(make(objective), objective.variables)
-        return objective.compiled[key]
+        attack, others = self.weak()
+        return objective.compiled((type(self), make, self.structure()), getattr(attack, make), others)
+
+    def structure(self):
+        """Hashable of the settings that are compiled, which are all but those that ``numeric`` names."""
+        names = (field.name for field in dataclasses.fields(self) if field.name not in self.numeric)
+        return tuple((name, getattr(self, name)) for name in names)
+
+    def weak(self):
+        """The attack without references to models, and the objects that it refers to weakly instead, a tuple."""
+        return self, ()
+
+    def limits(self, x):
+        """Bounds as an array ``(2, C)``, an argument of compiled functions."""
+        return np.stack(checks.limits(self.bounds, x.shape[-1]))
+
+    def unit(self, x):
+        """The range of pixels, its mean over channels: what defaults without a unit are shares of."""
+        low, high = self.limits(x)
+        return np.float32(np.mean(high - low))
+
+    def check_result(self, objective, start, result, y, targeted):
+        """Refuse a result that is not finite, or that is the start because no gradient reached the pixels."""
+        check_result(objective, start, result, y, targeted, self.raised)
 
     def check_ranges(self, at_least_0=(), at_least_1=()):
         """Refuse a norm and bounds that are none, and the named settings below 0 or 1; None is no limit."""
         for lowest, names in ((0, at_least_0), (1, at_least_1)):
             for name in names:
                 value = getattr(self, name)
-                if value is not None and not value >= lowest:
-                    raise ValueError(f"{name} must be at least {lowest}; received {name}={value}.")
+                if value is not None and (isinstance(value, bool | str) or not lowest <= value < np.inf):
+                    raise ValueError(f"{name} must be at least {lowest}; received {name}={value!r}.")
         if self.norm not in NORMS:
             raise ValueError(f"norm must be one of {tuple(NORMS)}; received {self.norm!r}.")
-        if not self.bounds[0] < self.bounds[1]:
-            raise ValueError(f"bounds must be (lowest, highest) pixel value; received {self.bounds}.")
+        object.__setattr__(self, "bounds", checks.bounds(self.bounds))

@@ -8,6 +8,7 @@ from keras import ops
 from keras_capsvit import autodiff
 from keras_capsvit.attacks.base import Attack
 from keras_capsvit.attacks.norms import NORMS, per_image
+from keras_capsvit.attacks.objectives import lead, margin_and_scores
 
 # Pixels on the bounds would be infinitely far away in the space that is searched.
 _INSIDE = 0.999999
@@ -22,8 +23,17 @@ class _PixelSearch(Attack):
     leads (targeted: the wanted one lags). Subclasses define ``cost``, and call ``search`` with different ``c``.
     """
 
+    numeric = (
+        *("initial_const", "largest_const", "const_factor", "decrease_factor", "smallest_limit", "confidence"),
+        *("binary_search_steps", *Attack.numeric),
+    )
+    raised = staticmethod(margin_and_scores)
+
     def cost(self, change, limit):
-        """What a perturbation ``(b, ...)`` costs, ``(b,)``; ``limit (b,)`` is what costs nothing."""
+        """What a perturbation ``(b, ...)`` costs, ``(b,)``; ``limit (b,)`` is what costs nothing.
+
+        Perturbations and limits are shares of the range of pixels, so that all constants fit pixels of any range.
+        """
         raise NotImplementedError
 
     def search(self, objective, start, x, y, const, limit, running, targeted):
@@ -33,7 +43,10 @@ class _PixelSearch(Attack):
             NumPy arrays: the cheapest images that succeed, and what they cost, infinite where none does.
         """
         per_image = (one.astype("float32") for one in (const, limit, running))
-        found = self.compiled(objective, self._search)(start, x, y, *per_image, np.float32(-1 if targeted else 1))
+        settings = np.float32([-1 if targeted else 1, self.step_size, self.confidence, self.unit(x)])
+        found = self.compiled(objective, "_search")(
+            start, x, y, *per_image, np.int32(self.steps), settings, self.limits(x)
+        )
         return [np.array(ops.convert_to_numpy(one)) for one in found]
 
     def cut(self, x, found):
@@ -41,35 +54,33 @@ class _PixelSearch(Attack):
         if self.epsilon is None:
             return found
         change = NORMS[self.norm].project(ops.convert_to_tensor(found - x), self.epsilon)
-        return np.clip(x + ops.convert_to_numpy(change), *self.bounds)
+        return np.clip(x + ops.convert_to_numpy(change), *self.limits(x))
 
     def _search(self, objective):
-        middle, half = (self.bounds[1] + self.bounds[0]) / 2, (self.bounds[1] - self.bounds[0]) / 2
+        def run(start, x, y, const, limit, running, steps, settings, limits):
+            sign, step_size, confidence, unit = (settings[k] for k in range(4))
+            middle, half = (limits[1] + limits[0]) / 2, (limits[1] - limits[0]) / 2
+            period = (steps + _LOOKS - 1) // _LOOKS
 
-        def image(w):
-            return ops.tanh(w) * half + middle
+            def image(w):
+                return ops.tanh(w) * half + middle
 
-        def pixels(x):
-            return ops.arctanh((x - middle) / half * _INSIDE)
+            def pixels(x):
+                return ops.arctanh((x - middle) / half * _INSIDE)
 
-        def loss(w, origin, y, const, limit, sign):
-            adversarial = image(w)
-            scores = objective(adversarial)
-            own = ops.one_hot(y, scores.shape[1], dtype="float32")
-            lead = ops.sum(own * scores, axis=1) - ops.max(scores - 1e30 * own, axis=1)
-            margin = sign * lead + self.confidence
-            cost = self.cost(adversarial - origin, limit)
-            return cost + const * ops.relu(margin), (adversarial, margin, cost)
-
-        gradient = autodiff.gradient(loss, has_aux=True)
-        period = -(-self.steps // _LOOKS)
-
-        def run(start, x, y, const, limit, running, sign):
             # Perturbations are counted from where the search can start from the image itself.
             origin = image(pixels(x))
 
+            def loss(w):
+                adversarial = image(w)
+                margin = sign * lead(objective(adversarial), y) + confidence
+                cost = self.cost((adversarial - origin) / unit, limit)
+                return cost + const * ops.relu(margin), (adversarial, margin, cost)
+
+            gradient = autodiff.gradient(loss, has_aux=True)
+
             def step(i, w, mean, square, running, last, best, cheapest):
-                (losses, (adversarial, margin, cost)), slope = gradient(w, origin, y, const, limit, sign)
+                (losses, (adversarial, margin, cost)), slope = gradient(w)
                 better = ops.logical_and(running > 0, ops.logical_and(margin < 0, cost < cheapest))
                 best = ops.where(per_image(better), adversarial, best)
                 cheapest = ops.where(better, cost, cheapest)
@@ -83,14 +94,14 @@ class _PixelSearch(Attack):
                 square = 0.999 * square + 0.001 * ops.square(slope)
                 t = ops.cast(i + 1, "float32")
                 change = (mean / (1 - 0.9**t)) / (ops.sqrt(square / (1 - 0.999**t)) + 1e-8)
-                w = w - self.step_size * change * per_image(running)
+                w = w - step_size * change * per_image(running)
                 return i + 1, w, mean, square, running, last, best, cheapest
 
             def unfinished(i, w, mean, square, running, *_):
-                return ops.logical_and(i < self.steps, ops.any(running > 0))
+                return ops.logical_and(i < steps, ops.any(running > 0))
 
             zeros, infinite = ops.zeros_like(x), ops.full_like(const, float("inf"))
-            state = (ops.convert_to_tensor(0, "int32"), pixels(start), zeros, zeros, running, infinite, x, infinite)
+            state = (0 * steps, pixels(start), zeros, zeros, running, infinite, x, infinite)
             *_, best, cheapest = ops.while_loop(unfinished, step, state)
             return best, cheapest
 
@@ -101,19 +112,22 @@ class _PixelSearch(Attack):
 class CarliniWagner(_PixelSearch):
     """Small L2 perturbations that change the class (Carlini and Wagner 2017b). Defaults are Foolbox's.
 
-    Minimises ``||x' - x||^2 + c max(0, margin(x') + confidence)``, where the margin is by how much the own class leads
-    (targeted: the wanted one lags). The weight ``c`` is found per image by bisection. Images without a perturbation
-    that succeeds are returned as they were.
+    Minimises ``||x' - x||^2 + c max(0, margin(x') + confidence)``, where pixels are counted in units of their range and
+    the margin is by how much the own class leads (targeted: the wanted one lags). The weight ``c`` is found per image
+    by bisection. Images without a perturbation that succeeds are returned as they were.
 
     Args:
-        epsilon: float or None, radius of the ball that perturbations are cut to; None for no limit.
+        epsilon: float or None, radius, in units of the pixels, of the ball that perturbations are cut to; None for no
+            limit.
         steps: int >= 1, of each search.
         binary_search_steps: int >= 1, searches with different ``c``.
-        step_size: float >= 0, of Adam.
+        step_size: float >= 0, of Adam, which works on ``w``, whatever the range of pixels.
         initial_const: float >= 0, first ``c``.
         confidence: float >= 0, by how much the other class has to lead.
         abort_early: bool, end the search of an image that gained less than 0.01 % in a tenth of the steps.
-        bounds: pair of floats, the range of pixels.
+        bounds: pair, the range of pixels, see Attack.
+
+    Call: see Attack.
     """
 
     epsilon: float | None = None
@@ -136,7 +150,7 @@ class CarliniWagner(_PixelSearch):
     def cost(self, change, limit):
         return ops.sum(ops.square(change), axis=(1, 2, 3))
 
-    def __call__(self, objective, x, y, targeted=False):
+    def __call__(self, objective, x, y, targeted=False, *, numbers=None):
         objective, x, y = self.prepare(objective, x, y)
         if not len(x):
             return x
@@ -153,6 +167,7 @@ class CarliniWagner(_PixelSearch):
             best[better], smallest[better] = found[better], distance[better]
             low, high = np.where(success, low, const), np.where(success, const, high)
             const = np.minimum(np.where(np.isfinite(high), (low + high) / 2, const * 10), _LARGEST)
+        self.check_result(objective, x, best, y, targeted)
         return self.cut(x, best)
 
 
@@ -160,22 +175,26 @@ class CarliniWagner(_PixelSearch):
 class CarliniWagnerLinf(_PixelSearch):
     """Small L-infinity perturbations that change the class (Carlini and Wagner 2017b, VI.D). Searches are ART's.
 
-    Minimises ``sum_i max(0, |x'_i - x_i| - tau) + c max(0, margin(x') + confidence)``. Per image, ``c`` grows until a
-    search succeeds; then ``tau`` falls below the largest change that was found, and the search goes on from there.
-    Images without a perturbation that succeeds are returned as they were.
+    Minimises ``sum_i max(0, |x'_i - x_i| - tau) + c max(0, margin(x') + confidence)``, where pixels are counted in
+    units of their range. Per image, ``c`` grows until a search succeeds; then ``tau`` falls below the largest change
+    that was found, and the search goes on from there. Images without a perturbation that succeeds are returned as they
+    were.
 
     Args:
-        epsilon: float or None, radius of the ball that perturbations are cut to; None for no limit.
+        epsilon: float or None, radius, in units of the pixels, of the ball that perturbations are cut to; None for no
+            limit.
         steps: int >= 1, of each search.
-        step_size: float >= 0, of Adam.
+        step_size: float >= 0, of Adam, which works on ``w``, whatever the range of pixels.
         initial_const: float > 0, first ``c``.
         largest_const: float, ``c`` beyond which an image is given up.
         const_factor: float > 1, by which ``c`` grows.
         decrease_factor: float in (0, 1), by which ``tau`` falls.
-        smallest_limit: float > 0, ``tau`` at which the search ends, in units of the pixels' range.
+        smallest_limit: float > 0, ``tau`` at which the search ends.
         confidence: float >= 0, by how much the other class has to lead.
         abort_early: bool, end the search of an image that gained less than 0.01 % in a tenth of the steps.
-        bounds: pair of floats, the range of pixels.
+        bounds: pair, the range of pixels, see Attack.
+
+    Call: see Attack.
     """
 
     epsilon: float | None = None
@@ -206,20 +225,20 @@ class CarliniWagnerLinf(_PixelSearch):
     def cost(self, change, limit):
         return ops.sum(ops.relu(ops.abs(change) - per_image(limit)), axis=(1, 2, 3))
 
-    def __call__(self, objective, x, y, targeted=False):
+    def __call__(self, objective, x, y, targeted=False, *, numbers=None):
         objective, x, y = self.prepare(objective, x, y)
         if not len(x):
             return x
-        reach = self.bounds[1] - self.bounds[0]
         best, smallest = x.copy(), np.full(len(x), np.inf)
-        const, limit = np.full(len(x), float(self.initial_const)), np.full(len(x), float(reach))
+        const, limit = np.full(len(x), float(self.initial_const)), np.ones(len(x))
         running = np.ones(len(x), bool)
         while running.any():
             found, cost = self.search(objective, best, x, y, const, limit, running, targeted)
-            size = np.abs(found - x).max(axis=(1, 2, 3))
+            size = np.abs(found - x).max(axis=(1, 2, 3)) / self.unit(x)
             better = running & np.isfinite(cost) & (size < smallest)
             best[better], smallest[better] = found[better], size[better]
             limit[better] = np.minimum(limit, size)[better] * self.decrease_factor
             const[~better] *= self.const_factor
-            running &= (limit > self.smallest_limit * reach) & (const < self.largest_const)
+            running &= (limit > self.smallest_limit) & (const < self.largest_const)
+        self.check_result(objective, x, best, y, targeted)
         return self.cut(x, best)

@@ -2,13 +2,17 @@
 
 import dataclasses
 
+import numpy as np
 from keras import ops
 
 from keras_capsvit import autodiff
 from keras_capsvit.attacks.base import Attack
 from keras_capsvit.attacks.norms import NORMS, per_image
+from keras_capsvit.attacks.objectives import lead, margin_and_scores
 
-_BEYOND = 1e-4  # of a border, as in Foolbox: on it, two classes are equal
+# As in Foolbox, both for pixels between 0 and 1: how far beyond a border, on which two classes are equal; and the least
+# slope that is divided by.
+_BEYOND, _FLATTEST = 1e-4, 1e-8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +30,9 @@ class DeepFool(Attack):
         candidates: int >= 2, classes that are looked at: the own one and those of the highest clean scores; untargeted
             only.
         overshoot: float >= 0, share by which perturbations are lengthened.
-        bounds: pair of floats, the range of pixels.
+        bounds: pair, the range of pixels, see Attack.
+
+    Call: see Attack.
     """
 
     epsilon: float | None = None
@@ -37,22 +43,32 @@ class DeepFool(Attack):
     overshoot: float = 0.02
     bounds: tuple = (0.0, 1.0)
 
+    numeric = (*Attack.numeric, "overshoot")
+    raised = staticmethod(margin_and_scores)
+
     def __post_init__(self):
         self.check_ranges(at_least_0=("overshoot", "epsilon"), at_least_1=("steps",))
         if self.candidates < 2:
             raise ValueError(f"candidates must be at least 2, the own class and another; received {self.candidates}.")
 
-    def __call__(self, objective, x, y, targeted=False):
+    def __call__(self, objective, x, y, targeted=False, *, numbers=None):
         objective, x, y = self.prepare(objective, x, y)
-        run = self._to_target if targeted else self._away
-        return ops.convert_to_numpy(self.compiled(objective, run)(x, y)) if len(x) else x
+        if not len(x):
+            return x
+        run = self.compiled(objective, "_to_target" if targeted else "_away")
+        settings = np.float32([np.inf if self.epsilon is None else self.epsilon, self.overshoot, self.unit(x)])
+        result = ops.convert_to_numpy(run(x, y, np.int32(self.steps), settings, self.limits(x)))
+        self.check_result(objective, x, result, y, targeted)
+        return result
+
+    def structure(self):
+        return (*super().structure(), self.epsilon is None)
 
     def _away(self, objective):
-        others = min(self.candidates, objective.num_classes) - 1
-
         def borders(x, y):
-            own = ops.one_hot(y, objective.num_classes, dtype="float32")
-            candidates = ops.top_k(objective(x) - 1e30 * own, others)[1]
+            scores = objective(x)
+            own = ops.one_hot(y, scores.shape[1], dtype="float32")
+            candidates = ops.top_k(scores - 1e30 * own, min(self.candidates, scores.shape[1]) - 1)[1]
 
             def margins(x):
                 scores = objective(x)
@@ -64,14 +80,7 @@ class DeepFool(Attack):
 
     def _to_target(self, objective):
         def borders(x, y):
-            wanted = ops.one_hot(y, objective.num_classes, dtype="float32")
-
-            def margins(x):
-                scores = objective(x)
-                highest = ops.max(scores - 1e30 * wanted, axis=1)
-                return (ops.sum(wanted * scores, axis=1) - highest)[:, None]
-
-            return margins
+            return lambda x: lead(objective(x), y)[:, None]
 
         return self._loop(borders)
 
@@ -79,30 +88,30 @@ class DeepFool(Attack):
         """Steps to the nearest border; ``borders(x, y)`` gives the margins ``(b, k)`` by which they are crossed."""
         norm = NORMS[self.norm]
 
-        def run(x, y):
+        def run(x, y, steps, settings, limits):
+            epsilon, overshoot, unit = (settings[k] for k in range(3))
             margins = borders(x, y)
             jacobian = autodiff.jacobian(margins)
 
             def step(i, adversarial, perturbation, fooled):
                 margin, gradients = jacobian(adversarial)
                 fooled = ops.any(margin > 0, axis=1)
-                distances = ops.abs(margin) / (norm.dual(gradients) + 1e-8)
+                distances = ops.abs(margin) / (norm.dual(gradients) + _FLATTEST / unit)
                 nearest = ops.one_hot(ops.argmin(distances, axis=1), margin.shape[1], dtype="float32")
                 gradient = ops.einsum("bk,bk...->b...", nearest, gradients)
-                distance = ops.sum(nearest * distances, axis=1) + _BEYOND
+                distance = ops.sum(nearest * distances, axis=1) + _BEYOND * unit
                 step = per_image(distance) * norm.direction(gradient)
                 perturbation = perturbation + step * per_image(1.0 - ops.cast(fooled, "float32"))
-                moved = x + (1.0 + self.overshoot) * perturbation
+                moved = x + (1.0 + overshoot) * perturbation
                 if self.epsilon is not None:
-                    moved = x + norm.project(moved - x, self.epsilon)
-                adversarial = ops.where(per_image(fooled), adversarial, ops.clip(moved, *self.bounds))
+                    moved = x + norm.project(moved - x, epsilon)
+                adversarial = ops.where(per_image(fooled), adversarial, ops.clip(moved, limits[0], limits[1]))
                 return i + 1, adversarial, perturbation, fooled
 
             def unfinished(i, adversarial, perturbation, fooled):
-                return ops.logical_and(i < self.steps, ops.logical_not(ops.all(fooled)))
+                return ops.logical_and(i < steps, ops.logical_not(ops.all(fooled)))
 
             # Nobody is known to be fooled before the first look.
-            start = (ops.convert_to_tensor(0, "int32"), x, ops.zeros_like(x), y < 0)
-            return ops.while_loop(unfinished, step, start)[1]
+            return ops.while_loop(unfinished, step, (0 * steps, x, ops.zeros_like(x), y < 0))[1]
 
         return run

@@ -3,9 +3,10 @@
 import collections.abc
 import dataclasses
 
+import numpy as np
 from keras import ops
 
-from keras_capsvit import autodiff, taps
+from keras_capsvit import autodiff, caches, taps
 from keras_capsvit.attacks.gradient import GradientAttack
 from keras_capsvit.attacks.norms import NORMS
 from keras_capsvit.ops import safe_norm
@@ -42,7 +43,7 @@ class DetectionAware(GradientAttack):
         epsilon: float >= 0, radius of the ball, in units of the pixels.
         error: callable ``x (b, H, W, C) → (b,)``, such as ``reconstruction_error(model)``.
         beta: float in [0, 1], share of the step that goes into fooling.
-        others: those of GradientAttack, except ``decay``.
+        others: those of GradientAttack, except ``decay``; ``keep`` is ``"last"``.
     """
 
     _: dataclasses.KW_ONLY
@@ -50,21 +51,32 @@ class DetectionAware(GradientAttack):
     beta: float = 0.5
     steps: int = 40
     random_start: bool = True
+    keep: str = "last"  # what fools most is not what hides best
     decay: None = dataclasses.field(default=None, init=False)
+
+    numeric = (*GradientAttack.numeric, "beta", "error")
 
     def __post_init__(self):
         super().__post_init__()
         if not 0 <= self.beta <= 1:
             raise ValueError(f"beta must lie between 0 and 1; received beta={self.beta}.")
 
-    def mover(self, objective):
-        gradient, slope = autodiff.gradient(objective.loss), autodiff.gradient(self.error)
-        norm = NORMS[self.norm]
-        fooling, hiding = self.beta * self.step_size, (1 - self.beta) * self.step_size
+    def weak(self):
+        error = caches.weakly(self.error)
+        return dataclasses.replace(self, error=lambda x: error()(x)), (self.error,)
 
-        def move(x, y, adversarial, momentum, sign):
-            adversarial = self.within(x, adversarial + fooling * norm.direction(sign * gradient(adversarial, y)[1]))
-            adversarial = self.within(x, adversarial - hiding * norm.direction(slope(adversarial)[1]))
-            return adversarial, momentum
+    def _settings(self):
+        return np.append(super()._settings(), np.float32(self.beta))
+
+    def mover(self, objective):
+        gradient = autodiff.gradient(objective.loss_and_scores, has_aux=True)
+        slope, norm = autodiff.gradient(self.error), NORMS[self.norm]
+
+        def move(x, y, images, momentum, sign, settings, limits):
+            epsilon, size, _, beta = (settings[k] for k in range(4))
+            (losses, scores), towards = gradient(images, y)
+            images = self.within(x, images + beta * size * norm.direction(sign * towards), epsilon, limits)
+            images = self.within(x, images - (1 - beta) * size * norm.direction(slope(images)[1]), epsilon, limits)
+            return images, momentum, losses, scores
 
         return move

@@ -1,13 +1,35 @@
 """FGSM, BIM, MIM and PGD: one loop of gradient steps within a ball around each image."""
 
 import dataclasses
+import typing
 
 import numpy as np
 from keras import ops
 
 from keras_capsvit import autodiff
 from keras_capsvit.attacks.base import Attack
-from keras_capsvit.attacks.norms import NORMS
+from keras_capsvit.attacks.norms import NORMS, per_image
+from keras_capsvit.attacks.objectives import fools
+
+KEEP = ("best", "last")
+
+
+class State(typing.NamedTuple):
+    """Where a gradient attack stands, arrays.
+
+    Args:
+        images: ``(b, H, W, C)``, where the next step begins.
+        momentum: ``(b, H, W, C)``.
+        best: ``(b, H, W, C)``, of all images before, those that are kept.
+        loss: ``(b,)``, their loss (targeted: its negative).
+        fooled: bools ``(b,)``, whether they fool the objective.
+    """
+
+    images: np.ndarray
+    momentum: np.ndarray
+    best: np.ndarray
+    loss: np.ndarray
+    fooled: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,74 +38,102 @@ class GradientAttack(Attack):
 
     Args:
         epsilon: float >= 0, radius of the ball, in units of the pixels.
-        step_size: float, norm of a step; None for ``epsilon / 4``, but ``epsilon`` for a single step.
+        step_size: float >= 0, norm of a step, in units of the pixels; None for ``relative_step * epsilon``.
+        relative_step: float >= 0, norm of a step as a share of ``epsilon``; None for 1/4, but 1 for a single step.
         steps: int >= 1.
         norm: ``"linf"`` or ``"l2"``.
         decay: float or None; with a number, steps follow the decaying sum of gradients (momentum), each divided by its
             L1 norm (Dong et al. 2018, Eq. 6).
         random_start: bool, start at a random point of the ball instead of the image.
-        restarts: int, attempts from different random starts, of which each image keeps the one of the highest loss
-            (targeted: the lowest).
-        bounds: pair of floats, the range of pixels.
+        restarts: int, attempts from different random starts.
+        keep: ``"best"``, of all steps and restarts each image keeps what fools the objective, and of several such, or
+            where nothing does, what has the highest loss (targeted: the lowest); or ``"last"``, what the last step
+            leads to, as Cleverhans and Foolbox do (of restarts, by the same rule).
+        bounds: pair, the range of pixels, see Attack.
         seed: int, of random starts.
 
     Call: see Attack.
     """
 
-    epsilon: float
+    epsilon: float | None = None
     _: dataclasses.KW_ONLY
     step_size: float | None = None
+    relative_step: float | None = None
     steps: int = 10
     norm: str = "linf"
     decay: float | None = None
     random_start: bool = False
     restarts: int = 1
+    keep: str = "best"
     bounds: tuple = (0.0, 1.0)
     seed: int = 0
 
+    numeric = (*Attack.numeric, "relative_step", "decay", "random_start", "restarts")
+
     def __post_init__(self):
-        if self.step_size is None:
-            object.__setattr__(self, "step_size", self.epsilon / (1 if self.steps == 1 else 4))
-        self.check_ranges(at_least_0=("epsilon", "step_size"), at_least_1=("steps", "restarts"))
+        if self.epsilon is None:
+            kind = type(self).__name__
+            raise ValueError(
+                f"Expected epsilon, the radius of the ball in units of the pixels, such as {kind}(0.03), or for pixels "
+                f"from 0 to 255, {kind}(8, bounds=(0, 255)); received none."
+            )
+        self.check_ranges(
+            at_least_0=("epsilon", "step_size", "relative_step", "decay"), at_least_1=("steps", "restarts")
+        )
+        if self.step_size is not None and self.relative_step is not None:
+            raise ValueError(
+                f"Expected step_size or relative_step; received both, {self.step_size} and {self.relative_step}. Set "
+                "one to None."
+            )
         if self.restarts > 1 and not self.random_start:
             raise ValueError("Restarts from the same start find the same; set random_start=True.")
+        if self.keep not in KEEP:
+            raise ValueError(f"keep must be one of {KEEP}; received {self.keep!r}.")
 
-    def __call__(self, objective, x, y, targeted=False):
+    def __call__(self, objective, x, y, targeted=False, *, numbers=None):
         objective, x, y = self.prepare(objective, x, y)
         if not len(x):
             return x
-        best = best_loss = None
+        result = self._none_yet(x)
         for restart in range(self.restarts):
-            state = self.advance(objective, x, y, self.begin(x, restart), self.steps, targeted)
-            found = ops.convert_to_numpy(state[0])
-            if self.restarts == 1:
-                return found
-            loss = ops.convert_to_numpy(self.compiled(objective, self._loss)(found, y)) * (-1 if targeted else 1)
-            if best is None:
-                best, best_loss = found, loss
-            better = loss > best_loss
-            best = np.where(better[:, None, None, None], found, best)
-            best_loss = np.where(better, loss, best_loss)
-        return best
+            start = self.begin(x, restart, numbers)
+            state = self.advance(objective, x, y, start, self.steps, targeted)
+            state = State(*map(ops.convert_to_numpy, state))
+            self.check_result(objective, start.images, state.images, y, targeted)
+            result = self._better_of(objective, y, result, state, targeted)
+        return result.best
 
-    def begin(self, x, restart=0):
-        """State before the first step: where the images ``x`` start, and the momentum.
+    @property
+    def step(self):
+        """Norm of a step, in units of the pixels: ``step_size``, or what follows from ``epsilon``."""
+        if self.step_size is not None:
+            return self.step_size
+        share = self.relative_step
+        return self.epsilon * ((1 if self.steps == 1 else 1 / 4) if share is None else share)
+
+    def structure(self):
+        return (*super().structure(), self.decay is None)
+
+    def begin(self, x, restart=0, numbers=None):
+        """State before the first step: where the images ``x`` start.
 
         Args:
             x: images ``(b, H, W, C)``.
             restart: int, which attempt.
+            numbers: see Attack.
 
         Returns:
-            Pair of arrays of the shape of ``x``.
+            State.
         """
         start = x
         if self.random_start:
-            random = np.random.default_rng([self.seed, restart])
-            start = x + NORMS[self.norm].random(random, x.shape, self.epsilon)
-        return np.clip(start, *self.bounds).astype("float32"), np.zeros_like(x)
+            norm, shape = NORMS[self.norm], (1, *x.shape[1:])
+            generators = _generators([self.seed, restart], range(len(x)) if numbers is None else numbers)
+            start = x + np.reshape([norm.random(random, shape, self.epsilon) for random in generators], x.shape)
+        return self._none_yet(np.clip(start, *self.limits(x)).astype("float32"))
 
     def advance(self, objective, x, y, state, steps, targeted=False):
-        """Some steps from a state, compiled once per attack, objective and shape.
+        """Some steps from a state, compiled once per objective, shape, and settings that are no numbers.
 
         Args:
             objective: Objective.
@@ -94,43 +144,112 @@ class GradientAttack(Attack):
             targeted: bool.
 
         Returns:
-            The new state.
+            The new State.
         """
-        sign = np.float32(-1 if targeted else 1)
-        return self.compiled(objective, self._loop)(x, y, *state, np.int32(steps), sign)
+        loop = self.compiled(objective, "_loop")
+        return State(*loop(x, y, *state, np.int32(steps), _sign(targeted), self._settings(), self.limits(x)))
 
-    def _loss(self, objective):
-        return objective.loss
+    def kept(self, state):
+        """Images of a State that are kept if the attack ends there, a NumPy array; the last ones are not judged yet."""
+        images, best, fooled = map(ops.convert_to_numpy, (state.images, state.best, state.fooled))
+        return np.where(fooled[:, None, None, None], best, images)
+
+    def _none_yet(self, x):
+        return State(x, np.zeros_like(x), x, np.full(len(x), -np.inf, "float32"), np.zeros(len(x), bool))
+
+    def _better_of(self, objective, y, result, state, targeted):
+        """The better of two states for each image; the last images are judged where it matters."""
+        if self.keep == "last":
+            if self.restarts == 1:
+                return result._replace(best=state.images)
+            state = state._replace(best=result.best, loss=result.loss, fooled=result.fooled)
+        judged = self.compiled(objective, "_judge")(y, state.images, *state[2:], _sign(targeted))
+        best, loss, fooled = map(ops.convert_to_numpy, judged)
+        if np.isneginf(loss).any():
+            raise ValueError("The loss is NaN; expected a model of finite scores.")
+        better = np.where(fooled == result.fooled, loss > result.loss, fooled)
+        return result._replace(
+            best=np.where(better[:, None, None, None], best, result.best),
+            loss=np.where(better, loss, result.loss),
+            fooled=fooled | result.fooled,
+        )
+
+    def _settings(self):
+        return np.float32([self.epsilon, self.step, self.decay or 0])
+
+    def _judge(self, objective):
+        def judge(y, images, best, loss, fooled, sign):
+            return _better(images, *objective.loss_and_scores(images, y), y, sign, best, loss, fooled)
+
+        return judge
 
     def _loop(self, objective):
         move = self.mover(objective)
 
-        def loop(x, y, adversarial, momentum, steps, sign):
-            def step(i, adversarial, momentum):
-                return i + 1, *move(x, y, adversarial, momentum, sign)
+        def loop(x, y, images, momentum, best, loss, fooled, steps, sign, settings, limits):
+            def step(i, images, momentum, *so_far):
+                moved, momentum, losses, scores = move(x, y, images, momentum, sign, settings, limits)
+                if self.keep == "best":
+                    so_far = _better(images, losses, scores, y, sign, *so_far)
+                return i + 1, moved, momentum, *so_far
 
-            return ops.while_loop(lambda i, *_: i < steps, step, (0 * steps, adversarial, momentum))[1:]
+            state = (0 * steps, images, momentum, best, loss, fooled)
+            return ops.while_loop(lambda i, *_: i < steps, step, state)[1:]
 
         return loop
 
     def mover(self, objective):
-        """One step, a function of tensors ``(x, y, adversarial, momentum, sign) → (adversarial, momentum)``."""
-        gradient, norm = autodiff.gradient(objective.loss), NORMS[self.norm]
+        """One step, a function of tensors.
 
-        def move(x, y, adversarial, momentum, sign):
-            direction = sign * gradient(adversarial, y)[1]
+        Args:
+            objective: Objective.
+
+        Returns:
+            Callable ``(x, y, images, momentum, sign, settings, limits)`` of clean images, labels, where the step
+            begins, +1 or (targeted) -1, what ``_settings`` returns, and bounds ``(2, C)``; it returns the moved images,
+            the momentum, and losses and scores of the images before.
+        """
+        gradient, norm = autodiff.gradient(objective.loss_and_scores, has_aux=True), NORMS[self.norm]
+
+        def move(x, y, images, momentum, sign, settings, limits):
+            (losses, scores), slope = gradient(images, y)
+            direction = sign * slope
             if self.decay is not None:
-                direction = momentum = self.decay * momentum + _by_l1(direction)
-            return self.within(x, adversarial + self.step_size * norm.direction(direction)), momentum
+                direction = momentum = settings[2] * momentum + _by_l1(direction)
+            moved = images + settings[1] * norm.direction(direction)
+            return self.within(x, moved, settings[0], limits), momentum, losses, scores
 
         return move
 
-    def within(self, x, moved):
+    def within(self, x, moved, epsilon, limits):
         """Images ``moved`` brought back into the ball around ``x`` and the bounds."""
         # Where the ball is no box, the order of the two matters a little; each attack has that of Cleverhans.
         if self.decay is None:
-            moved = ops.clip(moved, *self.bounds)
-        return ops.clip(x + NORMS[self.norm].project(moved - x, self.epsilon), *self.bounds)
+            moved = ops.clip(moved, limits[0], limits[1])
+        return ops.clip(x + NORMS[self.norm].project(moved - x, epsilon), limits[0], limits[1])
+
+
+def _better(images, losses, scores, y, sign, best, loss, fooled):
+    """The better of images and the best so far: what fools, then what has the higher loss."""
+    losses, fooling = sign * losses, fools(scores, y, sign)
+    better = ops.where(ops.equal(fooling, fooled), losses > loss, fooling)
+    # A product, because TensorFlow chooses between images more slowly; of finite images it is the same.
+    taken = per_image(ops.cast(better, images.dtype))
+    return (
+        images * taken + best * (1 - taken),
+        ops.where(better, losses, loss),
+        ops.logical_or(fooling, fooled),
+    )
+
+
+def _generators(seed, numbers):
+    """For each number, a NumPy generator that depends on the seed and the number alone; the next one moves it."""
+    random = np.random.default_rng(seed)
+    beginning = random.bit_generator.state
+    for number in numbers:
+        random.bit_generator.state = beginning
+        random.bit_generator.advance(int(number) << 64)
+        yield random
 
 
 def _by_l1(gradient):
@@ -139,11 +258,16 @@ def _by_l1(gradient):
     return gradient / ops.where(size > 0, size, 1.0)
 
 
+def _sign(targeted):
+    return np.float32(-1 if targeted else 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class FGSM(GradientAttack):
     """Fast gradient sign method (Goodfellow et al. 2015; thesis Eq. 6.3): one step of size ``epsilon``."""
 
     steps: int = 1
+    keep: str = "last"  # a second forward pass would cost half of the attack
 
 
 @dataclasses.dataclass(frozen=True)

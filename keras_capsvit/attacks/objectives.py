@@ -1,9 +1,11 @@
 """What an attack works on: scores of images, and the loss that it raises (untargeted) or lowers (targeted)."""
 
-import keras
+import functools
+import weakref
+
 from keras import ops
 
-from keras_capsvit import taps
+from keras_capsvit import autodiff, caches, taps
 from keras_capsvit.ops import safe_norm, squash
 
 # Lengths below this count as this: a class capsule of length 0 has no direction to grow in.
@@ -25,11 +27,38 @@ class Objective:
 
     def __init__(self, scores, model, *, normalized=False):
         self.scores = scores
-        self.variables = list(getattr(model, "variables", ()))
+        self.model = model
         self.normalized = normalized
-        self.compiled = {}  # by the attacks that work on it
-        self.combined = {}  # with others
-        self.examined = False
+
+    @property
+    def variables(self):
+        """Variables that the scores depend on, a list."""
+        return list(getattr(self.model, "variables", ()))
+
+    def parts(self):
+        """What remakes the objective: the objects that it belongs to, which of their objectives it is, and how.
+
+        Returns:
+            Tuple of objects, which compiled functions must not keep alive; a hashable; and a callable from the objects
+            to the objective, which refers to none of them.
+        """
+        return (self,), type(self), _itself
+
+    def compiled(self, key, make, others=()):
+        """A function of this objective, compiled once and kept until one of the objects it belongs to goes or changes.
+
+        Args:
+            key: hashable, which function.
+            make: callable from an Objective to a function of tensors that refers to no model but by that Objective.
+            others: tuple of further objects that the function belongs to.
+
+        Returns:
+            Callable of tensors or arrays.
+        """
+        owners, which, _ = self.parts()
+        return _COMPILED.get(
+            (*owners, *others), (key, which), lambda: autodiff.compile(make(Weak(self)), self.variables)
+        )
 
     def __call__(self, x):
         return self.scores(x)
@@ -41,30 +70,106 @@ class Objective:
     def loss_and_scores(self, x, y):
         """Cross-entropy ``(b,)`` and the scores ``(b, M)`` that it is of, in one forward pass."""
         scores = self.scores(x)
+        if type(self).loss is not Objective.loss:  # of a subclass that has another one
+            return self.loss(x, y), scores
         log_probabilities = scores if self.normalized else ops.log_softmax(scores, axis=-1)
         loss = -ops.sum(ops.one_hot(y, scores.shape[-1], dtype=scores.dtype) * log_probabilities, axis=-1)
         return loss, scores
 
 
-def natural(model):
+class Weak(Objective):
+    """An objective that is looked up while a function is traced, so that the compiled function keeps no model alive.
+
+    Args:
+        objective: Objective.
+    """
+
+    def __init__(self, objective):
+        owners, _, self._remake = objective.parts()
+        self._owners = [caches.weakly(owner) for owner in owners]
+        self.normalized = objective.normalized
+
+    def __call__(self, x):
+        return self._there()(x)
+
+    def loss(self, x, y):
+        return self._there().loss(x, y)
+
+    def loss_and_scores(self, x, y):
+        return self._there().loss_and_scores(x, y)
+
+    def _there(self):
+        return self._remake(*(owner() for owner in self._owners))
+
+
+class _OfModel(Objective):
+    """An objective that a model has by itself; ``scores`` are made when they are first needed."""
+
+    def __init__(self, model, name, output, transform):
+        self.model = model
+        self.normalized = name == "average_loss"
+        self._which = name, output
+        self._transform = transform
+
+    @functools.cached_property
+    def _source(self):
+        name, output = self._which
+        return taps.tap(self.model, "votes") if name in ORDERS else taps.scores(self.model, output)
+
+    @property
+    def variables(self):
+        return list(getattr(self._source, "variables", ()) or getattr(self.model, "variables", ()))
+
+    def scores(self, x):
+        return ops.cast(self._transform(self._source(x)), "float32")
+
+    def parts(self):
+        return (self.model,), self._which, functools.partial(_of, *self._which)
+
+
+class _Combined(Objective):
+    def __init__(self, objectives):
+        super().__init__(objectives[0].scores, objectives[0].model, normalized=objectives[0].normalized)
+        self.objectives = objectives
+
+    @property
+    def variables(self):
+        return list({id(one): one for objective in self.objectives for one in objective.variables}.values())
+
+    def loss_and_scores(self, x, y):
+        losses, scores = zip(*(objective.loss_and_scores(x, y) for objective in self.objectives), strict=True)
+        return sum(losses), scores[0]
+
+    def parts(self):
+        parts = [objective.parts() for objective in self.objectives]
+        owners = tuple(owner for owners, _, _ in parts for owner in owners)
+        keys = tuple(key for _, key, _ in parts)
+        remake = functools.partial(_combined_of, [(len(owners), remake) for owners, _, remake in parts])
+        return owners, ("combined", *keys), remake
+
+
+def natural(model, output=None):
     """The objective that belongs to a model: ``capsules`` where its scores are lengths, ``logits`` otherwise.
 
     Args:
         model: model, live or served, plain callable ``x → logits``, or Objective, which is returned as it is.
+        output: name or index of the output, of a model with several.
 
     Returns:
         Objective.
     """
     if isinstance(model, Objective):
         return model
-    return capsules(model) if "lengths" in taps.names(model) else logits(model)
+    return _of("capsules" if _kind_of(model, output) == "lengths" else "logits", output, model)
 
 
-def logits(model):
-    """The logits of a model, what attacks on ConvNets work on.
+def logits(model, output=None):
+    """The logits of a model, what attacks on ConvNets work on: its scores before a softmax or a sigmoid.
 
     Args:
-        model: model, live or served, with a tap ``logits``; or callable ``x → logits (b, M)``.
+        model: model, live or served; or callable ``x → logits (b, M)``. One output ``z`` of a sigmoid counts as two
+            classes with the logits ``[-z, z]``.
+        output: name or index of the output, of a model with several.
 
     Returns:
         Objective.
@@ -72,16 +177,17 @@ def logits(model):
     Raises:
         ValueError: for a model whose scores are the lengths of capsules.
     """
-    if "lengths" in taps.names(model):
+    if _kind_of(model, output) == "lengths":
         raise ValueError("This model's scores are lengths of capsules, not logits; use attacks.capsules or .votes.")
-    return _of(model, "logits" if "logits" in taps.names(model) else None, lambda scores: scores)
+    return _of("logits", output, model)
 
 
-def capsules(model):
+def capsules(model, output=None):
     """Caps-Attack (thesis Eq. 6.7): ``log ||v_j||`` of the class capsules, as logits.
 
     Args:
         model: capsule network, live or served.
+        output: name or index of the output, of a model with several.
 
     Returns:
         Objective.
@@ -89,7 +195,9 @@ def capsules(model):
     Raises:
         ValueError: for a model without the tap ``lengths``.
     """
-    return _of(model, "lengths", _log)
+    if _kind_of(model, output) != "lengths":
+        taps.tap(model, "lengths")  # which says what taps there are instead
+    return _of("capsules", output, model)
 
 
 def votes(model, order="average_then_squash"):
@@ -109,14 +217,11 @@ def votes(model, order="average_then_squash"):
     Raises:
         ValueError: for another order, or a model without the tap ``votes``.
     """
-    scores = {
-        "average_then_squash": lambda votes: _log(safe_norm(squash(ops.mean(votes, axis=1)))),
-        "squash_then_average": lambda votes: _log(safe_norm(ops.mean(squash(votes), axis=1))),
-        "average_loss": lambda votes: ops.mean(ops.log_softmax(_log(safe_norm(squash(votes))), axis=-1), axis=1),
-    }
-    if order not in scores:
+    if order not in ORDERS:
         raise ValueError(f"order must be one of {ORDERS}; received {order!r}.")
-    return _of(model, "votes", scores[order], order)
+    if "votes" not in taps.names(model):
+        taps.tap(model, "votes")  # which says what taps there are instead
+    return _of(order, None, model)
 
 
 def combined(*objectives):
@@ -133,39 +238,73 @@ def combined(*objectives):
     """
     if not objectives:
         raise ValueError("Expected at least one objective to combine; received none.")
-    first = objectives[0]
-    if objectives not in first.combined:
-        first.combined[objectives] = _Combined(objectives)
-    return first.combined[objectives]
+    return _living(("combined", *map(id, objectives)), lambda: _Combined(objectives))
 
 
-class _Combined(Objective):
-    def __init__(self, objectives):
-        super().__init__(objectives[0].scores, None, normalized=objectives[0].normalized)
-        self.objectives = objectives
-        self.variables = list({id(one): one for objective in objectives for one in objective.variables}.values())
+def fools(scores, y, sign):
+    """Whether scores ``(b, M)`` are of fooled images ``(b,)``: not of class ``y``, or for a sign below 0, of it."""
+    return ops.equal(ops.equal(ops.argmax(scores, axis=-1), y), sign < 0)
 
-    def loss_and_scores(self, x, y):
-        losses, scores = zip(*(objective.loss_and_scores(x, y) for objective in self.objectives), strict=True)
-        return sum(losses), scores[0]
+
+def lead(scores, y):
+    """By how much the scores of classes ``y (b,)`` exceed the highest of the others, ``(b,)``."""
+    own = ops.one_hot(y, scores.shape[-1], dtype="float32")
+    return ops.sum(own * scores, axis=1) - ops.max(scores - 1e30 * own, axis=1)
+
+
+def loss_and_scores(objective):
+    """What FGSM and its like raise, a function of images and labels."""
+    return objective.loss_and_scores
+
+
+def margin_and_scores(objective):
+    """What DeepFool and its like lower: by how much the class leads, a function of images and labels."""
+
+    def margin(x, y):
+        scores = objective(x)
+        return lead(scores, y), scores
+
+    return margin
 
 
 def _log(lengths):
     return ops.log(ops.maximum(ops.cast(lengths, "float32"), _SHORTEST))
 
 
-def _of(model, tap, scores, order=None):
-    """The objective, made once per model and kind, because what attacks compile for it is kept there.
+_TRANSFORMS = {
+    "logits": lambda scores: scores,
+    "capsules": _log,
+    "average_then_squash": lambda votes: _log(safe_norm(squash(ops.mean(votes, axis=1)))),
+    "squash_then_average": lambda votes: _log(safe_norm(ops.mean(squash(votes), axis=1))),
+    "average_loss": lambda votes: ops.mean(ops.log_softmax(_log(safe_norm(squash(votes))), axis=-1), axis=1),
+}
+_COMPILED = caches.Cache(64)
+_KINDS = caches.Cache(256)  # of scores, "lengths" or "logits"
+_LIVING = weakref.WeakValueDictionary()  # objectives in use; they keep their models, so identities stay what they are
 
-    It is kept by the model itself: anything else would keep the model alive.
-    """
-    made = getattr(model, "__dict__", {}).setdefault("_objectives", {})
-    if (tap, order) not in made:
-        function = model if tap is None else taps.tap(model, tap)
-        arguments = {"training": False} if isinstance(function, keras.Model) else {}
-        made[tap, order] = Objective(
-            lambda x: ops.cast(scores(function(x, **arguments)), "float32"),
-            model,
-            normalized=order == "average_loss",
-        )
-    return made[tap, order]
+
+def _kind_of(model, output):
+    return _KINDS.get((model,), output, lambda: taps.scores(model, output).kind)
+
+
+def _of(name, output, model):
+    return _living((name, output, caches.identity(model)), lambda: _OfModel(model, name, output, _TRANSFORMS[name]))
+
+
+def _living(key, make):
+    objective = _LIVING.get(key)
+    if objective is None:
+        objective = _LIVING[key] = make()
+    return objective
+
+
+def _combined_of(parts, *owners):
+    objectives = []
+    for count, remake in parts:
+        objectives.append(remake(*owners[:count]))
+        owners = owners[count:]
+    return combined(*objectives)
+
+
+def _itself(objective):
+    return objective

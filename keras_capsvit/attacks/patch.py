@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_capsvit import autodiff
 from keras_capsvit.attacks.base import Attack
+from keras_capsvit.attacks.objectives import fools
 from keras_capsvit.patches import PatchGrid, apply_patch, check_positions, cut_patches, pair, random_positions
 
 
@@ -44,15 +45,15 @@ class PatchAttack(Attack):
             a PatchGrid, for ``num_patches`` of it drawn for each image; None for anywhere, also drawn.
         num_patches: int >= 1, where they are drawn.
         epsilon: float >= 0, largest change of a pixel; None for pixels anywhere within the bounds.
-        step_size: float >= 0, change of a pixel in a step.
+        step_size: float >= 0, change of a pixel in a step, in units of the pixels; None for 2/255 of their range.
         steps: int >= 1, at most.
         early_stop: bool, leave off when fooled; else every image takes all steps, which makes patches stronger.
         universal: bool, one patch (or ``num_patches``) for all images, which move at random from step to step: to
             other positions, unless they are given. Each step is on ``batch_size`` images, and none leaves.
         batch_size: int >= 1, images of a step of a universal patch.
-        bounds: pair of floats, the range of pixels.
-        seed: int, of positions and of the noise, which is the same for all images; what happens to an image depends on
-            others only where positions are drawn, by its number among them.
+        bounds: pair, the range of pixels, see Attack.
+        seed: int, of positions and of the noise, which is the same for all images; positions that are drawn depend on
+            the seed and the number of the image.
 
     Call: see Attack. ``run`` returns more.
 
@@ -71,7 +72,7 @@ class PatchAttack(Attack):
     positions: tuple | PatchGrid | None = None
     num_patches: int = 1
     epsilon: float | None = None
-    step_size: float = 2 / 255
+    step_size: float | None = None
     steps: int = 10_000
     early_stop: bool = True
     universal: bool = False
@@ -88,10 +89,10 @@ class PatchAttack(Attack):
         if self.universal and self.epsilon is not None:
             raise ValueError("A universal patch has no image to stay close to; leave epsilon out.")
 
-    def __call__(self, objective, x, y, targeted=False):
-        return self.run(objective, x, y, targeted).images
+    def __call__(self, objective, x, y, targeted=False, *, numbers=None):
+        return self.run(objective, x, y, targeted, numbers=numbers).images
 
-    def run(self, objective, x, y, targeted=False):
+    def run(self, objective, x, y, targeted=False, *, numbers=None):
         """Attack images.
 
         Args:
@@ -99,6 +100,7 @@ class PatchAttack(Attack):
             x: images ``(b, H, W, C)``.
             y: class ids ``(b,)``.
             targeted: bool.
+            numbers: ints ``(b,)``.
 
         Returns:
             PatchResult.
@@ -107,36 +109,46 @@ class PatchAttack(Attack):
             ValueError: as Attack, and for positions that do not fit the images.
         """
         objective, x, y = self.prepare(objective, x, y)
-        positions = self._positions(x.shape, self.seed)
+        positions = self._positions(x.shape, self.seed, numbers)
         sign = np.float32(-1 if targeted else 1)
         noise = np.random.default_rng(self.seed).uniform(size=(positions.shape[1], *self.patch_size, x.shape[-1]))
-        if self.universal:
-            patches = self._common(objective, x, y, noise, sign)
-            images = apply_patch(x, patches, positions)
-            fooled = self._fools(objective, images, y, sign)
-            return PatchResult(images, patches, positions, fooled, np.full(len(x), self.steps))
         low, high = self._limits(x, positions)
         start = np.clip(low + apply_patch(np.zeros_like(x), noise, positions) * (high - low), low, high)
-        images, fooled, iterations = self._each(objective, start, low, high, y, sign)
-        return PatchResult(images, cut_patches(images, positions, self.patch_size), positions, fooled, iterations)
-
-    def compiled(self, objective, make):
-        # What the loops need of the settings are arguments, so one trace serves all positions, sizes and step sizes.
-        return Attack.compiled(PatchAttack(1, early_stop=self.early_stop), objective, make)
-
-    def _positions(self, shape, seed):
-        if isinstance(self.positions, PatchGrid):
-            found = self.positions.positions[self.positions.draw(shape[0], self.num_patches, seed=seed)]
-        elif self.positions is None:
-            found = random_positions(shape[1:], self.patch_size, shape[0], self.num_patches, seed=seed)
+        if self.universal:
+            patches = self._common(objective, x, y, noise, sign)
+            images, iterations = apply_patch(x, patches, positions), np.full(len(x), self.steps)
+            fooled = self._fools(objective, images, y, sign)
         else:
-            found = self.positions
-        return check_positions(found, self.patch_size, shape)
+            images, fooled, iterations = self._each(objective, start, low, high, y, sign)
+            patches = cut_patches(images, positions, self.patch_size)
+        self.check_result(objective, start, images, y, targeted)
+        return PatchResult(images, patches, positions, fooled, iterations)
+
+    def structure(self):
+        # What the loops need of the settings are arguments, so one trace serves all positions, sizes and step sizes.
+        return (self.early_stop,)
+
+    def _step(self, x):
+        """Change of a pixel in a step, ``(C,)``."""
+        if self.step_size is not None:
+            return np.full(x.shape[-1], self.step_size, "float32")
+        return np.float32(2 / 255) * (self.limits(x)[1] - self.limits(x)[0])
+
+    def _positions(self, shape, seed, numbers=None):
+        numbers = np.arange(shape[0]) if numbers is None else np.asarray(numbers, int)
+        drawn = numbers.max(initial=-1) + 1  # those of an image depend on its number only
+        if isinstance(self.positions, PatchGrid):
+            positions = self.positions.positions[self.positions.draw(drawn, self.num_patches, seed=seed)][numbers]
+        elif self.positions is None:
+            positions = random_positions(shape[1:], self.patch_size, drawn, self.num_patches, seed=seed)[numbers]
+        else:
+            positions = self.positions
+        return check_positions(positions, self.patch_size, shape)
 
     def _limits(self, x, positions):
         """Lowest and highest values of the pixels: where no patch lies, those they have."""
         inside = apply_patch(np.zeros((*x.shape[:3], 1), bool), np.ones((*self.patch_size, 1), bool), positions)
-        low, high = self.bounds
+        low, high = self.limits(x)
         if self.epsilon is not None:
             low, high = np.maximum(low, x - self.epsilon), np.minimum(high, x + self.epsilon)
         return np.where(inside, low, x).astype("float32"), np.where(inside, high, x).astype("float32")
@@ -144,10 +156,10 @@ class PatchAttack(Attack):
     def _each(self, objective, start, low, high, y, sign):
         """Images ``(b, H, W, C)`` after the steps, which are fooled, and steps taken, of a patch for each."""
         found, fooled, iterations = start.copy(), np.zeros(len(y), bool), np.full(len(y), self.steps)
-        loop, left, taken = self.compiled(objective, self._loop), np.arange(len(y)), 0
+        loop, step, left, taken = self.compiled(objective, "_loop"), self._step(start), np.arange(len(y)), 0
         state = [ops.convert_to_tensor(one) for one in (start, low, high, y)]
         while len(left) and taken < self.steps:
-            taken, state[0], out = loop(*state, np.int32(taken), np.int32(self.steps), np.float32(self.step_size), sign)
+            taken, state[0], out = loop(*state, np.int32(taken), np.int32(self.steps), step, sign)
             taken, out = int(taken), ops.convert_to_numpy(out)[: len(left)]
             if out.any():
                 gone, stay = np.flatnonzero(out), np.flatnonzero(~out)
@@ -156,7 +168,7 @@ class PatchAttack(Attack):
                 left = left[stay]
                 state = [ops.take(one, stay[_padded(len(stay), len(y))], axis=0) for one in state]
         if len(left):
-            judge = self.compiled(objective, self._judge)
+            judge = self.compiled(objective, "_judge")
             found[left] = ops.convert_to_numpy(state[0])[: len(left)]
             fooled[left] = ops.convert_to_numpy(judge(state[0], state[3], sign))[: len(left)]
         return found, fooled, iterations
@@ -168,9 +180,9 @@ class PatchAttack(Attack):
         def loop(x, low, high, y, taken, steps, step_size, sign):
             def step(i, x, fooled):
                 (_, scores), slope = gradient(x, y)
-                fooled = _fooled(scores, y, sign) if self.early_stop else fooled
+                fooled = fools(scores, y, sign) if self.early_stop else fooled
                 # By a step of 0, because choosing between images costs more than all of the rest.
-                size = ops.where(fooled, 0.0, sign * step_size)[:, None, None, None]
+                size = ops.where(fooled, 0.0, sign)[:, None, None, None] * step_size
                 return i + 1, ops.clip(x + size * ops.sign(slope), low, high), fooled
 
             def going(i, x, fooled):
@@ -181,10 +193,10 @@ class PatchAttack(Attack):
         return loop
 
     def _judge(self, objective):
-        return lambda x, y, sign: _fooled(objective(x), y, sign)
+        return lambda x, y, sign: fools(objective(x), y, sign)
 
     def _fools(self, objective, x, y, sign):
-        judge, fooled = self.compiled(objective, self._judge), np.zeros(len(x), bool)
+        judge, fooled = self.compiled(objective, "_judge"), np.zeros(len(x), bool)
         for first in range(0, len(x), self.batch_size):
             few = slice(first, first + self.batch_size)
             fooled[few] = ops.convert_to_numpy(judge(x[few], y[few], sign))
@@ -192,14 +204,14 @@ class PatchAttack(Attack):
 
     def _common(self, objective, x, y, noise, sign):
         """Patches ``(n, h, w, C)`` for all images."""
-        low, high = np.float32(self.bounds)
+        low, high = self.limits(x)
         patches = (low + noise * (high - low)).astype("float32")
-        step, random = self.compiled(objective, self._common_step), np.random.default_rng([self.seed, 1])
+        step, random = self.compiled(objective, "_common_step"), np.random.default_rng([self.seed, 1])
         given = self._positions(x.shape, 0) if isinstance(self.positions, tuple) else None
         for number in range(self.steps if len(x) else 0):
             few = random.permutation(len(x))[: self.batch_size]
             places = given[few] if given is not None else self._positions(x[few].shape, (self.seed, number + 1))
-            places, size = places.astype("int32"), np.float32(self.step_size) * sign
+            places, size = places.astype("int32"), self._step(x) * sign
             patches = step(patches, x[few], y[few], places, size, low, high)
         return ops.convert_to_numpy(patches)
 
@@ -210,10 +222,6 @@ class PatchAttack(Attack):
             return ops.clip(patches + size * ops.sign(gradient(patches, x, y, places)[1]), low, high)
 
         return step
-
-
-def _fooled(scores, y, sign):
-    return ops.equal(ops.equal(ops.argmax(scores, axis=-1), y), sign < 0)
 
 
 def _pasted(x, patches, places):

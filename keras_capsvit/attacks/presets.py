@@ -4,22 +4,23 @@ from keras_capsvit.attacks.carlini_wagner import CarliniWagner, CarliniWagnerLin
 from keras_capsvit.attacks.deepfool import DeepFool
 from keras_capsvit.attacks.gradient import BIM, FGSM, MIM, PGD
 
-# Steps of Foolbox are shares of epsilon. Its MIM sums up the signs of gradients, ours the gradients (Dong et al. 2018).
+# All return where the last step leads to. Steps of Foolbox are shares of epsilon, those of ART are not. Foolbox's MIM
+# sums up the signs of gradients, ours the gradients (Dong et al. 2018).
 _PRESETS = {
     "foolbox_fgsm": lambda epsilon: FGSM(epsilon),
-    "foolbox_bim": lambda epsilon: BIM(epsilon, step_size=0.2 * epsilon, steps=10),
-    "foolbox_mim": lambda epsilon: MIM(epsilon, step_size=0.2 * epsilon, steps=10),
-    "foolbox_pgd": lambda epsilon: PGD(epsilon, step_size=0.01 / 0.3 * epsilon, steps=40),
+    "foolbox_bim": lambda epsilon: BIM(epsilon, relative_step=0.2, steps=10, keep="last"),
+    "foolbox_mim": lambda epsilon: MIM(epsilon, relative_step=0.2, steps=10, keep="last"),
+    "foolbox_pgd": lambda epsilon: PGD(epsilon, relative_step=0.01 / 0.3, steps=40, keep="last"),
     "foolbox_fgsm_l2": lambda epsilon: FGSM(epsilon, norm="l2"),
-    "foolbox_bim_l2": lambda epsilon: BIM(epsilon, step_size=0.2 * epsilon, steps=10, norm="l2"),
-    "foolbox_pgd_l2": lambda epsilon: PGD(epsilon, step_size=0.025 * epsilon, steps=50, norm="l2"),
+    "foolbox_bim_l2": lambda epsilon: BIM(epsilon, relative_step=0.2, steps=10, norm="l2", keep="last"),
+    "foolbox_pgd_l2": lambda epsilon: PGD(epsilon, relative_step=0.025, steps=50, norm="l2", keep="last"),
     "foolbox_deepfool_l2": lambda epsilon: DeepFool(epsilon),
     "foolbox_deepfool_linf": lambda epsilon: DeepFool(epsilon, norm="linf"),
     "foolbox_carlini_wagner_l2": lambda epsilon: CarliniWagner(epsilon),
     "art_fgsm": lambda epsilon: FGSM(epsilon),
-    "art_bim": lambda epsilon: BIM(epsilon, step_size=0.1, steps=100),
-    "art_mim": lambda epsilon: MIM(epsilon, step_size=0.1, steps=100),
-    "art_pgd": lambda epsilon: PGD(epsilon, step_size=0.1, steps=100, random_start=False),
+    "art_bim": lambda epsilon: BIM(epsilon, step_size=0.1, steps=100, keep="last"),
+    "art_mim": lambda epsilon: MIM(epsilon, step_size=0.1, steps=100, keep="last"),
+    "art_pgd": lambda epsilon: PGD(epsilon, step_size=0.1, steps=100, random_start=False, keep="last"),
     "art_deepfool_l2": lambda epsilon: DeepFool(epsilon, steps=100, overshoot=1e-6),
     "art_carlini_wagner_l2": lambda epsilon: CarliniWagner(
         epsilon, steps=10, binary_search_steps=10, initial_const=0.01

@@ -2,7 +2,7 @@
 
 from keras_capsvit.evaluate.compare import compare
 from keras_capsvit.evaluate.detection import Detection, detection, detection_threshold
-from keras_capsvit.evaluate.localisation import patch_share, pointing_game
+from keras_capsvit.evaluate.localisation import energy_inside, patch_share, pointing_game
 from keras_capsvit.evaluate.patches import (
     classified_correctly,
     fooling_rate,
@@ -49,6 +49,7 @@ __all__ = [
     "conservation",
     "detection",
     "detection_threshold",
+    "energy_inside",
     "fooling_rate",
     "neuron_ablation",
     "parameter_randomization",

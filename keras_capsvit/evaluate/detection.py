@@ -5,7 +5,9 @@ import dataclasses
 import numpy as np
 from keras import ops
 
-from keras_capsvit.evaluate.robustness import batches_of, classes_of
+from keras_capsvit.checks import batches_of, class_ids
+from keras_capsvit.evaluate.judge import Judge
+from keras_capsvit.evaluate.robustness import attacked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +30,14 @@ class Detection:
     threshold: float
 
 
-def detection_threshold(error, dataset, *, percentile=95.0):
+def detection_threshold(error, dataset, *, percentile=95.0, batch_size=128):
     """Error that a given share of benign images does not exceed (the thesis's 95th percentile).
 
     Args:
         error: callable ``x (b, H, W, C) → (b,)``, such as ``attacks.reconstruction_error(model)``.
-        dataset: iterable of batches ``(x, y)`` of benign images that the detection is not judged by; or one pair of
-            arrays.
+        dataset: benign images that the detection is not judged by, see ``robustness``.
         percentile: float in (0, 100).
+        batch_size: int >= 1, of a pair of arrays and of single examples.
 
     Returns:
         float.
@@ -45,24 +47,25 @@ def detection_threshold(error, dataset, *, percentile=95.0):
     """
     if not 0 < percentile < 100:
         raise ValueError(f"percentile must lie between 0 and 100; received {percentile}.")
-    errors = [_errors(error, x) for x, _ in batches_of(dataset)]
+    errors = [_errors(error, x) for x, _ in batches_of(dataset, batch_size)]
     if not sum(map(len, errors)):
         raise ValueError("Expected at least one benign example; the data set is empty.")
     return float(np.percentile(np.concatenate(errors), percentile))
 
 
-def detection(model, attack, dataset, *, error, threshold, objective=None, targets=None):
+def detection(model, attack, dataset, *, error, threshold, objective=None, targets=None, batch_size=128):
     """Attack every example, and flag those whose error is above a threshold.
 
     Args:
-        model: callable ``x (b, H, W, C) → scores (b, M)`` that judges.
+        model: model, or callable ``x (b, H, W, C) → scores (b, M)``, that judges.
         attack: callable ``(objective, x, y, targeted) → adversarial images``; ``attacks.DetectionAware`` for one that
             lowers the error as well.
-        dataset: iterable of batches ``(x, y)`` with class ids ``y (b,)``; or one pair of arrays.
+        dataset: see ``robustness``.
         error: callable ``x (b, H, W, C) → (b,)``.
         threshold: float, see ``detection_threshold``.
         objective: callable from the model to what is attacked; None for the model's natural objective.
         targets: callable ``y → wanted class ids (b,)`` for a targeted attack; None for an untargeted one.
+        batch_size: int >= 1, of a pair of arrays and of single examples.
 
     Returns:
         Detection.
@@ -70,13 +73,13 @@ def detection(model, attack, dataset, *, error, threshold, objective=None, targe
     Raises:
         ValueError: for an empty data set, errors that are not finite, and what the attack refuses.
     """
-    goal = model if objective is None else objective(model)
+    goal, judge = model if objective is None else objective(model), Judge(model)
     examples = flagged = succeeded = undetected = 0
-    for x, y in batches_of(dataset):
+    for x, y in batches_of(dataset, batch_size):
         flagged += np.sum(_errors(error, x) > threshold)
-        wanted = y if targets is None else np.asarray(targets(y))
-        found = ops.convert_to_numpy(attack(goal, x, wanted, targets is not None))
-        success = (classes_of(model, found) == wanted) != (targets is None)
+        wanted = y if targets is None else class_ids(targets(y), len(y), name="Targets")
+        found = attacked(attack, goal, x, wanted, targets is not None, examples + np.arange(len(x)))
+        success = judge.correct(found, wanted) != (targets is None)
         examples += len(x)
         succeeded += success.sum()
         undetected += (success & (_errors(error, found) <= threshold)).sum()

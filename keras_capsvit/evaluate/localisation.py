@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from keras_capsvit.evaluate.checks import image_maps
+from keras_capsvit.checks import image_maps
 
 
 def pointing_game(maps, where, *, threshold=None, tolerance=0):
@@ -49,6 +49,30 @@ def pointing_game(maps, where, *, threshold=None, tolerance=0):
     return hits if shares.ndim else hits[:, 0]
 
 
+def energy_inside(maps, where):
+    """Share of the positive relevance that lies on the object: the pointing game by energy (Wang et al. 2020, Eq. 5).
+
+    Args:
+        maps: relevance ``(b, H, W)``; negative values do not count.
+        where: objects, see ``pointing_game``.
+
+    Returns:
+        NumPy array ``(b,)`` in [0, 1]; 0 of a map without a positive value.
+
+    Raises:
+        ValueError: see ``pointing_game``.
+
+    Example::
+
+        share = evaluate.energy_inside(explain.CLRP(model)(x, y), boxes)
+        print(share.mean(), share.std(ddof=1) / len(share) ** 0.5)
+    """
+    positive = image_maps(maps).clip(min=0).astype("float64")
+    inside = np.where(_masks(where, positive.shape), positive, 0).sum(axis=(1, 2))
+    total = positive.sum(axis=(1, 2))
+    return inside / np.where(total > 0, total, 1)
+
+
 def patch_share(maps, where):
     """How much of maps lies in a patch (thesis 7.5.1, Table 7.3).
 
@@ -82,10 +106,17 @@ def _lowest_kept(positive, shares):
 
 def _masks(where, shape):
     """Masks ``(b, H, W)`` of bool, of masks or boxes."""
-    if getattr(where, "ndim", 0) == 3 and where.shape[1:] == shape[1:]:
-        masks = np.asarray(where)
+    if _are_masks(where):
+        try:
+            masks = np.asarray(where)
+        except ValueError:  # of different sizes
+            masks = np.zeros(0)
         if masks.shape != shape or not np.isin(masks, (0, 1)).all():
-            raise ValueError(f"Masks must be bool, or 0 and 1, of shape {shape}; received {masks.dtype} {masks.shape}.")
+            sizes = sorted({np.shape(mask) for mask in where})
+            raise ValueError(
+                f"Masks must be bool, or 0 and 1, of shape {shape}; received {masks.dtype} "
+                f"{masks.shape if masks.size else sizes}."
+            )
         masks = masks.astype(bool)
     else:
         if len(where) != shape[0]:
@@ -98,6 +129,13 @@ def _masks(where, shape):
     if len(empty):
         raise ValueError(f"Expected an object in each image; the masks of images {empty} are empty.")
     return masks
+
+
+def _are_masks(where):
+    """Whether these are masks: arrays ``(H, W)``, one per image, and no ``(k, 4)`` of integers."""
+    return len(where) > 0 and all(
+        np.ndim(one) == 2 and (np.shape(one)[1] != 4 or np.asarray(one).dtype.kind != "i") for one in where
+    )
 
 
 def _filled(boxes, shape):

@@ -6,37 +6,40 @@ import time
 import numpy as np
 from keras import ops
 
-from keras_capsvit.evaluate.robustness import batches_of, classes_of
+from keras_capsvit import checks
+from keras_capsvit.evaluate.judge import Judge
 from keras_capsvit.evaluate.table import Table
 from keras_capsvit.patches import apply_patch
 
 
-def classified_correctly(models, dataset):
+def classified_correctly(models, dataset, *, batch_size=128):
     """Examples that all models classify correctly, which are those that fooling rates are of.
 
     Args:
-        models: dict from names to callables ``x (b, H, W, C) → scores (b, M)``.
-        dataset: iterable of batches ``(x, y)`` with class ids ``y (b,)``; or one pair of arrays.
+        models: dict from names to models, or callables ``x (b, H, W, C) → scores (b, M)``.
+        dataset: see ``robustness``.
+        batch_size: int >= 1, of a pair of arrays and of single examples.
 
     Returns:
         List of batches ``(x, y)``, arrays; without batches of which none is left.
     """
-    found = []
-    for x, y in batches_of(dataset):
-        right = np.all([classes_of(model, x) == y for model in models.values()], axis=0)
+    judges, kept = [Judge(model) for model in models.values()], []
+    for x, y in checks.batches_of(dataset, batch_size):
+        right = np.all([judge.correct(x, y) for judge in judges], axis=0)
         if right.any():
-            found.append((x[right], y[right]))
-    return found
+            kept.append((x[right], y[right]))
+    return kept
 
 
-def fooling_rate(models, perturb, dataset):
+def fooling_rate(models, perturb, dataset, *, batch_size=128):
     """Share of the images classified correctly by all models that each misclassifies when perturbed (thesis 7.3).
 
     Args:
-        models: dict from names to callables ``x (b, H, W, C) → scores (b, M)``.
+        models: dict from names to models, or callables ``x (b, H, W, C) → scores (b, M)``.
         perturb: callable ``(model, x, y) → images``: an attack, made on every model anew; or, with ``model`` and ``y``
             not looked at, a natural corruption.
-        dataset: iterable of batches ``(x, y)`` with class ids ``y (b,)``; or one pair of arrays.
+        dataset: see ``robustness``.
+        batch_size: int >= 1, of a pair of arrays and of single examples.
 
     Returns:
         Table, a row for each model: ``model``, ``examples``, ``fooling_rate`` (NaN without examples) and
@@ -48,15 +51,17 @@ def fooling_rate(models, perturb, dataset):
         noise = lambda model, x, y: corrupt_patches(x, grid, grid.draw(len(x), 16), "gaussian_noise")
         print(evaluate.fooling_rate({"vit": vit, "resnet": resnet}, noise, test))
     """
-    batches = classified_correctly(models, dataset)
+    batches = classified_correctly(models, dataset, batch_size=batch_size)
     rows = []
     for name, model in models.items():
-        fooled, iterations = [], []
+        fooled, iterations, judge, first = [], [], Judge(model), 0
         started = time.perf_counter()
         for x, y in batches:
-            result = perturb.run(model, x, y) if hasattr(perturb, "run") else None
-            images = perturb(model, x, y) if result is None else result.images
-            fooled.append(classes_of(model, ops.convert_to_numpy(images)) != y)
+            numbers = {"numbers": first + np.arange(len(x))} if hasattr(perturb, "prepare") else {}
+            result = perturb.run(model, x, y, **numbers) if hasattr(perturb, "run") else None
+            images = perturb(model, x, y, **numbers) if result is None else result.images
+            fooled.append(judge.classes(ops.convert_to_numpy(images)) != y)
+            first += len(x)
             if result is not None:
                 iterations.append(result.iterations[fooled[-1]])
         seconds = time.perf_counter() - started
@@ -70,23 +75,24 @@ def fooling_rate(models, perturb, dataset):
     return Table(rows)
 
 
-def position_map(model, attack, dataset, grid):
+def position_map(model, attack, dataset, grid, *, batch_size=128):
     """Fooling rate of a patch at every position of a grid (thesis Fig. 7.6).
 
     Args:
-        model: callable ``x (b, H, W, C) → scores (b, M)``.
+        model: model, or callable ``x (b, H, W, C) → scores (b, M)``.
         attack: PatchAttack; its positions are set.
-        dataset: iterable of batches ``(x, y)`` with class ids ``y (b,)``; or one pair of arrays.
+        dataset: see ``robustness``.
         grid: PatchGrid.
+        batch_size: int >= 1, of a pair of arrays and of single examples.
 
     Returns:
         Array ``(rows, columns)`` of floats in [0, 1], of the images classified correctly; NaN if there are none.
     """
-    batches = classified_correctly({"model": model}, dataset)
-    rates = []
+    batches = classified_correctly({"model": model}, dataset, batch_size=batch_size)
+    rates, judge = [], Judge(model)
     for position in grid.positions:
         there = dataclasses.replace(attack, positions=position[None])
-        rates.append(_share([classes_of(model, there(model, x, y)) != y for x, y in batches]))
+        rates.append(_share([judge.classes(there(model, x, y)) != y for x, y in batches]))
     return np.reshape(rates, (grid.rows, grid.columns))
 
 
@@ -94,7 +100,7 @@ def shift_table(model, x, y, result, shifts):
     """Whether patches still fool a model that are moved on the image they were made on (thesis Table 7.4).
 
     Args:
-        model: callable ``x (b, H, W, C) → scores (b, M)``.
+        model: model, or callable ``x (b, H, W, C) → scores (b, M)``.
         x: clean images ``(b, H, W, C)``, all classified correctly.
         y: class ids ``(b,)``.
         result: PatchResult for them.
@@ -104,13 +110,14 @@ def shift_table(model, x, y, result, shifts):
         Table, a row for each shift: ``dy``, ``dx``, ``examples`` and ``fooling_rate``, of the images on which the moved
         patches still lie wholly; NaN if there are none.
     """
-    rows = []
+    x, judge, rows = checks.images(x), Judge(model), []
+    y = checks.class_ids(y, len(x))
     room = np.array(x.shape[1:3]) - result.patches.shape[-3:-1]
     for shift in shifts:
         moved = result.positions + np.array(shift)
         fits = np.all((moved >= 0) & (moved <= room), axis=(1, 2))
         patches = result.patches[fits] if result.patches.ndim == 5 else result.patches
-        fooled = classes_of(model, apply_patch(x[fits], patches, moved[fits])) != y[fits] if fits.any() else []
+        fooled = judge.classes(apply_patch(x[fits], patches, moved[fits])) != y[fits] if fits.any() else []
         rows.append({"dy": shift[0], "dx": shift[1], "examples": int(fits.sum()), "fooling_rate": _share([fooled])})
     return Table(rows)
 
@@ -119,7 +126,7 @@ def patch_transfer(models, x, y, results):
     """Whether patches fool other models on the same image, and the same model on other images (Tables 7.7, 7.8).
 
     Args:
-        models: dict from names to callables ``x (b, H, W, C) → scores (b, M)``.
+        models: dict from names to models, or callables ``x (b, H, W, C) → scores (b, M)``.
         x: clean images ``(b, H, W, C)``, all classified correctly by all models.
         y: class ids ``(b,)``.
         results: dict from the same names to PatchResult for these images, of patches for each.
@@ -131,13 +138,14 @@ def patch_transfer(models, x, y, results):
     Raises:
         ValueError: for results of universal patches, which are those of all images.
     """
-    rows = []
+    x, judges, rows = checks.images(x), {name: Judge(model) for name, model in models.items()}, []
+    y = checks.class_ids(y, len(x))
     for name, result in results.items():
         if result.patches.ndim != 5:
             raise ValueError("Expected results with patches for each image; received a universal patch.")
-        there = {target: _share([classes_of(model, result.images) != y]) for target, model in models.items()}
+        there = {target: _share([judge.classes(result.images) != y]) for target, judge in judges.items()}
         moved = apply_patch(x, np.roll(result.patches, 1, axis=0), np.roll(result.positions, 1, axis=0))
-        rows.append({"made_on": name, **there, "other_images": _share([classes_of(models[name], moved) != y])})
+        rows.append({"made_on": name, **there, "other_images": _share([judges[name].classes(moved) != y])})
     return Table(rows)
 
 

@@ -1,12 +1,16 @@
 """How much scores drop when what a map calls relevant is removed; maps may come from anywhere."""
 
 import dataclasses
+import warnings
 
+import keras
 import numpy as np
+from keras import ops
 from scipy import ndimage
 
-from keras_capsvit.evaluate.checks import class_scores, expect, image_maps, positive_int
-from keras_capsvit.evaluate.robustness import scores_of
+from keras_capsvit import checks
+from keras_capsvit.checks import image_maps, positive_int
+from keras_capsvit.evaluate.judge import Judge
 
 ORDERS = ("descending", "ascending")
 REGIONS = ("grid", "pixels")
@@ -45,7 +49,8 @@ def aopc(
     Regions are replaced one after the other in the order of their relevance, equal ones in reading order.
 
     Args:
-        model: callable ``x (b, H, W, C) → scores (b, M)``. A Keras model runs compiled, another callable as it is.
+        model: model, which runs compiled; or callable ``x (b, H, W, C) → scores (b, M)``, as it is. What counts are
+            scores before a softmax or sigmoid at the end, if there is one, so both twins have the same curve.
         x: images ``(b, H, W, C)``.
         maps: relevance ``(b, H, W)``.
         patch: int, side of a region in pixels.
@@ -55,7 +60,7 @@ def aopc(
         steps: int, how many regions are replaced; None for all.
         fill: what replaces pixels: ``"random"``, uniform within ``bounds``, which depends on the seed, an image's place
             in ``x`` and the pixel alone; a float; or an array that broadcasts to ``x``.
-        bounds: pair of floats, of random values.
+        bounds: pair, the range of pixels and of random values: numbers, or sequences of one number per channel.
         order: ``"descending"`` relevance, or ``"ascending"``, under which a good map has a small area.
         target: class id or ids ``(b,)`` whose score counts; None for the predicted class of the clean image.
         batch_size: int, images per pass. It bounds the memory and does not change the result.
@@ -66,7 +71,7 @@ def aopc(
 
     Raises:
         ValueError: for maps that do not fit the images or are not finite, settings out of range, targets that are no
-            classes, and scores that are not finite.
+            classes, and scores that are not finite. Pixels outside the bounds of random values are warned of.
 
     Example::
 
@@ -86,14 +91,15 @@ def aopc(
     steps = count if steps is None else steps
     positive_int("steps", steps, count)
     fill = _filling(fill, x, bounds, seed)
-    ids, clean = class_scores(_batched(model, x, batch_size), target, len(x))
+    judge = Judge(model)
+    ids, clean = judge.of_targets(_batched(judge, x, batch_size), target)
 
     def perturbed(pairs):
         of, step = np.divmod(pairs, steps)
         replaced = ranks[of] <= step[:, None, None]
         return np.where(replaced[..., None], fill[of], x[of]), ids[of]
 
-    scores = _streamed(model, perturbed, len(x) * steps, batch_size).reshape(len(x), steps)
+    scores = _streamed(judge, perturbed, len(x) * steps, batch_size).reshape(len(x), steps)
     curve = np.concatenate([np.zeros((len(x), 1)), clean[:, None] - scores], axis=1)
     return PerturbationCurve(curve, curve.mean(axis=1))
 
@@ -102,7 +108,7 @@ def ablation_drop(model, x, maps, *, mean, size=9, target=None, relative=False, 
     """Drop of a class score when the square around the maximum of a map is replaced by the mean (thesis Table 2.1).
 
     Args:
-        model: callable ``x (b, H, W, C) → scores (b, M)``.
+        model: model, or callable ``x (b, H, W, C) → scores (b, M)``; its scores before any softmax count.
         x: images ``(b, H, W, C)``.
         maps: relevance ``(b, H, W)``; the first of equal maxima in reading order counts.
         mean: what replaces pixels, an array that broadcasts to an image: the mean image of the data set, as the model
@@ -121,12 +127,13 @@ def ablation_drop(model, x, maps, *, mean, size=9, target=None, relative=False, 
     maps, x = image_maps(maps, x)
     squares = _squares(maps, size)
     mean = _broadcast(mean, x, "mean")
-    ids, clean = class_scores(_batched(model, x, batch_size), target, len(x))
+    judge = Judge(model)
+    ids, clean = judge.of_targets(_batched(judge, x, batch_size), target)
 
     def ablated(of):
         return np.where(squares[of][..., None], mean[of], x[of]), ids[of]
 
-    drop = clean - _streamed(model, ablated, len(x), batch_size)
+    drop = clean - _streamed(judge, ablated, len(x), batch_size)
     return drop / _magnitude(clean) if relative else drop
 
 
@@ -156,8 +163,9 @@ def neuron_ablation(neurons, x, maps, *, mean, size=9, relative=False, batch_siz
     squares = [_squares(image_maps(one, x)[0], size) for one in maps]
     x = image_maps(maps[0], x)[1]
     mean = _broadcast(mean, x, "mean")
+    neurons = _activations(neurons)
     clean = _batched(neurons, x, batch_size)
-    expect("neurons must return an activation for each of the maps", (len(x), len(squares)), clean)
+    checks.of_shape("neurons must return an activation for each of the maps", (len(x), len(squares)), clean)
     after = [_batched(neurons, np.where(one[..., None], mean, x), batch_size) for one in squares]
     drop = np.stack([clean - one for one in after], axis=1)
     return drop / _magnitude(clean)[:, None] if relative else drop
@@ -185,9 +193,13 @@ def _filling(fill, x, bounds, seed):
     if isinstance(fill, str):
         if fill != "random":
             raise ValueError(f'fill must be "random", a float or an array; received {fill!r}.')
-        low, high = bounds
-        if not low < high:
-            raise ValueError(f"Expected bounds (low, high) with low < high; received {bounds}.")
+        if not checks.within(x, bounds):
+            warnings.warn(
+                f"Random values are drawn within bounds={bounds}, but pixels lie in [{x.min()}, {x.max()}]; give the "
+                "bounds that images have, else what is filled in looks like none.",
+                stacklevel=3,
+            )
+        low, high = checks.limits(bounds, x.shape[-1])
         return np.random.default_rng(seed).uniform(low, high, x.shape).astype("float32")
     return _broadcast(fill, x, "fill")
 
@@ -213,30 +225,40 @@ def _squares(maps, size):
     return near[0][:, :, None] & near[1][:, None, :]
 
 
-def _batched(model, x, batch_size):
-    """Scores of all images."""
+def _activations(neurons):
+    """A callable from images to finite activations ``(b, n)``, NumPy."""
+
+    def activations(x):
+        compiled = isinstance(neurons, keras.Model)
+        return _finite(neurons.predict_on_batch(x) if compiled else neurons(ops.convert_to_tensor(x)))
+
+    return activations
+
+
+def _batched(function, x, batch_size):
+    """Values of all images."""
     positive_int("batch_size", batch_size)
-    parts = [scores_of(model, x[first : first + batch_size]) for first in range(0, len(x), batch_size)]
-    return _finite(np.concatenate(parts))
+    return np.concatenate([function(x[first : first + batch_size]) for first in range(0, len(x), batch_size)])
 
 
-def _streamed(model, images_of, count, batch_size):
+def _streamed(judge, images_of, count, batch_size):
     """Scores ``(count,)`` of images that are made batch by batch, all of one size so that one trace serves them.
 
     ``images_of`` goes from indices ``(k,)`` to images and class ids ``(k,)``.
     """
     size = min(batch_size, count)
-    found = []
+    scores = []
     for first in range(0, count, size):
         images, ids = images_of(np.arange(first, first + size).clip(max=count - 1))
-        found.append(scores_of(model, images)[np.arange(size), ids])
-    return _finite(np.concatenate(found)[:count].astype("float64"))
+        scores.append(judge(images)[np.arange(size), ids])
+    return np.concatenate(scores)[:count].astype("float64")
 
 
-def _finite(scores):
-    if not np.isfinite(scores).all():
-        raise ValueError("The model returned NaN or infinite scores.")
-    return scores
+def _finite(activations):
+    activations = ops.convert_to_numpy(activations)
+    if not np.isfinite(activations).all():
+        raise ValueError("neurons returned NaN or infinite activations.")
+    return activations
 
 
 def _magnitude(scores):

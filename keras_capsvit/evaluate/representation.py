@@ -3,7 +3,7 @@
 import numpy as np
 from keras import ops
 
-from keras_capsvit.evaluate.checks import class_ids, finite_array
+from keras_capsvit import checks
 
 
 def _steps(low, high):
@@ -36,7 +36,7 @@ def vary(x, factor, degrees):
     Raises:
         ValueError: for images of another rank, an unknown factor, values that are not finite, or a scale not above 0.
     """
-    x = finite_array(x, "images", "(batch, height, width, channels)", 4)
+    x = checks.finite_array(x, "images", "(batch, height, width, channels)", 4)
     batch, height, width, _ = x.shape
     maps = _maps(factor, degrees, height, width)
     images = np.repeat(x, len(maps), axis=0)
@@ -56,7 +56,7 @@ def compactness(represent, x, labels, *, factors=FACTORS, batch_size=128):
         represent: callable from images to class capsules ``(b, j, e)``, of which the true class is kept (``n = e``), or
             to flat representations ``(b, n)``, which are kept whole.
         x: images ``(b, H, W, C)``, read in chunks.
-        labels: integer class ids ``(b,)`` or ``(b, 1)``.
+        labels: class ids ``(b,)`` or ``(b, 1)``, or one-hot.
         factors: dict from names in ``FACTORS`` to two or more different degrees (see ``vary``).
         batch_size: int, images per call of ``represent``; more only where a single image has more degrees.
 
@@ -71,12 +71,11 @@ def compactness(represent, x, labels, *, factors=FACTORS, batch_size=128):
 
         scores = evaluate.compactness(taps.tap(model, "capsules"), x, y)  # {"rotation": 0.0031, ...}
     """
-    x = np.asarray(x)
+    x = checks.numbers(x, "images")
     if x.ndim != 4 or not x.size:
         raise ValueError(f"Expected images of shape (batch, height, width, channels), not empty; received {x.shape}.")
-    ids = class_ids(labels, len(x))
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; received {batch_size}.")
+    ids = checks.class_ids(labels, len(x))
+    checks.positive_int("batch_size", batch_size)
     for factor, degrees in factors.items():
         _maps(factor, degrees, *x.shape[1:3])
         if len(set(degrees)) < 2:
@@ -108,14 +107,14 @@ def sweep(decode, capsules, label=None, *, dims=None, offsets=OFFSETS):
         capsules = CapsuleMask()(taps.tap(model, "capsules")(x[:1]), y[:1])[0]
         plot.sweep(evaluate.sweep(model.decoder, capsules), evaluate.OFFSETS).savefig("sweep.png")
     """
-    capsules = finite_array(capsules, "capsules", "(classes, dimension)", 2)
+    capsules = checks.finite_array(capsules, "capsules", "(classes, dimension)", 2)
     if label is None:
         label = np.linalg.norm(capsules, axis=-1).argmax()
-    label = int(class_ids([label], 1, len(capsules))[0])
+    label = int(checks.class_ids([label], 1, len(capsules))[0])
     dims = list(range(capsules.shape[1])) if dims is None else list(dims)
     if not dims or any(dim not in range(capsules.shape[1]) for dim in dims):
         raise ValueError(f"Expected at least 1 dimension between 0 and {capsules.shape[1] - 1}; received {dims}.")
-    offsets = finite_array(offsets, "offsets", "(n_offsets,)", 1)
+    offsets = checks.finite_array(offsets, "offsets", "(n_offsets,)", 1)
     moved = np.tile(capsules, (len(dims), len(offsets), 1, 1))
     for row, dim in enumerate(dims):
         moved[row, :, label, int(dim)] += offsets
@@ -132,7 +131,7 @@ def _maps(factor, degrees, height, width):
     """Affine maps ``(n, 8)`` from output to input points ``(column, row)``, as ``affine_transform`` wants them."""
     if factor not in FACTORS:
         raise ValueError(f"Unknown factor {factor!r}; expected one of {', '.join(FACTORS)}.")
-    degrees = finite_array(degrees, f"degrees of {factor}", "(n,)", 1)
+    degrees = checks.finite_array(degrees, f"degrees of {factor}", "(n,)", 1)
     if factor == "scale" and degrees.min() <= 0:
         raise ValueError(f"Degrees of scale must be above 0; received {degrees.min()}.")
     centre = (np.array([width, height]) - 1) / 2
@@ -167,7 +166,7 @@ def _compactness(represent, x, ids, factor, degrees, batch_size):
                 f"({len(chosen)}, dimension); received shape {found.shape}."
             )
         if found.ndim == 3:
-            found = found[np.arange(len(chosen)), class_ids(chosen, len(chosen), found.shape[1])]
+            found = found[np.arange(len(chosen)), checks.class_ids(chosen, len(chosen), found.shape[1])]
         if not np.isfinite(found).all():
             raise ValueError("represent must return finite values; received NaN or infinite ones.")
         scores.append(_divergence(found.reshape(-1, n, found.shape[-1])))

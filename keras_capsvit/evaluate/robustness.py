@@ -4,10 +4,11 @@ import dataclasses
 import math
 import time
 
-import keras
 import numpy as np
 from keras import ops
 
+from keras_capsvit import checks
+from keras_capsvit.evaluate.judge import Judge
 from keras_capsvit.evaluate.table import Table
 
 _EVERY = 5  # steps after which examples that are already fooled leave the batch
@@ -35,25 +36,26 @@ class Robustness:
     seconds_per_example: float
 
 
-def robust_accuracy(model, attack, dataset, *, objective=None):
+def robust_accuracy(model, attack, dataset, *, objective=None, batch_size=128):
     """Share of examples that a model classifies correctly under an attack; see ``robustness``.
 
     Returns:
         float in [0, 1].
     """
-    return robustness(model, attack, dataset, objective=objective).robust_accuracy
+    return robustness(model, attack, dataset, objective=objective, batch_size=batch_size).robust_accuracy
 
 
-def success_rate(model, attack, dataset, *, objective=None, targets=None):
+def success_rate(model, attack, dataset, *, objective=None, targets=None, batch_size=128):
     """Share of attacked examples that an attack fools; see ``robustness``.
 
     Returns:
         float in [0, 1], NaN if there was nothing to attack.
     """
-    return robustness(model, attack, dataset, objective=objective, targets=targets).success_rate
+    settings = {"objective": objective, "targets": targets, "batch_size": batch_size}
+    return robustness(model, attack, dataset, **settings).success_rate
 
 
-def robustness(model, attack, dataset, *, objective=None, targets=None, early=True):
+def robustness(model, attack, dataset, *, objective=None, targets=None, early=True, batch_size=128):
     """Attack every example of a data set that a model classifies correctly.
 
     An attack that advances step by step (``begin`` and ``advance``, as those of ``attacks.gradient``) is judged every
@@ -61,15 +63,17 @@ def robustness(model, attack, dataset, *, objective=None, targets=None, early=Tr
     little. An example counts as fooled if it fools the model at any of these looks.
 
     Args:
-        model: callable ``x (b, H, W, C) → scores (b, M)`` that judges.
+        model: model, or callable ``x (b, H, W, C) → scores (b, M)``, that judges.
         attack: callable ``(objective, x, y, targeted) → adversarial images``.
-        dataset: iterable of batches ``(x, y)`` with class ids ``y (b,)``, a ``tf.data.Dataset`` for one; or one pair of
-            arrays.
+        dataset: pair of arrays ``(x, y)``, a tuple or a list; or iterable of batches ``(x, y)`` or of single examples,
+            such as a ``tf.data.Dataset``. Labels are class ids ``(b,)`` or ``(b, 1)``, or one-hot.
         objective: callable from the model to what is attacked, such as ``attacks.votes``; None for the model's natural
             one.
         targets: callable ``y → wanted class ids (b,)`` for a targeted attack, see ``random_targets``; None for an
             untargeted one. Where the wanted class is the true one, the example is left out.
         early: bool, whether fooled examples leave the batch.
+        batch_size: int >= 1, of a pair of arrays and of single examples. What this package's attacks draw for an image
+            depends on the seed and its number in the data set, not on its batch.
 
     Returns:
         Robustness.
@@ -77,15 +81,17 @@ def robustness(model, attack, dataset, *, objective=None, targets=None, early=Tr
     Raises:
         ValueError: for an empty data set, and what the attack refuses.
     """
-    goal = model if objective is None else objective(model)
+    goal, judge = model if objective is None else objective(model), Judge(model)
     totals = dict.fromkeys(("examples", "correct", "attacked", "fooled", "lost"), 0)
     norms, seconds = [], 0.0
-    for x, y in batches_of(dataset):
-        correct = classes_of(model, x) == y
-        wanted = y if targets is None else np.asarray(targets(y))
+    for x, y in checks.batches_of(dataset, batch_size):
+        correct = judge.correct(x, y)
+        wanted = y if targets is None else checks.class_ids(targets(y), len(y), name="Targets")
         tried = np.flatnonzero(correct if targets is None else wanted != y)
         started = time.perf_counter()
-        found, fooled = _attack(model, attack, goal, x[tried], wanted[tried], targets is not None, early)
+        numbers = totals["examples"] + tried
+        run = _step_by_step if early and hasattr(attack, "advance") else _whole
+        found, fooled = run(judge, attack, goal, x[tried], wanted[tried], targets is not None, numbers)
         seconds += time.perf_counter() - started
         norms.append(perturbation_norms(x[tried][fooled], found[fooled]))
         totals["examples"] += len(x)
@@ -109,7 +115,7 @@ def robustness(model, attack, dataset, *, objective=None, targets=None, early=Tr
     )
 
 
-def attack_table(model, attacks, dataset, *, objectives=None, targets=None):
+def attack_table(model, attacks, dataset, *, objectives=None, targets=None, batch_size=128):
     """Robustness of a model to several attacks, on several objectives.
 
     Args:
@@ -118,6 +124,7 @@ def attack_table(model, attacks, dataset, *, objectives=None, targets=None):
         dataset: see ``robustness``; read once for each row.
         objectives: dict from names to callables from the model to what is attacked; None for the natural one alone.
         targets: see ``robustness``.
+        batch_size: see ``robustness``.
 
     Returns:
         Table, a row for each objective and attack: ``objective``, ``attack``, and the figures of Robustness.
@@ -126,39 +133,43 @@ def attack_table(model, attacks, dataset, *, objectives=None, targets=None):
 
         print(evaluate.attack_table(model, {"PGD": pgd}, test, objectives={"capsules": attacks.capsules}))
     """
-    rows = []
+    rows, settings = [], {"targets": targets, "batch_size": batch_size}
     for kind, objective in (objectives or {"natural": None}).items():
         for name, attack in attacks.items():
-            found = dataclasses.asdict(robustness(model, attack, dataset, objective=objective, targets=targets))
+            found = dataclasses.asdict(robustness(model, attack, dataset, objective=objective, **settings))
             norms = found.pop("norms")
             rows.append({"objective": kind, "attack": name, **found, **norms})
     return Table(rows)
 
 
-def transfer_matrix(models, attack, dataset, *, sources=None):
+def transfer_matrix(models, attack, dataset, *, sources=None, batch_size=128):
     """How far adversarial examples made on one model fool others (thesis Table 6.8).
 
     Args:
-        models: dict from names to callables ``x → scores (b, M)``, the targets.
+        models: dict from names to models, or callables ``x → scores (b, M)``, the targets.
         attack: callable ``(objective, x, y, targeted) → adversarial images``.
-        dataset: iterable of batches ``(x, y)`` with class ids ``y (b,)``; or one pair of arrays.
+        dataset: see ``robustness``.
         sources: dict from names to what is attacked: models, or Objectives such as ``attacks.votes(model)``; None for
             the models themselves.
+        batch_size: see ``robustness``.
 
     Returns:
         Table, a row for each target: ``target``, and for each source the share of the examples that the target
         classifies correctly and that, made on the source, fool it (NaN if it classifies none correctly).
     """
     sources = models if sources is None else sources
+    judges, examples = {name: Judge(model) for name, model in models.items()}, 0
     correct = dict.fromkeys(models, 0)
     fooled = {name: dict.fromkeys(sources, 0) for name in models}
-    for x, y in batches_of(dataset):
-        found = {name: ops.convert_to_numpy(attack(source, x, y, False)) for name, source in sources.items()}
-        for target, model in models.items():
-            right = classes_of(model, x) == y
+    for x, y in checks.batches_of(dataset, batch_size):
+        numbers = examples + np.arange(len(x))
+        found = {name: attacked(attack, source, x, y, False, numbers) for name, source in sources.items()}
+        examples += len(x)
+        for target, judge in judges.items():
+            right = judge.correct(x, y)
             correct[target] += right.sum()
             for source, adversarial in found.items():
-                fooled[target][source] += (right & (classes_of(model, adversarial) != y)).sum()
+                fooled[target][source] += (right & (judge.classes(adversarial) != y)).sum()
     return Table(
         [
             {
@@ -203,40 +214,29 @@ def perturbation_norms(x, adversarial):
     }
 
 
-def batches_of(dataset):
-    """Batches ``(x, y)`` of NumPy arrays, of an iterable of batches or of one pair of arrays."""
-    for x, y in [dataset] if isinstance(dataset, tuple) else dataset:
-        yield ops.convert_to_numpy(x), ops.convert_to_numpy(y)
+def attacked(attack, goal, x, y, targeted, numbers):
+    """Adversarial images, NumPy, of images whose numbers in the data set an attack of this package is told."""
+    told = {"numbers": numbers} if hasattr(attack, "prepare") else {}
+    return ops.convert_to_numpy(attack(goal, x, y, targeted, **told))
 
 
-def scores_of(model, x):
-    """Scores ``(b, M)`` of images ``x``, NumPy; a Keras model runs compiled, another callable as it is."""
-    compiled = isinstance(model, keras.Model) and len(x)
-    return model.predict_on_batch(x) if compiled else ops.convert_to_numpy(model(ops.convert_to_tensor(x)))
+def _fools(judge, x, y, targeted):
+    return judge.correct(x, y) == targeted
 
 
-def classes_of(model, x):
-    """Class ids ``(b,)`` of the highest scores of images ``x``, NumPy."""
-    return scores_of(model, x).argmax(axis=-1)
-
-
-def _fools(model, x, y, targeted):
-    classes = classes_of(model, x)
-    return classes == y if targeted else classes != y
-
-
-def _attack(model, attack, goal, x, y, targeted, early):
+def _whole(judge, attack, goal, x, y, targeted, numbers):
     """Adversarial images of ``x``, and which of them fool the model."""
-    if not len(x):
-        return x, np.zeros(0, bool)
-    if not early or not hasattr(attack, "advance"):
-        found = ops.convert_to_numpy(attack(goal, x, y, targeted))
-        return found, _fools(model, found, y, targeted)
+    found = attacked(attack, goal, x, y, targeted, numbers) if len(x) else x
+    return found, _fools(judge, found, y, targeted)
+
+
+def _step_by_step(judge, attack, goal, x, y, targeted, numbers):
+    """The same, of an attack that advances step by step; images that fool the model leave."""
     goal, x, y = attack.prepare(goal, x, y)
     found, fooled = x.copy(), np.zeros(len(x), bool)
     for restart in range(attack.restarts):
         left = np.flatnonzero(~fooled)
-        state = [one[left] for one in attack.begin(x, restart)]
+        state = start = attack.begin(x[left], restart, numbers[left])
         for done in range(0, attack.steps, _EVERY):
             if not len(left):
                 return found, fooled
@@ -245,16 +245,21 @@ def _attack(model, attack, goal, x, y, targeted, early):
                 goal,
                 x[left][padded],
                 y[left][padded],
-                [one[padded] for one in state],
+                _of(state, padded),
                 min(_EVERY, attack.steps - done),
                 targeted,
             )
-            state = [ops.convert_to_numpy(one)[: len(left)] for one in state]
-            found[left] = state[0]
-            now = _fools(model, state[0][padded], y[left][padded], targeted)[: len(left)]
+            found[left] = attack.kept(state)[: len(left)]
+            now = _fools(judge, found[left][padded], y[left][padded], targeted)[: len(left)]
             fooled[left] = now
-            left, state = left[~now], [one[~now] for one in state]
+            state, start, left = _of(state, np.flatnonzero(~now)), _of(start, ~now), left[~now]
+        attack.check_result(goal, start.images, state.images, y[left], targeted)
     return found, fooled
+
+
+def _of(state, rows):
+    """The state of some images."""
+    return type(state)(*(ops.convert_to_numpy(part)[rows] for part in state))
 
 
 def _padded(count, full):

@@ -3,8 +3,9 @@
 import numpy as np
 from scipy.stats import rankdata
 
-from keras_capsvit.evaluate.checks import class_scores, expect, image_maps
-from keras_capsvit.evaluate.robustness import classes_of, scores_of
+from keras_capsvit import checks
+from keras_capsvit.checks import image_maps
+from keras_capsvit.evaluate.judge import Judge
 
 
 def rank_correlation(first, second, *, absolute=False):
@@ -22,7 +23,7 @@ def rank_correlation(first, second, *, absolute=False):
         ValueError: for maps of different shapes, or not finite.
     """
     first, second = image_maps(first), image_maps(second)
-    expect("Expected maps to compare of one shape", first.shape, second)
+    checks.of_shape("Expected maps to compare of one shape", first.shape, second)
     ranks = []
     for maps in (first, second):
         flat = (np.abs(maps) if absolute else maps).reshape(len(maps), -1)
@@ -61,7 +62,8 @@ def parameter_randomization(make_explainer, model, x, *, target=None, cascading=
     layers = [layer for layer in reversed(model.layers) if layer.trainable_variables]
     if not layers:
         raise ValueError(f"Expected a model with trainable weights; {model.name} has none.")
-    target = classes_of(model, x) if target is None else target
+    x = checks.images(x, empty=False)
+    target = Judge(model).classes(x) if target is None else checks.targets(target, len(x))
     original = make_explainer(model)(x, target)
     random = np.random.default_rng(seed)
     before = [(variable, variable.numpy()) for layer in layers for variable in layer.trainable_variables]
@@ -102,7 +104,7 @@ def conservation(explainer, scores, x, target=None):
 
     Args:
         explainer: callable ``(x, target) → maps (b, H, W)``.
-        scores: callable ``x (b, H, W, C) → scores (b, M)``: what the explainer explains.
+        scores: model, or callable ``x (b, H, W, C) → scores (b, M)``: what the explainer explains, before any softmax.
         x: images ``(b, H, W, C)``.
         target: class id or ids ``(b,)``; None for the predicted class.
 
@@ -112,7 +114,8 @@ def conservation(explainer, scores, x, target=None):
     Raises:
         ValueError: for scores of 0, targets that are no classes, maps that are not finite.
     """
-    ids, score = class_scores(scores_of(scores, x), target, len(x))
+    x, judge = checks.images(x, empty=False), Judge(scores)
+    ids, score = judge.of_targets(judge(x), target)
     if not score.all():
         raise ValueError(f"Conservation needs scores other than 0; those of images {np.flatnonzero(score == 0)} are 0.")
     return image_maps(explainer(x, ids)).sum(axis=(1, 2), dtype="float64") / score

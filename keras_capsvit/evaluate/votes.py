@@ -3,8 +3,8 @@
 import numpy as np
 from keras import ops
 
+from keras_capsvit import checks
 from keras_capsvit.autodiff import value_and_gradient
-from keras_capsvit.evaluate.checks import class_ids, expect, finite_array
 from keras_capsvit.ops import safe_norm
 
 
@@ -19,7 +19,7 @@ def agreement(votes, capsules, coupling, labels):
         votes: array or tensor ``(b, i, j, e)``.
         capsules: array or tensor ``(b, j, e)``, the class capsules.
         coupling: array or tensor ``(b, i, j)``, or ``(i, j)`` where it is the same for all images.
-        labels: integer class ids ``(b,)`` or ``(b, 1)``.
+        labels: class ids ``(b,)`` or ``(b, 1)``, or one-hot.
 
     Returns:
         ``(target, others)``, floats.
@@ -40,7 +40,7 @@ def vote_statistics(votes, capsules, coupling, labels):
         votes: array or tensor ``(b, i, j, e)``.
         capsules: array or tensor ``(b, j, e)``, the class capsules; at least two classes.
         coupling: array or tensor ``(b, i, j)``, or ``(i, j)`` where it is the same for all images.
-        labels: integer class ids ``(b,)`` or ``(b, 1)``.
+        labels: class ids ``(b,)`` or ``(b, 1)``, or one-hot.
 
     Returns:
         dict of NumPy arrays whose first axis is (true class, L-NGT class): ``classes (2, b)``, the class ids;
@@ -91,13 +91,13 @@ def vote_gradients(route, votes, loss):
     Raises:
         ValueError: for votes, capsules or losses of another shape, and votes that are not finite.
     """
-    votes = finite_array(votes, "votes", "(batch, inputs, classes, dimension)", 4)
+    votes = checks.finite_array(votes, "votes", "(batch, inputs, classes, dimension)", 4)
 
     def losses(votes):
         capsules = route(votes)
-        expect("route must return class capsules", (votes.shape[0], *votes.shape[2:]), capsules)
+        checks.of_shape("route must return class capsules", (votes.shape[0], *votes.shape[2:]), capsules)
         values = loss(safe_norm(capsules))
-        expect("loss must return one value per image", (votes.shape[0],), values)
+        checks.of_shape("loss must return one value per image", (votes.shape[0],), values)
         return values
 
     return ops.convert_to_numpy(value_and_gradient(losses)(votes)[1])
@@ -105,9 +105,9 @@ def vote_gradients(route, votes, loss):
 
 def _routed(votes, capsules, coupling, labels):
     """The four as NumPy arrays that fit each other, the coupling as ``(b, i, j)``."""
-    votes = finite_array(votes, "votes", "(batch, inputs, classes, dimension)", 4)
+    votes = checks.finite_array(votes, "votes", "(batch, inputs, classes, dimension)", 4)
     batch, inputs, classes, dim = votes.shape
-    capsules = finite_array(capsules, "capsules", "(batch, classes, dimension)", 3)
+    capsules = checks.finite_array(capsules, "capsules", "(batch, classes, dimension)", 3)
     if capsules.shape != (batch, classes, dim):
         raise ValueError(
             f"Votes of shape {votes.shape} need capsules {(batch, classes, dim)}; received {capsules.shape}."
@@ -118,5 +118,5 @@ def _routed(votes, capsules, coupling, labels):
         raise ValueError(
             f"Votes of shape {votes.shape} need a coupling of shape {shape} or {shape[1:]}; received {coupling.shape}."
         )
-    coupling = finite_array(np.broadcast_to(coupling, shape), "coupling", "(batch, inputs, classes)", 3)
-    return votes, capsules, coupling, class_ids(labels, batch, classes)
+    coupling = checks.finite_array(np.broadcast_to(coupling, shape), "coupling", "(batch, inputs, classes)", 3)
+    return votes, capsules, coupling, checks.class_ids(labels, batch, classes)

@@ -1,0 +1,120 @@
+"""Whether an attack can be trusted: what its objective returns, and whether its gradient reaches the pixels."""
+
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_capsvit import autodiff, caches, taps
+
+_FEW = 8  # images that an objective is examined with
+_EXAMINED = caches.Cache(256)
+
+
+def examine(objective, x):
+    """The number of classes of an objective, which is looked at once, and again when the model has changed.
+
+    Warned of are scores that are probabilities, and scores that change from call to call. What depends on weights,
+    gradients that are zero and values that are not finite, shows in the result of every call, see ``check_result``.
+
+    Args:
+        objective: Objective.
+        x: images ``(b, H, W, C)``, at least one; the first eight are tried.
+
+    Returns:
+        int.
+
+    Raises:
+        ValueError: for scores of a wrong shape, NaN or infinite ones, and a callable that leaves the graph.
+    """
+    owners, which, _ = objective.parts()
+    return _EXAMINED.get(owners, which, lambda: _examined(objective, x[:_FEW]))
+
+
+def _examined(objective, x):
+    function = _callable(getattr(objective, "model", None))
+    if function is not None:
+        _check_callable(function, x)
+    try:
+        scores = ops.convert_to_numpy(objective.compiled("scores", lambda objective: objective.__call__)(x))
+    except Exception as error:
+        if function is None:
+            raise
+        raise ValueError(f"{_LEAVES} It runs on arrays, but not when it is compiled: {error!s:.300}") from error
+    if scores.ndim != 2 or len(scores) != len(x) or scores.shape[1] < 2:
+        raise ValueError(f"An objective must return scores of shape ({len(x)}, classes); received {scores.shape}.")
+    if not np.isfinite(scores).all():
+        raise ValueError("The objective returned NaN or infinite scores on the clean images.")
+    again = ops.convert_to_numpy(objective(ops.convert_to_tensor(x)))
+    if not np.allclose(scores, again, rtol=1e-3, atol=1e-4):
+        _warn("the scores of the same images differ from call to call; average the gradients over several calls")
+    if not objective.normalized and scores.min() >= 0 and np.allclose(scores.sum(axis=1), 1, atol=1e-4):
+        _warn("the scores are probabilities (rows sum to 1), the softmax of which is nearly flat; return logits")
+    return scores.shape[1]
+
+
+def check_result(objective, start, result, y, targeted, raised):
+    """Refuse a result that is not finite, and that of an attack that could not move for want of a gradient.
+
+    Args:
+        objective: Objective.
+        start: images ``(b, H, W, C)`` before the first step.
+        result: images after the last.
+        y: class ids ``(b,)``.
+        targeted: bool.
+        raised: callable from the objective to the function ``(x, y) → (values (b,), scores)`` that is changed.
+
+    Raises:
+        ValueError: for NaN or infinite pixels or gradients; and if no image moved, and the gradient of all that are not
+            fooled is exactly zero. Where some moved, a warning tells how many could not.
+    """
+    _check_finite(result)
+    stuck = np.all(start == result, axis=(1, 2, 3))
+    if not stuck.any():
+        return
+    gradient = objective.compiled(
+        ("stuck", raised), lambda objective: autodiff.gradient(raised(objective), has_aux=True)
+    )
+    (_, scores), slope = gradient(start, y)  # of all of them, so that one trace serves any number
+    slope = ops.convert_to_numpy(slope)
+    _check_finite(slope)
+    fooled = (ops.convert_to_numpy(scores).argmax(axis=-1) == y) == targeted
+    blocked = stuck & ~fooled & ~np.any(slope, axis=(1, 2, 3))
+    if stuck.all() and blocked.any() and (blocked | fooled).all():
+        raise ValueError(
+            f"The gradient is exactly zero for all of {blocked.sum()} images that are not fooled, so no gradient "
+            "attack can change them, and a robust accuracy would say nothing. Expected a model that is "
+            "differentiable from pixels to scores; look for integer inputs, rounding, a callable that leaves the "
+            "graph, or a saturated loss (then take CarliniWagner or DeepFool, which work on the scores themselves)."
+        )
+    if blocked.any():
+        _warn(f"the gradient is zero for {blocked.sum()} of {len(start)} images, which no gradient attack can change")
+
+
+_LEAVES = (
+    "Expected a callable that computes scores from tensors with operations of the backend, which gradients pass "
+    "through; pass the model itself, not its predict method."
+)
+
+
+def _check_finite(values):
+    if not np.isfinite(values).all():
+        raise ValueError("The attack met NaN or infinite values; expected a model of finite scores and gradients.")
+
+
+def _callable(model):
+    """The callable if it is no model and no scores of one, else None."""
+    known = isinstance(model, keras.Layer | taps.Scores) or taps.names(model) or not callable(model)
+    return None if known else model
+
+
+def _check_callable(function, x):
+    scores = function(ops.convert_to_tensor(x))
+    if not ops.is_tensor(scores):
+        name = getattr(function, "__name__", type(function).__name__)
+        raise ValueError(f"{_LEAVES} Received {type(scores).__name__} from {name}.")
+
+
+def _warn(what):
+    warnings.warn(f"This attack may look weaker than it is: {what}.", stacklevel=6)

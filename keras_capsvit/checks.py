@@ -1,0 +1,281 @@
+"""What may come in: images, labels, targets, bounds, maps and data sets, as arrays or refused in our words."""
+
+import keras
+import numpy as np
+from keras import ops
+
+TOLERANCE = 1e-6  # of the range of pixels, by which rounding may put a pixel outside
+_MOST_CLASSES = 2**31
+
+
+def numbers(values, name):
+    """Values as a NumPy array of numbers; the message calls them ``name``.
+
+    Raises:
+        ValueError: for what is no array of real numbers: strings, complex numbers, objects, rows of different lengths.
+    """
+    try:
+        array = np.asarray(ops.convert_to_numpy(values))
+    except (TypeError, ValueError, AttributeError):
+        array = np.asarray(None)
+    if array.dtype.kind not in "biuf" and array.dtype.name not in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+        what = {"U": "strings", "S": "strings", "c": "complex numbers"}.get(array.dtype.kind, _described(values))
+        raise ValueError(f"Expected {name} as an array of numbers; received {what}.")
+    return array
+
+
+def finite_array(values, name, axes, rank, *, empty=False):
+    """Values as a finite float32 array of a rank.
+
+    Args:
+        values: array, tensor or nested lists.
+        name: str, what the message calls them.
+        axes: str, the shape that the message asks for.
+        rank: int.
+        empty: bool, whether there may be none.
+
+    Returns:
+        float32 NumPy array.
+
+    Raises:
+        ValueError: for another rank, NaN or infinite values, none at all unless ``empty``, and what is no number.
+    """
+    values = numbers(values, name)
+    if values.ndim != rank or not (values.size or empty):
+        raise ValueError(f"Expected {name} of shape {axes}{'' if empty else ', not empty'}; received {values.shape}.")
+    with np.errstate(over="ignore"):
+        values = values.astype("float32")
+    if not np.isfinite(values).all():
+        count = np.count_nonzero(~np.isfinite(values))
+        raise ValueError(f"Expected finite {name}; received NaN or infinite values, {count} of {values.size}.")
+    return values
+
+
+def images(x, *, bounds=None, empty=True):
+    """Images ``(b, H, W, C)`` as a finite float32 array.
+
+    Args:
+        x: array, tensor or nested lists.
+        bounds: pair, see ``bounds``, that pixels have to lie within; what rounding put outside is put right. None for
+            any finite values.
+        empty: bool, whether there may be none.
+
+    Returns:
+        float32 NumPy array.
+
+    Raises:
+        ValueError: for another rank, NaN or infinite pixels, and pixels outside the bounds.
+    """
+    x = finite_array(x, "images", "(batch, height, width, channels)", 4, empty=empty)
+    if bounds is None or not x.size:
+        return x
+    if not within(x, bounds):
+        raise ValueError(
+            f"Pixels must lie within the bounds [{bounds[0]}, {bounds[1]}]; received values in [{x.min()}, {x.max()}]. "
+            "Scale the images, or give the bounds that they have."
+        )
+    return x.clip(*limits(bounds, x.shape[-1]))
+
+
+def within(x, bounds):
+    """Whether images lie within bounds, but for rounding."""
+    low, high = limits(bounds, x.shape[-1])
+    slack = TOLERANCE * (high - low)
+    return bool(np.all(x.min(axis=(0, 1, 2)) >= low - slack) and np.all(x.max(axis=(0, 1, 2)) <= high + slack))
+
+
+def class_ids(labels, batch, num_classes=None, name="Labels"):
+    """Class ids of images.
+
+    Args:
+        labels: ids ``(batch,)`` or ``(batch, 1)``, integers or floats that are integers; or one-hot rows ``(batch, M)``
+            of 0 and 1.
+        batch: int, number of images.
+        num_classes: int, that ids have to lie below; None where it is not known.
+        name: str, what the message calls them.
+
+    Returns:
+        int32 NumPy array ``(batch,)``.
+
+    Raises:
+        ValueError: for labels of another shape, that are no integers, or out of range.
+    """
+    values = numbers(labels, name.lower())
+    if values.dtype.kind == "b":
+        raise ValueError(f"{name} must be class ids or one-hot rows of 0 and 1; received bool. Cast them to int.")
+    expected = f"{name} must be integer class ids of shape ({batch},); received shape {values.shape} of {values.dtype}"
+    if values.ndim not in (1, 2) or len(values) != batch or 0 in values.shape[1:]:
+        raise ValueError(f"{expected}. Shape ({batch}, 1) and one-hot rows ({batch}, classes) are taken, too.")
+    if values.ndim == 2 and values.shape[1] > 1:
+        return _of_one_hot(values, num_classes, expected)
+    values = values.reshape(-1)
+    if values.dtype.kind != "i" and not (np.isfinite(values) & (values == np.floor(values))).all():
+        raise ValueError(f"{expected}, not all of them integers.")
+    most = _MOST_CLASSES if num_classes is None else num_classes
+    if batch and not (values.min() >= 0 and values.max() < most):
+        limits = "from 0" if num_classes is None else f"between 0 and {num_classes - 1}"
+        raise ValueError(f"Expected class ids {limits}; received values between {values.min()} and {values.max()}.")
+    return values.astype("int32")
+
+
+def targets(target, batch, num_classes=None):
+    """A class id for all images, or labels of each, as ids ``(batch,)``; see ``class_ids``."""
+    target = numbers(target, "targets")
+    return class_ids(np.broadcast_to(target, (batch,)) if not target.ndim else target, batch, num_classes, "Targets")
+
+
+def _of_one_hot(values, num_classes, expected):
+    if num_classes not in (None, values.shape[1]):
+        raise ValueError(f"{expected}. One-hot rows would have {num_classes} columns, the number of classes.")
+    if not ((values == 0) | (values == 1)).all() or not (values.sum(axis=1) == 1).all():
+        raise ValueError(f"{expected}, whose rows are not one-hot, a single 1 and else 0.")
+    return values.argmax(axis=1).astype("int32")
+
+
+def bounds(values):
+    """The range of pixels, as a hashable.
+
+    Args:
+        values: pair ``(lowest, highest)`` of numbers, for all channels; or of sequences of C numbers, for each.
+
+    Returns:
+        Pair of floats, or of tuples of C floats.
+
+    Raises:
+        ValueError: for anything else, and where a lowest value does not lie below the highest.
+    """
+    try:
+        low, high = (np.asarray(value, "float64") for value in values)
+        fits = low.shape == high.shape and low.ndim <= 1 and low.size and np.isfinite([low, high]).all()
+        fits = fits and (low < high).all() and all(np.asarray(value).dtype.kind in "iuf" for value in values)
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ValueError(
+            "Expected bounds (lowest, highest) pixel value, two numbers or two sequences of one number per channel, "
+            f"each lowest below its highest; received bounds={values!r}."
+        )
+    return (float(low), float(high)) if not low.ndim else (tuple(low.tolist()), tuple(high.tolist()))
+
+
+def limits(pair, channels):
+    """Bounds as two float32 arrays ``(channels,)``, the lowest and the highest values of each channel.
+
+    Raises:
+        ValueError: for bounds of another number of channels, and what ``bounds`` refuses.
+    """
+    low, high = np.float32(bounds(pair))
+    if low.ndim and len(low) != channels:
+        raise ValueError(f"Expected bounds of {channels} channels, those of the images; received bounds={pair!r}.")
+    return np.broadcast_to(low, (channels,)), np.broadcast_to(high, (channels,))
+
+
+def positive_int(name, value, most=None):
+    """Refuse what is no integer from 1, to ``most`` if given; otherwise return it."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1 or (most and value > most):
+        limit = "" if most is None else f" to {most}"
+        raise ValueError(f"{name} must be an integer from 1{limit}; received {value!r}.")
+    return int(value)
+
+
+def of_shape(what, shape, received):
+    """Refuse what is no array of a shape; the message begins with ``what``, a str."""
+    if tuple(getattr(received, "shape", ())) != shape:
+        kind = getattr(received, "shape", type(received).__name__)
+        raise ValueError(f"{what}, of shape {shape}; received {kind}.")
+
+
+def image_maps(maps, x=None):
+    """Maps ``(b, H, W)`` as a finite float32 array; with images ``(b, H, W, C)``, both, of the same size."""
+    maps = finite_array(maps, "maps", "(b, H, W)", 3)
+    if x is None:
+        return maps
+    x = images(x, empty=False)
+    if maps.shape != x.shape[:3]:
+        raise ValueError(f"Expected a map of shape {x.shape[1:3]} for each of {len(x)} images; received {maps.shape}.")
+    return maps, x
+
+
+def batches_of(dataset, batch_size=128):
+    """Batches of images and class ids, of whatever holds a data set.
+
+    Args:
+        dataset: pair of arrays ``(x (n, H, W, C), y)``, a tuple or a list, which is cut into batches; iterable of
+            batches ``(x, y)``, which stay as they are, such as a batched ``tf.data.Dataset``; or of examples
+            ``(image (H, W, C), label)``, which are put into batches. Labels: see ``class_ids``.
+        batch_size: int >= 1.
+
+    Returns:
+        Iterator of pairs of float32 images ``(b, H, W, C)`` and int32 ids ``(b,)``.
+
+    Raises:
+        ValueError: for anything else, with what was received.
+    """
+    positive_int("batch_size", batch_size)
+    if _is_pair(dataset):
+        x = numbers(dataset[0], "images")
+        ids = class_ids(dataset[1], len(x) if x.ndim else 0)
+        parts = (slice(k, k + batch_size) for k in range(0, max(len(ids), 1), batch_size))
+        return ((images(x[part]), ids[part]) for part in parts)
+    if isinstance(dataset, keras.utils.PyDataset):
+        return _batches(map(dataset.__getitem__, range(len(dataset))), batch_size)
+    if isinstance(dataset, str | bytes | dict) or hasattr(dataset, "shape") or not hasattr(dataset, "__iter__"):
+        raise _no_dataset(_described(dataset))
+    return _batches(dataset, batch_size)
+
+
+def _batches(dataset, batch_size):
+    gathered = []
+    for element in dataset:
+        if not isinstance(element, tuple | list) or len(element) != 2:
+            raise _no_dataset(f"elements that are {_described(element)}")
+        x, y = element
+        rank = len(getattr(x, "shape", None) or np.shape(x))
+        if rank == 3:
+            gathered.append((ops.convert_to_numpy(x), ops.convert_to_numpy(y)))
+            if len(gathered) == batch_size:
+                yield _gathered(gathered)
+                gathered = []
+        elif rank == 4:
+            x = images(x)
+            yield x, class_ids(y, len(x))
+        else:
+            raise _no_dataset(f"elements ({_described(x)}, {_described(y)})")
+    if gathered:
+        yield _gathered(gathered)
+
+
+def _gathered(examples):
+    try:
+        x, y = (np.stack(part) for part in zip(*examples, strict=True))
+    except ValueError:
+        raise _no_dataset("single images of different shapes") from None
+    x = images(x)
+    return x, class_ids(y, len(x))
+
+
+def _is_pair(dataset):
+    """Whether a data set is a pair of arrays, not a list of two batches."""
+    if not isinstance(dataset, tuple | list) or len(dataset) != 2:
+        return False
+    return not any(isinstance(part, tuple) for part in dataset) and not _is_batch(dataset[0])
+
+
+def _is_batch(part):
+    return isinstance(part, list) and len(part) == 2 and hasattr(part[0], "shape") and len(part[0].shape) in (3, 4)
+
+
+def _no_dataset(received):
+    return ValueError(
+        "Expected a data set: a pair (x, y) of arrays, or an iterable of batches (x (b, H, W, C), y (b,)) or of "
+        f"examples (image (H, W, C), label), such as a tf.data.Dataset; received {received}."
+    )
+
+
+def _described(value):
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        return f"{type(value).__name__} of shape {tuple(shape)}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"{value!r:.60}" if isinstance(value, str | int | float | None) else type(value).__name__

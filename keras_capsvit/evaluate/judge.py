@@ -1,0 +1,59 @@
+"""Class scores and predictions of what is measured."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_capsvit import autodiff, caches, checks, taps
+
+_COMPILED = caches.Cache(32)
+
+
+class Judge:
+    """Class scores of a model before any softmax or sigmoid (see ``taps.scores``), so twins are judged alike.
+
+    Args:
+        model: model, live or served, which runs compiled; or callable ``x (b, H, W, C) → scores (b, M)``, as it is.
+
+    Call: images ``(b, H, W, C)`` to finite scores, a float32 NumPy array ``(b, M)``.
+
+    Raises:
+        ValueError: for scores of another shape, NaN or infinite ones.
+    """
+
+    def __init__(self, model):
+        if isinstance(model, keras.Layer | taps.Scores) or taps.names(model):
+            self._scores = _COMPILED.get((model,), "scores", lambda: _compiled(model))
+        else:
+            scores = taps.scores(model)
+            self._scores = lambda x: scores(ops.convert_to_tensor(x))
+
+    def __call__(self, x):
+        scores = ops.convert_to_numpy(self._scores(np.asarray(x, "float32")))
+        if scores.ndim != 2 or len(scores) != len(x):
+            raise ValueError(f"The model must return scores of shape ({len(x)}, classes); received {scores.shape}.")
+        if not np.isfinite(scores).all():
+            raise ValueError("The model returned NaN or infinite scores.")
+        return scores
+
+    def classes(self, x):
+        """Class ids ``(b,)`` of the highest scores of images."""
+        return self(x).argmax(axis=-1) if len(x) else np.zeros(0, "int64")
+
+    def correct(self, x, y):
+        """Bools ``(b,)``, whether images are classified as class ids ``y (b,)``, which have to be classes."""
+        if not len(x):
+            return np.zeros(0, bool)
+        scores = self(x)
+        return scores.argmax(axis=-1) == checks.class_ids(y, len(x), scores.shape[1])
+
+    def of_targets(self, scores, target):
+        """Ids ``(b,)`` of the classes that count, those of the highest scores for None, and their scores ``(b,)``."""
+        ids = scores.argmax(axis=1) if target is None else target
+        ids = checks.targets(ids, len(scores), scores.shape[1])
+        return ids, scores[np.arange(len(scores)), ids].astype("float64")
+
+
+def _compiled(model):
+    there = caches.weakly(model)
+    return autodiff.compile(lambda x: taps.scores(there())(x), taps.scores(model).variables)

@@ -149,7 +149,8 @@ def check_target(target, batch):
     ids = np.asarray(target)
     if ids.shape not in ((), (batch,)) or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(
-            f"target must be a class id or integer ids of shape ({batch},); received shape {ids.shape} of {ids.dtype}."
+            f"target must be a class id or integer ids of shape ({batch},); received shape {ids.shape} of {ids.dtype}. "
+            "Several ids per image, of shape (batch, k), are taken by LRP, CLRP, GuidedBackprop and DeconvNet."
         )
     ids = np.broadcast_to(ids, (batch,)).astype("int32")
     if batch and ids.min() < 0:

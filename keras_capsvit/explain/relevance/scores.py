@@ -76,6 +76,8 @@ class Tail:
         op, inputs = self._graph.nodes[node_of(tensor)].op, self._graph.inputs(node_of(tensor))
         if op in _SQUASHING:
             return inputs[0]
+        if len(inputs) != 2 or self._graph.shapes[inputs[1]][-1:].as_list() != [1]:  # a number for all classes
+            return None
         if op == "RealDiv":  # exp(x) / sum(exp(x))
             exponents = self._back(inputs[0], ("Exp",)), self._back(inputs[1], ("Sum", "Exp"))
             return self._same_uncentred(exponents)

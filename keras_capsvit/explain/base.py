@@ -198,7 +198,7 @@ def check_target(target, batch):
     if ids.shape not in ((), (batch,)) or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(
             f"target must be a class id or integer ids of shape ({batch},); received shape {ids.shape} of {ids.dtype}. "
-            f"Several classes per image, ({batch}, k), are explained by LRP and CLRP."
+            "Several ids per image, of shape (batch, k), are taken by LRP, CLRP, GuidedBackprop and DeconvNet."
         )
     ids = np.broadcast_to(ids, (batch,)).astype("int32")
     if batch and ids.min() < 0:

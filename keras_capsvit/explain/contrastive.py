@@ -15,37 +15,45 @@ VARIANTS = ("others", "negated")
 class LRP:
     """Layer-wise relevance propagation on the ops of any TensorFlow model (Bach et al. 2015; thesis Eq. 2.1).
 
-    The score of a class, before the softmax, is sent back and redistributed op by op. Biases after linear layers and
-    batch normalisation become part of the layer; other normalisations and activations are bypassed; max pooling gives
-    all to the maximum; the coupling of a routing and the attention of a transformer are constants (all relevance goes
-    to votes and values), except under ``attn_lrp``, which gives each factor half. Votes may be negative, and z+ loses
-    what arrives at a vote without a positive part: take ``"epsilon"`` for capsule networks.
+    The score of a class, before any softmax, sigmoid or log-softmax at the end, is sent back and redistributed op by
+    op; one output ``z`` stands for the scores ``-z`` and ``z`` of two classes. Biases after linear layers and batch
+    normalisation become part of the layer; other normalisations and activations are bypassed; max pooling gives all to
+    the maximum; the coupling of a routing and the attention of a transformer are constants (all relevance goes to votes
+    and values), except under ``attn_lrp``, which gives each factor half. Votes may be negative, and z+ loses what
+    arrives at a vote without a positive part: take ``"epsilon"`` for capsule networks. A warning tells once when less
+    than half of what was sent arrives, and where most of it went missing.
 
     Args:
         model: Keras model of any kind, live or served, callable, ``tf.function``, path of a SavedModel, or what
             ``tf.saved_model.load`` returned.
         rules: str, or a list whose first matching entry counts. The names: ``"z_plus"``; ``"thesis"`` (2.3.1: z^beta on
-            the input layer, z+ elsewhere, average pooling even); ``"epsilon"``; ``"epsilon_plus"`` (z+ in
-            convolutions, epsilon in dense layers); ``"epsilon_gamma_box"``; ``"alpha2_beta1"``; ``"attn_lrp"``;
-            ``"cp_lrp"``; and ``"gradient"``, ``"guided_backprop"``, ``"deconvnet"``, which return gradients; or a rule
-            of linear layers (``"gamma"``, ``"w_square"``, ``"flat"``, ...). Entries of a list are ``(where, rule)`` or
-            ``(where, rule, settings)``, and a name at the end for the rest. ``where`` is a layer name or a pattern of
-            such, an op type (``"Conv2D"``), or ``"input"``, the linear layers next to the input.
+            the input layer, z+ elsewhere, average pooling even, which misleads after a *global* average pooling: it
+            spreads relevance over the whole map, so take ``"z_plus"`` for such networks); ``"epsilon"``;
+            ``"epsilon_plus"`` (z+ in convolutions, epsilon in dense layers); ``"epsilon_gamma_box"``;
+            ``"alpha2_beta1"``; ``"attn_lrp"``; ``"cp_lrp"``; and ``"gradient"``, ``"guided_backprop"``,
+            ``"deconvnet"``, which return gradients; or a rule of linear layers (``"gamma"``, ``"w_square"``,
+            ``"flat"``, ...). Entries of a list are ``(where, rule)`` or ``(where, rule, settings)``, and a name at the
+            end for the rest. ``where`` is a layer name or a pattern of such, an op type (``"Conv2D"``), or ``"input"``,
+            the linear layers next to the input.
         input_range: pair of numbers or arrays that broadcast to an image, lowest and highest input; then the input
-            layer is treated by z^beta, unless ``rules`` is a list with an entry for it.
+            layer is treated by z^beta, unless ``rules`` is a list with an entry for it; images beyond it are refused.
         input_shape: ints ``(H, W, C)``, for models that do not tell it.
-        start: str, tap, layer or node whose neurons are explained; None for the scores.
+        start: str, tap, layer (also of nested and subclassed models, where needed by its path ``"outer/inner"``) or
+            node whose neurons are explained; None for the scores.
         stop: str, tap, layer or node that relevance is returned for; None for the input. Relevance that goes round it
             is not in the result.
         output: name or index, of a model with several outputs.
-        fixed: dict, values of all inputs but the one to explain, of a model with several.
+        fixed: dict, values of all inputs but the one to explain, of a model with several: a row for each image, or one
+            row for all.
         signature: str, of a SavedModel.
         channels: bool, keep the channels of images instead of summing over them.
         batch_size: int, images per pass.
 
     Raises:
-        ValueError: on a backend other than TensorFlow; for rules, ranges and names that are none; for models that
-            relevance cannot pass, before anything runs, naming all such ops.
+        ValueError: on a backend other than TensorFlow; for rules, ranges and names that are none, and names of several
+            layers; for models that relevance cannot pass, before anything runs, naming all such ops; for half
+            precision, images with their channels first, integers that more than a cast reads, and probabilities at the
+            end that are changed.
 
     Example::
 
@@ -114,7 +122,9 @@ class LRP:
             images, or with ``stop``, the shape of these. With several ids per image ``(b, k, ...)``.
 
         Raises:
-            ValueError: for images of another shape, NaN or infinite ones, or a target out of range.
+            ValueError: for images of another shape or beyond their range, NaN or infinite ones, a target out of range,
+                ``fixed`` with another number of rows, and for relevance that comes out as NaN or infinite or, in
+                absolute values, larger than rules can make it; names the step that made it.
         """
         given = self._given(x)
         ids = self._ids(given, target)

@@ -76,16 +76,19 @@ class Tail:
         op, inputs = self._graph.nodes[node_of(tensor)].op, self._graph.inputs(node_of(tensor))
         if op in _SQUASHING:
             return inputs[0]
+        if len(inputs) != 2 or self._graph.shapes[inputs[1]][-1:].as_list() != [1]:  # a number for all classes
+            return None
         if op == "RealDiv":  # exp(x) / sum(exp(x))
-            total, exponent = self._back(inputs[1], ("Sum", "Exp")), self._back(inputs[0], ("Exp",))
-            if exponent is not None and total is not None and self._past_same(total) == self._past_same(exponent):
-                return self._uncentred(exponent)
+            exponents = self._back(inputs[0], ("Exp",)), self._back(inputs[1], ("Sum", "Exp"))
+            return self._same_uncentred(exponents)
         if op == "Sub":  # x - log(sum(exp(x)))
-            total = self._back(inputs[1], ("Log", "Sum", "Exp"))
-            x = self._uncentred(inputs[0])
-            if total is not None and self._uncentred(total) == x:
-                return x
+            return self._same_uncentred((inputs[0], self._back(inputs[1], ("Log", "Sum", "Exp"))))
         return None
+
+    def _same_uncentred(self, exponents):
+        """``x``, if both tensors are that, or that but for its maximum; otherwise None."""
+        found = {self._uncentred(tensor) if tensor is not None else None for tensor in exponents}
+        return found.pop() if len(found) == 1 else None
 
     def _back(self, tensor, ops):
         """The tensor that a chain of ops, and moves between them, begins with; or None."""

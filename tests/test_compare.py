@@ -90,3 +90,12 @@ def test_says_what_is_wrong():
             evaluate.compare(
                 **{"model": model, "explainers": EXPLAINERS, "dataset": (X, Y), "metrics": METRICS, **wrong}
             )
+
+
+def test_standard_errors_and_values_of_each_image():
+    table, values = evaluate.compare(model, EXPLAINERS, (X, Y), METRICS, target="label", batch_size=2, per_image=True)
+    expected = (X.reshape(5, 36) @ KERNEL)[np.arange(5), Y]
+    np.testing.assert_allclose(values["products"]["total"], expected, rtol=1e-5)
+    deviation = np.sqrt(np.sum((expected - expected.mean()) ** 2) / 4)
+    assert table["total se"][0] == pytest.approx(deviation / np.sqrt(5), rel=1e-5)
+    assert np.isnan(evaluate.compare(model, EXPLAINERS, (X[:1], Y[:1]), METRICS)["total se"]).all()

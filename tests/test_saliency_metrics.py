@@ -384,3 +384,21 @@ def test_conservation():
     np.testing.assert_allclose(evaluate.conservation(lambda *a: 2 * products(*a), score, x, 1), 2, rtol=1e-4)
     with pytest.raises(ValueError, match=r"scores other than 0; those of images \[0 1 2\] are 0"):
         evaluate.conservation(products, lambda x: 0 * score(x), x)
+
+
+def test_energy_inside_is_the_share_of_positive_relevance():
+    random = np.random.default_rng(8)
+    maps, masks = random.normal(size=(4, 6, 7)), random.uniform(size=(4, 6, 7)) < 0.3
+    maps[3] = -1
+    shares = evaluate.energy_inside(maps, masks)
+    for share, heatmap, mask in zip(shares, maps, masks, strict=True):
+        inside = everywhere = 0.0
+        for row in range(6):
+            for column in range(7):
+                everywhere += max(heatmap[row, column], 0)
+                inside += max(heatmap[row, column], 0) * mask[row, column]
+        assert share == pytest.approx(inside / everywhere if everywhere else 0, abs=1e-6)
+    np.testing.assert_allclose(evaluate.energy_inside(np.ones((2, 6, 7)), [(0, 0, 3, 7), (0, 0, 6, 1)]), [0.5, 1 / 7])
+    for wrong in (np.ones((4, 5, 7)), [np.ones((5, 7))] * 4, [*np.ones((3, 6, 7)), np.ones((5, 7))]):
+        with pytest.raises(ValueError, match=r"Masks must be bool, or 0 and 1, of shape \(4, 6, 7\)"):
+            evaluate.pointing_game(maps, wrong)

@@ -75,7 +75,8 @@ class Attack:
 
     def check_result(self, objective, start, result, y, targeted):
         """Refuse a result that is not finite, or that is the start because no gradient reached the pixels."""
-        check_result(objective, start, result, y, targeted, self.raised)
+        rounding = checks.TOLERANCE * self.unit(start)
+        check_result(objective, start, result, y, targeted, self.raised, rounding)
 
     def check_ranges(self, at_least_0=(), at_least_1=()):
         """Refuse a norm and bounds that are none, and the named settings below 0 or 1; None is no limit."""

@@ -65,6 +65,9 @@ class DetectionAware(GradientAttack):
         error = caches.weakly(self.error)
         return dataclasses.replace(self, error=lambda x: error()(x)), (self.error,)
 
+    def check_result(self, objective, start, result, y, targeted):
+        super().check_result(objective, result, result, y, targeted)  # hiding moves images that fooling cannot
+
     def _settings(self):
         return np.append(super()._settings(), np.float32(self.beta))
 

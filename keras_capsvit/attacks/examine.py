@@ -54,7 +54,7 @@ def _examined(objective, x):
     return scores.shape[1]
 
 
-def check_result(objective, start, result, y, targeted, raised):
+def check_result(objective, start, result, y, targeted, raised, rounding):
     """Refuse a result that is not finite, and that of an attack that could not move for want of a gradient.
 
     Args:
@@ -64,13 +64,14 @@ def check_result(objective, start, result, y, targeted, raised):
         y: class ids ``(b,)``.
         targeted: bool.
         raised: callable from the objective to the function ``(x, y) → (values (b,), scores)`` that is changed.
+        rounding: float, change of a pixel that is none.
 
     Raises:
         ValueError: for NaN or infinite pixels or gradients; and if no image moved, and the gradient of all that are not
             fooled is exactly zero. Where some moved, a warning tells how many could not.
     """
     _check_finite(result)
-    stuck = np.all(start == result, axis=(1, 2, 3))
+    stuck = np.all(np.abs(start - result) <= rounding, axis=(1, 2, 3))
     if not stuck.any():
         return
     gradient = objective.compiled(

@@ -1,9 +1,10 @@
 """Run alone (PyTorch and TensorFlow do not share a process well): a small ViT of Hugging Face and its attention.
 
-python attention_of_peers.py FILE
+python attention_of_peers.py FOLDER
 """
 
 # ruff: noqa: E402
+import pathlib
 import sys
 
 sys.modules.setdefault("torchvision", None)  # not needed, and a build for another torch keeps transformers out
@@ -11,9 +12,10 @@ sys.modules.setdefault("torchvision", None)  # not needed, and a build for anoth
 import numpy as np
 import torch
 import transformers
+from safetensors.numpy import load_file
 
 
-def main(path):
+def main(folder):
     torch.manual_seed(0)
     config = transformers.ViTConfig(
         hidden_size=8,
@@ -31,11 +33,12 @@ def main(path):
             parameter.add_(0.5 * torch.randn(parameter.shape))
         images = torch.rand(2, 3, 16, 16)
         out = model(images, output_attentions=True)
-    arrays = {name: value.numpy() for name, value in model.state_dict().items()}
+    model.save_pretrained(folder)  # whose names do not depend on the version
+    arrays = load_file(folder / "model.safetensors")
     attention = {f"attention_{k}": value.numpy() for k, value in enumerate(out.attentions)}
     tokens = out.last_hidden_state.numpy()
-    np.savez(path, images=images.numpy().transpose(0, 2, 3, 1), tokens=tokens, **attention, **arrays)
+    np.savez(folder / "peer.npz", images=images.numpy().transpose(0, 2, 3, 1), tokens=tokens, **attention, **arrays)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(pathlib.Path(sys.argv[1]))

@@ -31,11 +31,14 @@ def images(*shape, seed=0):
 
 def network(end=None, units=4):
     """Functional network for images of 9x7 pixels and 2 channels, the same weights every time."""
-    keras.utils.set_random_seed(3)
     x = inputs = keras.Input((9, 7, 2))
     x = layers.Conv2D(6, 3, activation="relu", name="first")(x)
     x = layers.Conv2D(5, 3, activation="tanh", name="second")(x)
-    return keras.Model(inputs, layers.Dense(units, activation=end, name="scores")(layers.Flatten()(x)))
+    model = keras.Model(inputs, layers.Dense(units, activation=end, name="scores")(layers.Flatten()(x)))
+    rng = np.random.default_rng(3)
+    for variable in model.weights:
+        variable.assign(rng.normal(scale=0.3, size=variable.shape) * (len(variable.shape) > 1))
+    return model
 
 
 def enlarged(maps, size):

@@ -160,6 +160,81 @@ def test_lengths_of_capsule_networks_and_weights_that_change(small_model):
     np.testing.assert_allclose(after, explain.Saliency(model)(x, 4), atol=1e-6)
 
 
+def with_weights_of(model, make):
+    twin = make()
+    twin.set_weights(model.get_weights())
+    return twin
+
+
+def rescaled(model, dtype="float32"):
+    inputs = keras.Input((9, 7, 2), dtype=dtype)
+    return keras.Model(inputs, model(layers.Rescaling(1 / 255)(inputs)))
+
+
+TWINS = {
+    "softmax": lambda model: with_weights_of(model, lambda: conv_net(end="softmax")),
+    "Sequential": lambda model: keras.Sequential([model, layers.Softmax()]),
+    "nested in 0..255": lambda model: keras.Sequential([rescaled(model), layers.Softmax()]),
+    "integers": lambda model: keras.Sequential([rescaled(model, "uint8"), layers.Softmax()]),
+    "integers inside": lambda model: keras.Sequential([keras.Input((9, 7, 2)), rescaled(model, "uint8")]),
+    "callable": lambda model: lambda x: ops.softmax(model(x)),
+    "one of two outputs": lambda model: keras.Model(
+        model.inputs, {"a": ops.softmax(model.output), "b": model.output[:, :1]}
+    ),
+}
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_twins_have_the_same_maps(twin):
+    model, x = conv_net(), np.round(255 * images(2, 9, 7, 2)) / 255
+    scale = 1 if twin in ("softmax", "Sequential", "callable", "one of two outputs") else 255
+    settings = {"output": "a"} if twin == "one of two outputs" else {}
+    other = TWINS[twin](model)
+    maps = explain.Saliency(other, **settings)(scale * x, [3, 1])
+    np.testing.assert_allclose(scale * maps, explain.Saliency(model)(x, [3, 1]), atol=1e-6)
+    maps = explain.IntegratedGradients(other, steps=2, **settings)(scale * x)
+    np.testing.assert_allclose(maps, explain.IntegratedGradients(model, steps=2)(x), atol=1e-6)
+    if settings:
+        with pytest.raises(ValueError, match=r"name one of the outputs of .*\['a', 'b'\]"):
+            explain.Saliency(other)(x)
+
+
+def test_one_sigmoid_has_two_classes():
+    inputs = keras.Input((2, 2, 2))
+    z = layers.Dense(1, name="z")(layers.Flatten()(inputs))
+    model = keras.Model(inputs, layers.Activation("sigmoid")(z))
+    x, kernel = images(4, 2, 2, 2), ops.convert_to_numpy(model.get_layer("z").kernel).reshape(2, 2, 2)
+    explainer = explain.Saliency(model, channels=True)
+    for target, sign in ((0, -1), (1, 1)):
+        np.testing.assert_allclose(explainer(x, target), np.stack([sign * kernel] * 4), rtol=1e-6)
+    predicted = (ops.convert_to_numpy(model(x))[:, 0] > 0.5).astype(int)
+    np.testing.assert_array_equal(explainer(x), explainer(x, predicted))
+    with pytest.raises(ValueError, match="targets between 0 and 1; received values between 2 and 2"):
+        explainer(x, 2)
+
+
+@pytest.mark.parametrize("make", [explain.Saliency, lambda model: explain.SmoothGrad(explain.Saliency(model))])
+def test_no_map_of_zeros_where_no_gradient_passes(make):
+    model, x = conv_net(), 255 * images(2, 9, 7, 2)
+    explainer = make(lambda x: model(ops.cast(ops.cast(x, "uint8"), "float32")))
+    with pytest.raises(ValueError, match="No gradient reaches the pixels of <lambda>, although its scores depend on"):
+        explainer(x)
+    assert not explain.Saliency(quadratic)(np.zeros((2, 2, 2, 2)), 0).any()
+    assert not make(lambda x: 0 * model(x))(x).any()
+
+
+@pytest.mark.parametrize("make", [explain.Saliency, lambda model: explain.SmoothGrad(explain.Saliency(model))])
+def test_images_of_another_size_are_refused_before_and_after_a_call(make):
+    explainer = make(conv_net())
+    for _ in range(2):
+        for shape in ((9, 8, 2), (9, 7, 3)):
+            with pytest.raises(
+                ValueError, match=r"images of shape \(None, 9, 7, 2\), as .* takes them; received \(1, 9"
+            ):
+                explainer(images(1, *shape))
+        explainer(images(1, 9, 7, 2))
+
+
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("kind", ["capsules", "convolutions"])
 def test_served_models_have_the_maps_of_live_ones(kind, small_model, tmp_path):
@@ -257,6 +332,8 @@ def test_says_what_is_wrong(make):
         explainer(x, [1, 2, 3])
     with pytest.raises(ValueError, match=r"received shape \(\) of float64"):
         explainer(x, 1.0)
+    with pytest.raises(ValueError, match=r"Several classes per image, \(2, k\), are explained by LRP and CLRP"):
+        explainer(x, [[0, 1], [2, 3]])
     assert explainer(x[:0]).shape == (0, 9, 7)
     assert explainer(x[:0], 2).shape == (0, 9, 7)
 

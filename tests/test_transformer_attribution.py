@@ -1,5 +1,11 @@
 """Attention of transformers as maps: rollout and class-specific attribution, on our models and on foreign ones."""
 
+import importlib.util
+import pathlib
+import re
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -254,3 +260,50 @@ def test_keras_hub_backbones_inside_a_model(family, settings, prefix):
     maps = explain.TransformerAttribution(model)(x, 1)
     assert maps.min() >= 0
     assert maps.std(axis=(1, 2)).min() > 1e-5
+
+
+@pytest.mark.peers
+def test_attention_of_keras_hub_is_that_of_hugging_face(tmp_path):
+    if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+        pytest.skip("needs torch and transformers")
+    script = pathlib.Path(__file__).with_name("attention_of_peers.py")
+    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    theirs = dict(np.load(tmp_path / "peer.npz"))
+    backbone = hub("ViT", mlp_dim=16, layer_norm_epsilon=1e-6)
+    for variable in backbone.weights:
+        variable.assign(from_hugging_face(variable, theirs))
+    tokens = ops.convert_to_numpy(backbone(theirs["images"]))
+    np.testing.assert_allclose(tokens, theirs["tokens"], atol=1e-4)
+    model = keras.Sequential([backbone, layers.Flatten(), layers.Dense(3)])
+    found = taps.tap(model, ["attention_0", "attention_1"])(theirs["images"])
+    for k, attention in enumerate(found):
+        np.testing.assert_allclose(ops.convert_to_numpy(attention), theirs[f"attention_{k}"], atol=1e-5)
+        assert theirs[f"attention_{k}"].std() > 0.01
+
+
+def from_hugging_face(variable, theirs):
+    """The value of a variable of keras-hub's ViT, out of the arrays of the same ViT of Hugging Face."""
+    *_, module, name = parts = variable.path.split("/")
+    if name == "class_token":
+        return theirs["embeddings.cls_token"]
+    if "position_embedding" in variable.path:
+        return theirs["embeddings.position_embeddings"].reshape(variable.shape)
+    if "patch_embedding" in parts:
+        array = theirs[f"embeddings.patch_embeddings.projection.{'weight' if name == 'kernel' else 'bias'}"]
+        return array.transpose(2, 3, 1, 0) if name == "kernel" else array
+    suffix = {"kernel": "weight", "gamma": "weight", "bias": "bias", "beta": "bias"}[name]
+    block = re.search(r"transformer_block_(\d+)", variable.path)
+    inside = {
+        "ln_1": "layernorm_before",
+        "ln_2": "layernorm_after",
+        "query": "attention.attention.query",
+        "key": "attention.attention.key",
+        "value": "attention.attention.value",
+        "attention_output": "attention.output.dense",
+        "dense_1": "intermediate.dense",
+        "dense_2": "output.dense",
+    }
+    prefix = f"encoder.layer.{int(block[1]) - 1}.{inside[module]}" if block else "layernorm"
+    array = theirs[f"{prefix}.{suffix}"]
+    return (array.T if name == "kernel" else array).reshape(variable.shape)

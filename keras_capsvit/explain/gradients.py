@@ -50,7 +50,21 @@ class GradientExplainer(ModelExplainer):
             at = x[image] if points is None else points(x[image], sample)
             return self._gradient(at, ids[image])[1]
 
-        return mean_over_samples(gradient, len(x), samples, self.batch_size)
+        gradients = mean_over_samples(gradient, len(x), samples, self.batch_size)
+        if not gradients.any():
+            self._check_gradient(x)
+        return gradients
+
+    def _check_gradient(self, x):
+        """Refuse a model that depends on its pixels, but has no gradient anywhere."""
+        noise = self.scores.noise(x.shape[1:]).astype("float32")
+        scores = ops.convert_to_numpy(self._scores(noise))
+        slopes = ops.convert_to_numpy(self._gradient(noise, scores.argmax(-1).astype("int32"))[1])
+        if not slopes.any() and np.ptp(scores, axis=0).any():
+            raise ValueError(
+                f"No gradient reaches the pixels of {self.scores.name}, although its scores depend on them. Expected a "
+                "model without rounding and casts to integers in front; pass the part of it that follows these."
+            )
 
     def finished(self, attributions):
         return attributions if self.channels else ops.sum(attributions, axis=-1)

@@ -198,20 +198,20 @@ class Scores:
 
     def _continues_on_floats(self, x):
         """Whether the model takes integers, and ``x`` has to go round the cast to these; or an error."""
-        if not keras.backend.is_int_dtype(self.dtype) or not keras.backend.is_float_dtype(x.dtype):
+        if self._source.integers is None or not keras.backend.is_float_dtype(x.dtype):
             return False
         if self._continues is None:
             self._continues = eagerly(lambda: self._same_on_floats(tuple(x.shape[1:])))
         if not self._continues:
             raise ValueError(
-                f"{self.name} takes {self.dtype} images and does not compute the same from floats, so that no "
-                "gradient reaches its pixels. Expected a model whose first step casts them to floats; pass the part "
+                f"{self.name} takes {self._source.integers} images and does not compute the same from floats, so that "
+                "no gradient reaches its pixels. Expected a model whose first step casts them to floats; pass the part "
                 "of it that follows."
             )
         return True
 
     def _same_on_floats(self, shape):
-        images = (250 * np.random.default_rng(0).uniform(size=(2, *shape))).astype(self.dtype)
+        images = np.floor(250 * np.random.default_rng(0).uniform(size=(2, *shape))).astype(self.dtype)
         exact = ops.convert_to_numpy(self._source.forward(images).output)
         try:
             floats, between = (
@@ -229,10 +229,12 @@ class _Live:
 
     def __init__(self, model, output, name):
         self._model, self._output, self._name = model, output, name
-        self.input_shape, self.dtype = None, "float32"
+        self.input_shape, self.dtype, self.integers = None, "float32", None
         if isinstance(model, keras.Model):
             self.input_shape, self.dtype = _input_of(model, name)
             _check_layout(model, self.input_shape, name)
+            inside = [layer for layer in private.inner_layers(model) if getattr(layer, "inputs", None)]
+            self.integers = _integers([self.dtype, *(tensor.dtype for layer in inside for tensor in layer.inputs)])
         elif getattr(model, "input_shape", None):
             self.input_shape = tuple(model.input_shape[1:])
 
@@ -296,6 +298,7 @@ class _Served:
             )
         self._function, self._spec, self._output, self._name = function, spec, output, name
         self.input_shape, self.dtype = tuple(spec.shape[1:]), spec.dtype.name
+        self.integers = _integers([self.dtype])
 
     @functools.cached_property
     def program(self):
@@ -400,6 +403,11 @@ def _input_of(model, name):
             "of it that has the others' values inside: lambda x: model([x, others])."
         )
     return tuple(inputs[0].shape[1:]), keras.backend.standardize_dtype(inputs[0].dtype)
+
+
+def _integers(dtypes):
+    """The first integer type among those of the inputs of a model and the models inside it; or None."""
+    return next((dtype for dtype in map(keras.backend.standardize_dtype, dtypes) if "int" in dtype), None)
 
 
 def _check_layout(model, shape, name):

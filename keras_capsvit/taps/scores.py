@@ -43,8 +43,8 @@ class Scores:
         model: what the scores are of.
         name: str.
         variables: list of keras.Variable, what the scores depend on besides the images.
-        input_shape: tuple ``(H, W, C)``, None where the model leaves it open; None for a callable that tells none. Of a
-            subclass that of the images that it was first called with.
+        input_shape: tuple ``(H, W, C)``, None where the model leaves it open; None for a callable that tells none, and
+            for a subclassed model.
         dtype: str, of the images that the model takes.
     """
 
@@ -62,12 +62,17 @@ class Scores:
         self._opaque = False
         self.seen, self.influences = {}, {}  # what ran, and what it means, by shape of the images; see ``points``
 
+    @property
+    def sample_shape(self):
+        """Shape ``(H, W, C)`` of images for a look: ``input_shape``, or that of the first ones of a subclass."""
+        return self.input_shape or _first_called_with(self.model)
+
     @functools.cached_property
     def kind(self):
         """``"lengths"`` of class capsules in [0, 1), or ``"logits"``."""
         if self._declared:
             return self._declared
-        shape = self.input_shape
+        shape = self.sample_shape
         if declared.carrier(self.model) is None or shape is None or None in shape:
             return "logits"
         return "lengths" if eagerly(lambda: self._source.returns_lengths(self.noise(shape))) else "logits"
@@ -231,7 +236,7 @@ class _Live:
         self.input_shape, self.dtype = None, "float32"
         if isinstance(model, keras.Model):
             self.input_shape, self.dtype = _input_of(model, name)
-            _check_layout(model, self.input_shape, name)
+            _check_layout(model, self.input_shape or _first_called_with(model), name)
         elif getattr(model, "input_shape", None):
             self.input_shape = tuple(model.input_shape[1:])
 
@@ -384,16 +389,21 @@ def _input_of(model, name):
     """Shape ``(H, W, C)`` and dtype of the only input of a Keras model; (None, float32) where it does not tell."""
     inputs = getattr(model, "inputs", None)
     if not inputs:
-        # A subclass knows what it was first called with.
-        shape = getattr(model, "input_shape", None) or (model.get_build_config() or {}).get("input_shape")
-        sizes = isinstance(shape, tuple) and all(size is None or isinstance(size, int) for size in shape)
-        return (tuple(shape[1:]) if sizes else None), "float32"
+        shape = getattr(model, "input_shape", None)
+        return (tuple(shape[1:]) if isinstance(shape, tuple) else None), "float32"
     if len(inputs) != 1:
         raise ValueError(
             f"Expected a model with one input, the images; {name} has {[tensor.name for tensor in inputs]}. Make one "
             "of it that has the others' values inside: lambda x: model([x, others])."
         )
     return tuple(inputs[0].shape[1:]), keras.backend.standardize_dtype(inputs[0].dtype)
+
+
+def _first_called_with(model):
+    """Shape ``(H, W, C)`` of the images that a subclassed model was first called with; None if it is not known."""
+    shape = (model.get_build_config() or {}).get("input_shape") if isinstance(model, keras.Model) else None
+    sizes = isinstance(shape, tuple) and all(size is None or isinstance(size, int) for size in shape)
+    return tuple(shape[1:]) if sizes else None
 
 
 def _check_layout(model, shape, name):

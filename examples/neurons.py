@@ -93,7 +93,6 @@ def main():
     clrp = explain.CLRP(
         model,
         "negated",
-        rules="thesis",
         input_range=input_range(preprocess, size),
         start=args.layer,
     )

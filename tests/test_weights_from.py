@@ -145,6 +145,15 @@ def test_a_new_head_on_published_weights(save):
         np.testing.assert_array_equal(old, new)
 
 
+def test_one_pattern_is_not_taken_for_its_letters(save):
+    arrays, values = written(SMALL["vit"](num_classes=7), "timm")
+    model = SMALL["vit"]()
+    load_weights_from(model, save(arrays), skip="head.*")
+    np.testing.assert_array_equal(torch_names(model)["norm.bias"], values["norm.bias"])
+    with pytest.raises(ValueError, match=r"skip to leave tensors to load; received \('\*',\), which matches all"):
+        load_weights_from(model, save(arrays), skip="*")
+
+
 def test_positions_of_another_grid(save):
     arrays, values = written(SMALL["vit"](input_shape=(12, 12, 3), distilled=True), "timm")
     model = SMALL["vit"](input_shape=(20, 16, 3), distilled=True)
@@ -178,8 +187,9 @@ def test_grids_of_positions_are_never_guessed(save):
     path = save(arrays)
     with pytest.raises(ValueError, match=r"its 36 patches have: \(3, 12\) or \(6, 6\); the model's is \(2, 8\)\. Pass"):
         load_weights_from(model, path, interpolate_positions=True)
-    with pytest.raises(ValueError, match=r"the file's 36 patches; received \(5, 7\), which has 35"):
-        load_weights_from(model, path, interpolate_positions=(5, 7))
+    for grid, received in [((5, 7), r"\(5, 7\)"), (6, r"\(6,\)"), ((1, 6, 6), r"\(1, 6, 6\)")]:
+        with pytest.raises(ValueError, match=rf"grid \(h, w\) of the file's 36 patches; received {received}"):
+            load_weights_from(model, path, interpolate_positions=grid)
     load_weights_from(model, path, interpolate_positions=(6, 6))
     assert not np.isnan(ops.convert_to_numpy(torch_names(model)["patch_embed.positions"])).any()
     same = SMALL["vit"](input_shape=(12, 48, 3))  # 3x12: the same number on another grid

@@ -1,5 +1,7 @@
 """Layer-wise relevance propagation, and its contrastive form (thesis chapter 2)."""
 
+import warnings
+
 import keras
 import numpy as np
 from keras import ops
@@ -73,12 +75,13 @@ class LRP:
         self.channels, self.batch_size = channels, batch_size
         chosen = relevance.choose(rules, input_range)
         self._check(chosen)
+        self._fixed = dict(fixed or {})
         self._model = relevance.load(model)  # variables of a SavedModel live as long as it
         tapped, start, extra = self._with_taps(start, stop)
-        function, spec = relevance.read(
-            tapped, input_shape=input_shape, fixed=fixed, output=output, signature=signature, extra=extra
+        function, spec, self._others = relevance.read(
+            tapped, input_shape=input_shape, fixed=[*self._fixed], output=output, signature=signature, extra=extra
         )
-        graph = relevance.trace(function, spec.shape, spec.dtype)
+        graph = relevance.trace(function, spec, self._others)
         ends = dict(zip(extra, graph.results[1:], strict=True))
         self._engine = relevance.Engine(
             graph,
@@ -88,7 +91,15 @@ class LRP:
             input_range=input_range,
             negate=self._negate,
         )
+        self._balance = relevance.Balance(self._engine, type(self).__name__, self._contrast)
         self._shape = tuple(spec.shape)
+        for name in self._engine.even_poolings:
+            warnings.warn(
+                f"Rule 'even' spreads relevance over the whole map at {name!r}, a global average pooling, also to "
+                "where nothing is active: such maps are hardly better than random ones. Take rules='z_plus', which "
+                "shares it by contribution.",
+                stacklevel=2,
+            )
 
     def __call__(self, x, target=None):
         """Explain images.
@@ -105,25 +116,36 @@ class LRP:
         Raises:
             ValueError: for images of another shape, NaN or infinite ones, or a target out of range.
         """
-        x = self._checked(x)
-        ids = self._ids(x, target)
-        parts = [slice(first, first + self.batch_size) for first in range(0, len(x), self.batch_size)]
-        maps = [self._engine.relevance(x[part], ids[part].T, self._contrast) for part in parts]
+        given = self._given(x)
+        ids = self._ids(given, target)
+        maps = []
+        for rows, part in self._parts(given):
+            maps.append(self._relevance(part, ids[rows].T))
         maps = np.concatenate(maps, axis=1) if maps else np.zeros((ids.shape[1], 0, *self._engine.stop_shape[1:]))
         maps = ops.convert_to_numpy(self._finished(np.swapaxes(maps, 0, 1)))
         return maps if np.ndim(target) == 2 else maps[:, 0]
 
     def on_tensors(self, x, ids):
-        """Relevance inside a compiled function, such as an endpoint of ``serving.export``; nothing is checked.
+        """Relevance inside a compiled function, such as an endpoint of ``serving.export``.
 
         Args:
             x: tensor ``(b, H, W, C)``, one batch whatever its size.
             ids: int32 tensor ``(b,)``.
 
         Returns:
-            Tensor, as of the call. The weights of the model are constants in it.
+            Tensor, as of the call. The weights of the model are constants in it. Where relevance comes out as NaN, or
+            larger than rules can make it, running it raises an error.
+
+        Raises:
+            ValueError: for ``fixed`` with a row for each image.
         """
-        return self._finished(self._engine.relevance(x, ids[None], self._contrast)[0][:, None])[:, 0]
+        others = []
+        for (name, value), spec in zip(self._fixed.items(), self._others, strict=True):
+            row = _relevance().rows(value, spec, 1, name)
+            others.append(ops.broadcast_to(row, (ops.shape(x)[0], *row.shape[1:])) if _batched(spec) else row)
+        x = ops.cast(x, self._engine.dtype)
+        maps = self._balance.asserted(*self._engine.relevance([x, *others], ids[None], self._contrast))
+        return self._finished(maps[0][:, None])[:, 0]
 
     def predicted(self, x):
         """Classes of the highest scores.
@@ -134,11 +156,7 @@ class LRP:
         Returns:
             int32 array ``(b,)``.
         """
-        x = self._checked(x)
-        if not len(x):
-            return np.zeros(0, "int32")
-        scores = np.asarray(self._engine.scores(x))
-        return scores.sum(axis=tuple(range(1, scores.ndim - 1))).argmax(-1).astype("int32")
+        return self._predicted(self._given(x))
 
     def report(self, x=None, target=None):
         """What is explained how, and where relevance goes.
@@ -149,15 +167,16 @@ class LRP:
 
         Returns:
             Report; ``str`` of it is a table. With ``x`` its steps say how much relevance arrived at them, how much they
-            passed on, and how much was lost because there was nothing to share it by (z = 0), summed over the images.
+            passed on, and how much was lost because there was nothing to share it by (z = 0), or taken by biases and
+            other constants, or by the stabilizers of denominators, summed over the images.
         """
         if x is None:
             return self._engine.report()
-        x = self._checked(x)
-        ids = self._ids(x, target)
+        given = self._given(x)
+        ids = self._ids(given, target)
         if ids.shape[1] != 1:
             raise ValueError(f"Expected one class per image in a report; received target of shape {np.shape(target)}.")
-        return self._engine.report(self._engine.relevance(x, ids.T, self._contrast, audit=True))
+        return self._engine.report(self._engine.relevance(given, ids.T, self._contrast, audit=True))
 
     @property
     def variables(self):
@@ -184,26 +203,67 @@ class LRP:
             )
         return _Shaped(known[start], model.input_shape), None, ()
 
+    def _given(self, x):
+        """Arguments of the model: checked images, and what the other inputs are for these."""
+        x = self._checked(x)
+        named = zip(self._fixed.items(), self._others, strict=True)
+        return [x, *(_relevance().rows(value, spec, len(x), name) for (name, value), spec in named)]
+
+    def _parts(self, given):
+        """Pairs of a slice, and arguments for the images in it."""
+        batched = [True, *map(_batched, self._others)]
+        for first in range(0, len(given[0]), self.batch_size):
+            rows = slice(first, first + self.batch_size)
+            yield rows, [value[rows] if some else value for value, some in zip(given, batched, strict=True)]
+
+    def _relevance(self, given, ids):
+        maps, sums = self._engine.relevance(given, ids, self._contrast)
+        self._balance.check(ops.convert_to_numpy(sums), given, ids)
+        return ops.convert_to_numpy(maps)
+
+    def _predicted(self, given):
+        ids = np.zeros(len(given[0]), "int32")
+        for rows, part in self._parts(given):
+            scores = ops.convert_to_numpy(self._engine.scores(part))
+            scores = scores.sum(axis=tuple(range(1, scores.ndim - 1)))
+            if np.isnan(scores).any():
+                raise ValueError(
+                    f"{type(self).__name__} found NaN or infinite values; expected a model whose scores are finite for "
+                    "these images."
+                )
+            ids[rows] = scores.argmax(-1)
+        return ids
+
     def _checked(self, x):
         x = np.asarray(x, self._engine.dtype)
         if x.ndim != len(self._shape) or any(s not in (None, n) for n, s in zip(x.shape, self._shape, strict=True)):
             raise ValueError(f"Expected input of shape {self._shape}; received {x.shape}.")
-        return check_finite(x)
+        check_finite(x)
+        low, high = self._engine.limits
+        slack = 0.0 if self._engine.whole else 1e-4 * (high - low)
+        if np.any(x < low - slack) or np.any(x > high + slack):
+            raise ValueError(
+                f"Expected input between {np.min(low):g} and {np.max(high):g}, its range; received values between "
+                f"{x.min():g} and {x.max():g}."
+            )
+        if self._engine.whole and np.any(x != np.round(x)):
+            raise ValueError("Expected whole numbers, because the model takes integers; received others.")
+        return x
 
-    def _ids(self, x, target):
+    def _ids(self, given, target):
         """Ids ``(b, k)``."""
         if target is None:
-            return self.predicted(x)[:, None]
-        ids = np.asarray(target)
-        shapes_fit = ids.ndim == 0 or (ids.ndim in (1, 2) and len(ids) == len(x) and 0 not in ids.shape[1:])
+            return self._predicted(given)[:, None]
+        ids, count = np.asarray(target), len(given[0])
+        shapes_fit = ids.ndim == 0 or (ids.ndim in (1, 2) and len(ids) == count and 0 not in ids.shape[1:])
         if not shapes_fit or not np.issubdtype(ids.dtype, np.integer):
             raise ValueError(
-                f"target must be a class id, or integer ids of shape ({len(x)},) or ({len(x)}, k); received shape "
+                f"target must be a class id, or integer ids of shape ({count},) or ({count}, k); received shape "
                 f"{ids.shape} of {ids.dtype}."
             )
         ids = ids.astype("int32")
         check_range(ids, self._engine.classes)
-        return ids if ids.ndim == 2 else np.broadcast_to(ids, (len(x),))[:, None]
+        return ids if ids.ndim == 2 else np.broadcast_to(ids, (count,))[:, None]
 
     def _finished(self, maps):
         images = self._engine.to_input and maps.ndim == 5
@@ -277,6 +337,11 @@ def register_rule(op_type, function):
         explain.register_rule("Cumsum", lambda op, relevances: op.pull_back(relevances))
     """
     _relevance().register_rule(op_type, function)
+
+
+def _batched(spec):
+    """Whether an input has a batch axis."""
+    return spec.shape.rank != 0 and spec.shape[0] is None
 
 
 def _relevance():

@@ -100,7 +100,7 @@ def load_weights_from(model, path, *, interpolate_positions=False, skip=()):
         interpolate_positions: pair of ints ``(h, w)``, the grid of patches that the file's position embeddings are
             for; they are resized to the model's (``layers.resize_positions``). True for a square grid or one of the
             model's proportions; if both or neither is possible, an error asks for the pair. False for no resizing.
-        skip: strs, patterns such as ``"head.*"`` of tensors of the file that are left there. Weights made of them
+        skip: str or strs, patterns such as ``"head.*"`` of tensors of the file that are left there. Weights of them
             stay as they are.
 
     Raises:
@@ -125,24 +125,27 @@ def load_weights_from(model, path, *, interpolate_positions=False, skip=()):
         _check_exists(path)
         load_keras_weights(model, path)
         return
+    skip = (skip,) if isinstance(skip, str) else tuple(skip)
     arrays, names = _read(path, ", .keras or .weights.h5"), torch_names(model)
     rules = min(FORMATS.values(), key=lambda rules: sum(_missing(names, rules, arrays)))
-    wanted = {name: (variable, sources(name, rules)) for name, variable in names.items()}
-    wanted = {name: one for name, one in wanted.items() if not any(_skipped(source, skip) for source in one[1])}
-    used = {source for _, found in wanted.values() for source in found}
+    targets = {name: (variable, sources(name, rules)) for name, variable in names.items()}
+    targets = {name: target for name, target in targets.items() if not any(_skipped(part, skip) for part in target[1])}
+    if not targets:
+        raise ValueError(f"Expected skip to leave tensors to load; received {skip}, which matches all of {path.name}.")
+    used = {source for _, parts in targets.values() for source in parts}
     problems = [f"{source} is missing" for source in used if source not in arrays]
     problems += [f"{name} is left over" for name in arrays if not (name in used or _skipped(name, skip))]
     values = {}
-    for name, (variable, found) in wanted.items():
-        if all(source in arrays for source in found):
+    for name, (variable, parts) in targets.items():
+        if all(source in arrays for source in parts):
             expected = torch_shape(variable)
-            part = (expected[0] // len(found), *expected[1:])
-            tensors = [arrays[source] for source in found]
+            shape = (expected[0] // len(parts), *expected[1:])
+            tensors = [arrays[source] for source in parts]
             if variable.name == "positions" and interpolate_positions:
                 tensors = [_resized(model, tensors[0], interpolate_positions)]
-            wrong = [one for pair in zip(found, tensors, strict=True) for one in _problems(*pair, part)]
-            problems += wrong
-            if not wrong:
+            faults = [fault for pair in zip(parts, tensors, strict=True) for fault in _problems(*pair, shape)]
+            problems += faults
+            if not faults:
                 values[name] = from_torch(variable, np.concatenate(tensors) if len(tensors) > 1 else tensors[0])
     hint = " Positions of another grid need interpolate_positions." if "pos" in str(problems) else ""
     refuse_weights(
@@ -170,11 +173,10 @@ def _resized(model, positions, grid):
     patches = positions.shape[1] - embedding.num_prefix_tokens if positions.ndim == 3 else -1
     if patches < 1:
         return positions  # a wrong shape, named with all others
-    grid = _grid(patches, embedding.grid) if grid is True else tuple(grid)
-    if math.prod(grid) != patches:
+    grid = _grid(patches, embedding.grid) if grid is True else tuple(np.ravel(grid).tolist())
+    if len(grid) != 2 or math.prod(grid) != patches:
         raise ValueError(
-            f"Expected interpolate_positions to be the grid (h, w) of the file's {patches} patches; received {grid}, "
-            f"which has {math.prod(grid)}."
+            f"Expected interpolate_positions to be the grid (h, w) of the file's {patches} patches; received {grid}."
         )
     return ops.convert_to_numpy(resize_positions(positions[0], grid, embedding.grid))[None]
 

@@ -51,8 +51,9 @@ class Program:
     """
 
     def __init__(self, function, spec):
-        traced = tf.function(lambda x: tf.identity(function(x)), autograph=False).get_concrete_function(spec)
-        definition = inlined(traced.graph.as_graph_def())
+        with tf.init_scope():  # outside of what is being traced, where TensorFlow looks functions up by name
+            traced = tf.function(lambda x: tf.identity(function(x)), autograph=False).get_concrete_function(spec)
+            definition = inlined(traced.graph.as_graph_def())
         self.spec = spec
         self._nodes = {node.name: node for node in definition.node}
         self._inputs = {name: [key_of(i) for i in node.input if i[0] != "^"] for name, node in self._nodes.items()}

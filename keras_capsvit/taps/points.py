@@ -124,7 +124,8 @@ def _feature_map(subject, x, layer, before_attention):
             until = seen.before[-1]
         places = [_place(name, seen.shapes[name], shape, seen) for name in names[:until] if len(seen.shapes[name]) == 2]
         places = [place for place in places if place is not None]
-        width = min((place.shape[-1] for place in places), default=0)
+        places = [place for place in places if place.shape[0] == places[-1].shape[0]]  # of the last stage
+        width = min((place.shape[-1] for place in places), default=0)  # what is inside of an MLP is wider
         places = [place for place in places if place.shape[-1] == width]
         normal = [place for place in places if seen.kinds[place.layer] in NORMALIZATIONS]
         if places:
@@ -257,7 +258,7 @@ def _picker(subject, names, seen, x):
 def _place(name, shape, image, seen):
     if len(shape) == 3 and None not in shape[:2]:
         return FeatureMap(name, shape, shape[:2], 0)
-    if len(shape) != 2 or None in shape:
+    if len(shape) != 2 or None in shape or name not in seen.whole:
         return None
     counts = {attention[-1] for attention in seen.attentions}
     grid = _grid(shape[0], image, seen) if shape[0] in counts else _tiling(shape[0], image)

@@ -13,14 +13,15 @@ from keras_capsvit import autodiff, private
 from keras_capsvit.taps import declared
 from keras_capsvit.taps.recording import Recorder, eagerly, run
 
-Seen = collections.namedtuple("Seen", "shapes kinds attentions before formats")
+Seen = collections.namedtuple("Seen", "shapes kinds attentions before formats whole")
 Seen.__doc__ = """What ran in a model on one image, in order.
 
 Attributes:
     shapes: dict from names of layers to shapes of their outputs without the batch.
     kinds: dict from the same names to names of the layers' classes.
     attentions: list of shapes ``(1, heads, t, t)``; ``before``: for each, how many layers had run before it.
-    formats: dict from names of layers that have one to their ``data_format``.
+    formats: dict from names of layers to their ``data_format``, or None.
+    whole: set of the names of layers that return one row per image, and not one per window.
 """
 
 _Ran = collections.namedtuple("_Ran", "returned output activation linear values attentions")
@@ -265,7 +266,9 @@ class _Live:
         kinds = {name: type(layer).__name__ for name, layer in recorder.operations.items()}
         shapes = {name: tuple(value.shape[1:]) for name, value in recorder.outputs.items()}
         formats = {name: getattr(layer, "data_format", None) for name, layer in recorder.operations.items()}
-        return Seen(shapes, kinds, [tuple(one.shape) for one in recorder.attention], recorder.before, formats)
+        attentions = [tuple(each.shape) for each in recorder.attention]
+        whole = {name for name, value in recorder.outputs.items() if value.shape[:1] == (1,)}
+        return Seen(shapes, kinds, attentions, recorder.before, formats, whole)
 
     def returns_lengths(self, x):
         recorder = Recorder()
@@ -316,14 +319,17 @@ class _Served:
 
     def look(self, x):
         program = self.program
-        heights = program.run(ops.convert_to_tensor(x), program.attentions)[1]
-        names = list(program.points)
+        x, names = ops.convert_to_tensor(x), list(program.points)
+        attentions = [tuple(each.shape) for each in program.run(x, program.attentions)[1]]
+        windowed = [name for name in names if len(program.points[name]) == 3 and any(a[0] != 1 for a in attentions)]
+        rows = program.run(x, windowed)[1] if windowed else []
         return Seen(
             {name: shape[1:] for name, shape in program.points.items()},
             {name: program.op(name) for name in names},
-            [tuple(one.shape) for one in heights],
+            attentions,
             [names.index(name) for name in program.attentions],
             {name: program.data_format(name) for name in names},
+            set(names) - {name for name, value in zip(windowed, rows, strict=True) if value.shape[0] != 1},
         )
 
     def returns_lengths(self, x):

@@ -1,18 +1,17 @@
-"""What the ops of a graph mean to relevance: kinds of steps, gates, normalisations, and signs."""
+"""What the ops of a graph mean to relevance: kinds of steps, gates and normalisations."""
 
 import dataclasses
 import functools
 
-import tensorflow as tf
-
 from keras_capsvit.explain.relevance.graph import Graph, node_of
+from keras_capsvit.explain.relevance.intervals import ANY, Intervals
 from keras_capsvit.explain.relevance.linear import Linear, linear_layers
 
 PRODUCTS = ("Mul", "MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum")
 QUOTIENTS = ("RealDiv", "Div", "DivNoNan", "Xdivy")
 SUMS = ("AddV2", "Add", "AddN", "Sub", "BiasAdd")
 KINDS = {
-    "sum": (*SUMS, "Sum", "ResizeBilinear", "ResizeBicubic"),
+    "sum": (*SUMS, "Sum", "ResizeBilinear", "ResizeBicubic", "ResizeArea"),
     "average": ("Mean", "AvgPool", "AvgPool3D"),
     "maximum": ("MaxPool", "MaxPoolV2", "MaxPool3D", "Max", "Maximum", "Min", "Minimum"),
     "identity": ("Identity", "IdentityN", "Snapshot", "PreventGradient", "CheckNumerics"),
@@ -38,16 +37,6 @@ _MOVING = {
     *("Identity", "IdentityN", "Cast", "BroadcastTo", "Tile"),
 }
 _AFFINE = {"Mul", "AddV2", "Add", "Sub", "RealDiv", "BiasAdd", "Neg"}
-_NONNEGATIVE = {
-    *("Relu", "Relu6", "Sigmoid", "Softmax", "Softplus", "Exp", "Square", "Abs", "SquaredDifference", "Sqrt", "Rsqrt")
-}
-_KEEPS_SIGN = {
-    *KINDS["average"],
-    *KINDS["maximum"],
-    *KINDS["identity"],
-    *KINDS["structure"],
-    *("LRN", "AddV2", "Add", "AddN", "Sum", "Mul", "RealDiv", "BiasAdd", "BroadcastTo"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +48,7 @@ class Step:
         inputs: names of tensors; ``active``: positions of those that relevance may go to.
         main: int or None, the one of them that gets all of it from rules that make a difference.
         linear: Linear or None.
-        nonnegative: bool, whether no input can be negative.
+        nonnegative: bool, whether nothing that the output is a sum of can be negative.
     """
 
     name: str
@@ -84,18 +73,18 @@ class Reader:
         graph: Graph.
         source: str, the node that relevance goes to.
         borders: names of nodes that no linear layer may extend beyond.
-        low: smallest value of the input, or None where unknown.
+        input_range: pair of floats that the input lies between.
     """
 
-    def __init__(self, graph: Graph, source, borders=(), low=None):
+    def __init__(self, graph: Graph, source, borders=(), input_range=ANY):
         self.graph, self.source = graph, source
         self.follow = graph.descendants(source)
-        self._nonnegative = self._find_nonnegative(low is not None and low >= 0)
+        self._intervals = Intervals(graph, input_range)
         self._near = self._find_near() if source == graph.input else set()
         self._linear = linear_layers(graph, self.follow, set(borders))
         for linear in self._linear.values():
             x = graph.inputs(linear.head)[linear.position]
-            linear.nonnegative, linear.first = self._known_nonnegative(x), node_of(x) in self._near
+            linear.nonnegative, linear.first = self._intervals.nonnegative(x), node_of(x) in self._near
         self._normalizations = self._find_normalizations()
 
     def step(self, name, whole=True):
@@ -112,8 +101,7 @@ class Reader:
         if op == "IdentityN":  # its further inputs are there for a gradient of its own
             active = tuple(i for i in active if i == 0) or active
         kind, main = self._kind(name, op, inputs, active)
-        nonnegative = all(self._known_nonnegative(inputs[i]) for i in active)
-        return Step(name, op, kind, inputs, active, main, None, nonnegative)
+        return Step(name, op, kind, inputs, active, main, None, self._intervals.contributions_nonnegative(name))
 
     def _active(self, name):
         return tuple(i for i, tensor in enumerate(self.graph.inputs(name)) if node_of(tensor) in self.follow)
@@ -166,34 +154,19 @@ class Reader:
         b_wider = any(p == 1 and q != 1 for p, q in zip(a, b, strict=True))
         return None if a_wider == b_wider else int(b_wider)
 
-    def _known_nonnegative(self, tensor):
-        if tensor in self.graph.constants:
-            value = self.graph.constants[tensor]
-            return not value.dtype.is_floating or bool(tf.reduce_all(value >= 0))
-        return node_of(tensor) in self._nonnegative
-
-    def _find_nonnegative(self, input_is):
-        found = self._nonnegative = {self.graph.input} if input_is else set()
-        for name in self.graph.order:
-            op = self.graph.nodes[name].op
-            if name not in self.graph.dependent or name == self.graph.input:
-                continue
-            if op in _NONNEGATIVE:
-                found.add(name)
-            elif op in _KEEPS_SIGN:
-                numbers = [i for i in self.graph.inputs(name) if self.graph.dtypes[i].is_floating]
-                if numbers and all(map(self._known_nonnegative, numbers)):
-                    found.add(name)
-        return found
-
     def _find_near(self):
+        """Nodes that nothing but affine ops of single elements, and moves, lie between and the input."""
         found = {self.graph.input}
         for name in self.graph.order:
-            op, active = self.graph.nodes[name].op, self._active(name)
-            if name in self.follow and active and (op in KINDS["structure"] or op in _AFFINE or op == "Identity"):
-                one = len(active) == 1 or op in ("ConcatV2", "Pack")
-                if one and all(node_of(self.graph.inputs(name)[i]) in found for i in active):
-                    found.add(name)
+            op, inputs, active = self.graph.nodes[name].op, self.graph.inputs(name), self._active(name)
+            if name not in self.follow or not active or not (op in KINDS["structure"] or op in _AFFINE | {"Identity"}):
+                continue
+            joins = len(active) == 1 or op in ("ConcatV2", "Pack")
+            others = [i for k, i in enumerate(inputs) if k not in active]
+            divides = op == "RealDiv" and active != (0,)
+            known = op in KINDS["structure"] or all(i in self.graph.constants for i in others)
+            if joins and known and not divides and all(node_of(inputs[i]) in found for i in active):
+                found.add(name)
         return found
 
     def _find_normalizations(self):

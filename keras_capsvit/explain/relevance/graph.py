@@ -3,10 +3,11 @@
 The only file that uses TensorFlow API that is not public.
 """
 
-import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework import function_def_to_graph
 from tensorflow.python.framework import ops as private
+
+from keras_capsvit.explain.relevance import groups, refusals
 
 CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
 # Their outputs follow the shape of the input, or jump: no relevance passes them.
@@ -15,53 +16,54 @@ _BLOCKING = {
     *("Greater", "GreaterEqual", "Less", "LessEqual", "Equal", "NotEqual", "LogicalAnd", "LogicalOr", "LogicalNot"),
     *("ArgMax", "ArgMin", "Sign", "Floor", "Ceil", "Round", "IsNan", "IsInf", "IsFinite"),
 }
-_CONTROL_FLOW = {
-    *("While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase", "Switch", "Merge", "Enter", "Exit"),
-    *("NextIteration", "PyFunc", "PyFuncStateless", "EagerPyFunc", "XlaCallModule", "SymbolicGradient", "RemoteCall"),
-}
-_RANDOM = ("Random", "StatelessRandom", "TruncatedNormal", "StatelessTruncatedNormal", "ParameterizedTruncated")
-_REDUCTIONS = {"Mean", "Sum", "Max", "Min", "Prod"}
+CONVOLUTIONS = {"Conv2D", "Conv3D"}
 _SMALL = 1024  # elements; integer constants up to this size (axes, shapes) stay where shape inference sees them
-
-
-class UnsupportedOpError(ValueError):
-    """A model has ops that relevance cannot pass; the message names them all."""
 
 
 class Graph:
     """The ops between the input of a traced function and its outputs.
 
     Args:
-        function: tf.ConcreteFunction of one argument, whose outputs are ``tf.identity`` of what it computes.
+        function: tf.ConcreteFunction whose outputs are ``tf.identity`` of what it computes.
+        given: int >= 1, how many arguments it takes: the input, and others that no relevance goes to.
 
     Attributes:
         nodes: NodeDef by name, of all ancestors of the outputs; ``order`` lists the names, inputs first.
-        input: str, name of the input node; ``dtype``: of its tensor; ``outputs``: names of the output tensors.
-        dependent: names of the nodes that depend on the input in any way; all others are folded.
+        input: str, name of the input node; ``given``: of all arguments; ``specs``: a tf.TensorSpec of each.
+        dtype: of the input, a float; ``limits``: the range of an input that was an integer, otherwise infinite.
+        outputs: names of the output tensors.
+        dependent: names of the nodes that depend on an argument in any way; all others are folded.
         constants: eager tensors by tensor name, the folded inputs of dependent nodes.
         shapes: static tf.TensorShape of constants and of what dependent nodes write, by tensor name; ``dtypes`` too.
 
     Raises:
-        UnsupportedOpError: for control flow that depends on the input, random numbers, sums over the batch, float16.
+        UnsupportedOpError: for control flow that depends on the input, random numbers, sums over the batch, half
+            precision, and integer inputs that more than a cast reads.
     """
 
-    def __init__(self, function):
+    def __init__(self, function, given=1):
         definition = _inline(function.graph.as_graph_def(add_shapes=True))
-        self.input = function.inputs[0].op.name
-        self.dtype = function.inputs[0].dtype
+        self.given = [tensor.op.name for tensor in function.inputs[:given]]
+        self.input = self.given[0]
         self.outputs = [tensor.name for tensor in function.outputs]
         self._function = function  # keeps what it captures alive
         self._captures = {placeholder.op.name: value for value, placeholder in function.graph.captures}
-        self._versions, self._library = definition.versions, definition.library
+        self._versions = definition.versions
+        self._library = {one.signature.name: one for one in definition.library.function}
         nodes = {node.name: node for node in definition.node}
         self._inputs = {name: [_key(i) for i in node.input if i[0] != "^"] for name, node in nodes.items()}
         self.order = self._ancestors()
         self.nodes = {name: nodes[name] for name in self.order}
-        self.dependent = self.descendants(self.input, through=set())
+        self.dtype, self.limits = refusals.as_float(self, function.inputs[0].dtype)
+        dtypes = [self.dtype, *(tensor.dtype for tensor in function.inputs[1:given])]
+        self.specs = [tf.TensorSpec(x.shape, dtype) for x, dtype in zip(function.inputs, dtypes, strict=False)]
+        self.dependent = set().union(*(self.descendants(name, through=False) for name in self.given))
+        # TensorFlow has no kernels for grouped convolutions on all machines; these are taken apart.
+        self._grouped = {name for name in self.order if self.nodes[name].op in CONVOLUTIONS}
         self.constants = self._fold()
-        self._active = self._definition(name for name in self.order if name in self.dependent and name != self.input)
-        self.shapes, self.dtypes = self._types(function.inputs[0].shape)
-        self._refuse()
+        self.shapes, self.dtypes = self._types()
+        self._grouped = {name for name in self._grouped if self._groups(name) > 1}
+        refusals.check(self)
 
     @property
     def results(self):
@@ -77,13 +79,18 @@ class Graph:
         """Names ``node:index`` of the tensors that a node reads."""
         return self._inputs[name]
 
-    def descendants(self, source, through=_BLOCKING):
-        """Nodes whose values follow that of ``source``, itself included; ops in ``through`` break the chain."""
+    def descendants(self, source, through=True):
+        """Nodes that depend on ``source``, itself included; with ``through``, those whose values follow its."""
         found = {source}
         for name in self.order:
-            if self.nodes[name].op not in through and any(node_of(i) in found for i in self._inputs[name]):
+            if any(node_of(i) in found for i in self._inputs[name]) and not (through and self.blocks(name)):
                 found.add(name)
         return found
+
+    def blocks(self, name):
+        """Whether no relevance passes a node."""
+        node = self.nodes[name]
+        return node.op in _BLOCKING or (node.op == "Cast" and not tf.as_dtype(node.attr["DstT"].type).is_floating)
 
     def readers(self, within):
         """For every node in ``within``, the nodes in it that read it."""
@@ -95,18 +102,17 @@ class Graph:
                         found[one].append(name)
         return found
 
-    def replay(self, x):
-        """Add the dependent ops to the function that is being traced, for the input ``x``.
+    def replay(self, *given):
+        """Add the dependent ops to the function that is being traced, for the arguments ``given``.
 
         Returns:
-            dict from node name to tf.Operation; the input node is not in it.
+            dict from node name to tf.Operation; the argument nodes are not in it.
         """
-        feed = {f"{self.input}:0": x}
+        feed = {f"{name}:0": tensor for name, tensor in zip(self.given, given, strict=True)}
         for key, value in self.constants.items():
             small = value.dtype.is_integer and value.shape.num_elements() <= _SMALL
             feed[key] = tf.constant(value.numpy()) if small else private.get_default_graph().capture(value)
-        names = [node.name for node in self._active.node]
-        return dict(zip(names, tf.graph_util.import_graph_def(self._active, feed, names, name=""), strict=True))
+        return self._emit_all([name for name in self.order if name in self.dependent - {*self.given}], feed)
 
     def refresh(self):
         """Fold anew, with the present values of the variables."""
@@ -125,8 +131,33 @@ class Graph:
                 stack += [(node_of(i), False) for i in self._inputs[name]]
         return order
 
+    def _emit_all(self, names, feed):
+        """Add nodes, in their order, to the function that is being traced; ``feed`` are the other tensors by name."""
+        tensors, found, waiting = dict(feed), {}, []
+
+        def add(ops):
+            found.update(ops)
+            tensors.update((f"{name}:{k}", tensor) for name, op in ops.items() for k, tensor in enumerate(op.outputs))
+
+        def flush():
+            read = {i for name in waiting for i in self._inputs[name]} & tensors.keys()
+            ops = tf.graph_util.import_graph_def(
+                self._definition(waiting), {i: tensors[i] for i in read}, waiting, name=""
+            )
+            add(dict(zip(waiting, ops, strict=True)))
+            waiting.clear()
+
+        for name in names:
+            if name in self._grouped:
+                flush()
+                add({name: _convolution(self.nodes[name], [tensors[i] for i in self._inputs[name]])})
+            else:
+                waiting.append(name)
+        flush()
+        return found
+
     def _definition(self, names):
-        found = tf.compat.v1.GraphDef(versions=self._versions, library=self._library)
+        found = tf.compat.v1.GraphDef(versions=self._versions)
         for name in names:
             node = found.node.add()
             node.CopyFrom(self.nodes[name])
@@ -134,7 +165,19 @@ class Graph:
             node.attr.pop("_class", None)
             node.ClearField("input")
             node.input.extend(self._inputs[name])
+        found.library.function.extend(self._called(found.node))
         return found
+
+    def _called(self, nodes):
+        """The functions that nodes call, and those that these call. Others would only be in each other's way."""
+        found, waiting = {}, list(nodes)
+        while waiting:
+            for value in waiting.pop().attr.values():
+                for name in (value.func.name, *(one.name for one in value.list.func)):
+                    if name in self._library and name not in found:
+                        found[name] = self._library[name]
+                        waiting += found[name].node_def
+        return found.values()
 
     def _fold(self):
         needed = {i for name in self.order if name in self.dependent for i in self._inputs[name]}
@@ -142,71 +185,43 @@ class Graph:
         constants = {i: self._captures[node_of(i)] for i in needed if node_of(i) in self._captures}
         computed = [i for i in needed if i not in constants]
         fixed = [name for name in self.order if name not in self.dependent and name not in self._captures]
-        definition = self._definition(fixed)
         read = {node_of(i) for name in fixed for i in self._inputs[name]}
 
         def evaluate():
             graph = private.get_default_graph()
             feed = {f"{name}:0": graph.capture(self._captures[name]) for name in read if name in self._captures}
-            return [tf.identity(t) for t in tf.graph_util.import_graph_def(definition, feed, computed, name="")]
+            ops = self._emit_all(fixed, feed)
+            return [tf.identity(ops[node_of(i)].outputs[int(i.partition(":")[2])]) for i in computed]
 
         return {**constants, **dict(zip(computed, compiled(evaluate)() if computed else [], strict=True))}
 
-    def _types(self, shape):
-        shapes = {f"{self.input}:0": shape, **{key: value.shape for key, value in self.constants.items()}}
-        dtypes = {f"{self.input}:0": self.dtype, **{key: value.dtype for key, value in self.constants.items()}}
+    def _types(self):
+        shapes = {f"{name}:0": spec.shape for name, spec in zip(self.given, self.specs, strict=True)}
+        dtypes = {f"{name}:0": spec.dtype for name, spec in zip(self.given, self.specs, strict=True)}
+        shapes.update((key, value.shape) for key, value in self.constants.items())
+        dtypes.update((key, value.dtype) for key, value in self.constants.items())
 
-        def look(x):
-            for name, op in self.replay(x).items():
+        def look(*given):
+            for name, op in self.replay(*given).items():
                 shapes.update({f"{name}:{k}": output.shape for k, output in enumerate(op.outputs)})
                 dtypes.update({f"{name}:{k}": output.dtype for k, output in enumerate(op.outputs)})
-            return x
+            return given[0]
 
-        compiled(look, tf.TensorSpec(shape, self.dtype))
+        compiled(look, *self.specs)
         return shapes, dtypes
 
-    def _refuse(self):
-        follow = self.descendants(self.input)
-        ops = [(name, self.nodes[name].op) for name in self.order]
-        loops = [f"{op} at {name!r}" for name, op in ops if op in _CONTROL_FLOW and name in follow]
-        if loops:
-            raise UnsupportedOpError(
-                f"Relevance cannot pass control flow that depends on the input; found {', '.join(loops)}. Unroll loops "
-                "with Python's range (the number of iterations must not be a tensor), and replace conditions on "
-                "tensors by where."
-            )
-        half = next((name for name in self.order if self.dtypes.get(f"{name}:0") == tf.float16), None)
-        if half is not None:
-            raise UnsupportedOpError(
-                f"Expected a model that computes in float32 or float64, for its range; received float16 at {half!r}. "
-                "Load the model with the dtype policy float32."
-            )
-        random = [f"{op} at {name!r}" for name, op in ops if op.startswith(_RANDOM)]
-        batch = [f"{op} over the batch at {name!r}" for name, op in ops if name in follow and self._over_batch(name)]
-        if random or batch:
-            raise UnsupportedOpError(
-                f"Expected a model in inference mode; found {', '.join(random + batch)}, as with training=True. Trace "
-                "or export it with training=False."
-            )
-
-    def _over_batch(self, name):
-        node, inputs = self.nodes[name], self._inputs[name]
-        if node.op.startswith("FusedBatchNorm"):
-            return node.attr["is_training"].b
-        if node.op not in _REDUCTIONS or inputs[1] not in self.constants:
-            return False
-        shape = self.shapes[inputs[0]]
-        axes = {int(axis) % shape.rank for axis in np.ravel(self.constants[inputs[1]].numpy())} if shape.rank else set()
-        return any(shape[axis] is None for axis in axes)
+    def _groups(self, name):
+        x, weight = (self.shapes.get(i, tf.TensorShape(None)) for i in self._inputs[name])
+        return groups.count(self.nodes[name], x, weight)
 
 
-def trace(function, shape, dtype="float32"):
-    """Trace a function of one tensor.
+def trace(function, spec, others=()):
+    """Trace a function of tensors.
 
     Args:
-        function: callable ``x → tensors``, a tensor or a list of them.
-        shape: shape of ``x``, with None for the batch.
-        dtype: of ``x``.
+        function: callable ``(x, *others) → tensors``, a tensor or a list of them.
+        spec: tf.TensorSpec of ``x``, with None for the batch.
+        others: tf.TensorSpecs of the others.
 
     Returns:
         Graph.
@@ -215,11 +230,11 @@ def trace(function, shape, dtype="float32"):
         UnsupportedOpError: see Graph.
     """
 
-    def outputs(x):
-        return [tf.identity(tensor) for tensor in tf.nest.flatten(function(x))]
+    def outputs(*given):
+        return [tf.identity(tensor) for tensor in tf.nest.flatten(function(*given))]
 
-    traced = tf.function(outputs, autograph=False)
-    return Graph(traced.get_concrete_function(tf.TensorSpec(shape, dtype, name="relevance_input")))
+    specs = [tf.TensorSpec(one.shape, one.dtype, f"relevance_input_{i}") for i, one in enumerate((spec, *others))]
+    return Graph(tf.function(outputs, autograph=False).get_concrete_function(*specs), len(specs))
 
 
 def compiled(function, *specs):
@@ -229,10 +244,21 @@ def compiled(function, *specs):
 
 def emit(op, inputs):
     """A new op like the tf.Operation ``op`` on other input tensors, in the function that is being traced."""
-    attributes = {name: value for name, value in op.node_def.attr.items() if not name.startswith("_")}
-    return private.get_default_graph().create_op(
-        op.type, list(inputs), [output.dtype for output in op.outputs], attrs=attributes, op_def=op.op_def
-    )
+    return _convolution(op.node_def, inputs) if op.type in CONVOLUTIONS else _emit(op.node_def, inputs)
+
+
+def _convolution(node, inputs):
+    number = groups.count(node, inputs[0].shape, inputs[1].shape)
+    if number == 1:
+        return _emit(node, inputs)
+    axis = groups.channel_axis(node)
+    ops = [_emit(node, pair) for pair in groups.separated(*inputs, number, axis)]
+    return _Stand(ops[0], inputs, [tf.concat([op.outputs[0] for op in ops], axis)])
+
+
+def _emit(node, inputs):
+    attributes = {name: value for name, value in node.attr.items() if not name.startswith("_")}
+    return private.get_default_graph().create_op(node.op, list(inputs), attrs=attributes)
 
 
 def pull_back(op, inputs, outputs, gradients):

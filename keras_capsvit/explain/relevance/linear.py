@@ -58,7 +58,7 @@ def linear_layers(graph, follow, borders):
         if len(active) != 1 or at == active[0] or inputs[at] not in graph.constants:
             continue
         axis = _channel_axis(graph.nodes[head], active[0])
-        scale, shift, tail, reshaped = _tail(graph, readers, borders, head, axis)
+        scale, shift, tail, reshaped = _tail(graph, readers, borders, head, axis is not None)
         weight = graph.constants[inputs[at]]
         if scale is not None:
             weight = weight * tf.cast(_along(graph.nodes[head].op, scale, weight.shape, axis), weight.dtype)
@@ -78,25 +78,26 @@ def _along(op, scale, shape, axis):
     return scale.reshape(wide)
 
 
-def _tail(graph, readers, borders, head, axis):
+def _tail(graph, readers, borders, head, scalable):
     """Scale and shift of the constant ops after a linear one, the last of these, and if it adds after a reshape."""
     scale = shift = None
+    first = _channels_first(graph.nodes[head])
     shape = graph.shapes[f"{head}:0"]
     tail = head
     while tail not in borders and len(readers[tail]) == 1:
         name = readers[tail][0]
         if graph.nodes[name].op == "Reshape" and name not in borders:
-            added = _added_after(graph, readers, name, shape[-1] if shape.rank else None)
+            added = _added_after(graph, readers, name, shape[-1] if shape.rank and not first else None)
             if added is not None and scale is None and shift is None:
                 return None, added[1], added[0], True
             break
-        found = _affine(graph, name, f"{tail}:0", shape, axis is not None)
+        found = _affine(graph, name, f"{tail}:0", shape, scalable, first)
         if found is None:
             break
         times, plus = found
         if times is not None:
             scale = times if scale is None else scale * times
-            shift = None if shift is None else shift * times
+            shift = None if shift is None else shift * _of_channels(times, shape, first)
         if plus is not None:
             shift = plus if shift is None else shift + plus
         tail = name
@@ -114,7 +115,16 @@ def _added_after(graph, readers, reshape, channels):
     return readers[0], added.numpy().reshape(-1)
 
 
-def _affine(graph, name, tensor, shape, scalable):
+def _channels_first(node):
+    return "data_format" in node.attr and node.attr["data_format"].s.startswith(b"NC")
+
+
+def _of_channels(values, shape, first):
+    """One value for all, or one for each channel, in a shape that broadcasts to what a layer writes."""
+    return values.reshape((-1, *[1] * (shape.rank - 2))) if first and values.size > 1 else values
+
+
+def _affine(graph, name, tensor, shape, scalable, channels_first):
     """``(scale, shift)`` of a node that computes ``scale * tensor + shift``, or None for another node."""
     node, inputs = graph.nodes[name], graph.inputs(name)
     if node.op == "Identity":
@@ -124,28 +134,29 @@ def _affine(graph, name, tensor, shape, scalable):
         return None
     if graph.shapes[f"{name}:0"].as_list() != shape.as_list():
         return None
-    if "data_format" in node.attr and node.attr["data_format"].s.startswith(b"NC"):
+    if "data_format" in node.attr and _channels_first(node) != channels_first:
         return None
     if node.op.startswith("FusedBatchNorm") and scalable:
         gamma, beta, mean, variance = (c.numpy() for c in others)
         scale = gamma / np.sqrt(variance + node.attr["epsilon"].f)
-        return scale, beta - mean * scale
+        return scale, _of_channels(beta - mean * scale, shape, channels_first)
     value = others[0].numpy()
     first = inputs[0] == tensor
-    if node.op in ("AddV2", "Add", "BiasAdd"):
+    if node.op == "BiasAdd":
+        return None, _of_channels(value, shape, channels_first)
+    if node.op in ("AddV2", "Add"):
         return None, value
     if node.op == "Sub":
         return None if not (first or scalable) else (None, -value) if first else (-np.ones(1, value.dtype), value)
-    per_channel = value.size == 1 or (value.ndim and value.size == value.shape[-1] == shape[-1])
+    at = 1 - shape.rank if channels_first else -1
+    per_channel = value.size == 1 or (value.ndim >= -at and value.size == value.shape[at] == shape[at])
     if not scalable or not per_channel or node.op not in ("Mul", "RealDiv") or (node.op == "RealDiv" and not first):
         return None
     return (value if node.op == "Mul" else 1 / value).reshape(-1), None
 
 
 def _channel_axis(node, position):
-    """Axis of the weight that numbers the outputs, if these are the last axis of what the op writes; else None."""
-    if "data_format" in node.attr and not node.attr["data_format"].s.endswith(b"C"):
-        return None
+    """Axis of the weight that numbers the channels of what the op writes, or None where these are no axis of it."""
     if node.op == "MatMul":
         return None if position else (0 if node.attr["transpose_b"].b else 1)
     if node.op == "BatchMatMulV2":

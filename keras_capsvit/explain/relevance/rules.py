@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 
+import numpy as np
 import tensorflow as tf
 
 from keras_capsvit.explain.relevance.linear import LINEAR
@@ -21,22 +22,27 @@ class Rule:
         function: for linear layers ``(layer, relevance, **settings) → relevance``; for other ops ``(op, relevances) →
             relevances``, of its outputs and of its inputs, None where there is none.
         one_way: bool, whether all relevance goes to the main input.
-        linear: bool, whether the redistribution is linear in the relevance.
+        growth: callable ``(nonnegative, **settings)``, how many times the absolute relevance that arrives may leave,
+            where contributions are nonnegative or not; None for what has no bound.
     """
 
     name: str
     function: object
     one_way: bool = False
-    linear: bool = True
+    growth: object = lambda nonnegative, **settings: np.inf
 
 
-def _rule(name, *kinds, one_way=False, linear=True):
+def _rule(name, *kinds, one_way=False, growth=Rule.growth):
     def register(function):
         for kind in kinds:
-            RULES.setdefault(kind, {})[name] = Rule(name, function, one_way, linear)
+            RULES.setdefault(kind, {})[name] = Rule(name, function, one_way, growth)
         return function
 
     return register
+
+
+def _at_most_1(nonnegative, **settings):
+    return 1.0
 
 
 def register_rule(op_type, function):
@@ -62,7 +68,8 @@ def check_settings(rule, settings):
 # Linear layers. A part is an activation with the weight it meets; z is what all parts sum up to.
 
 
-def _share(layer, relevance, parts, z):
+def _share(layer, relevance, parts, z, bias=None, stabilizer=None):
+    layer.note(relevance, z, bias, stabilizer)
     ratio = layer.per_input(tf.divide, relevance, z)
     shares = (layer.per_input(tf.multiply, layer.pull_back(ratio, weight), x) for x, weight in parts)
     return sum(shares, start=0.0)
@@ -75,11 +82,11 @@ def _total(layer, parts, bias=None):
 
 def _above(layer, z):
     # What is shared is at most z, so nothing overflows; relevance that arrives where z is 0 is lost.
-    return layer.divisor(tf.maximum(z, layer.tiny))
+    return tf.maximum(z, layer.tiny)
 
 
 def _below(layer, z):
-    return layer.divisor(tf.minimum(z, -layer.tiny))
+    return tf.minimum(z, -layer.tiny)
 
 
 def _positive_parts(layer):
@@ -92,38 +99,70 @@ def _negative_parts(layer):
     return parts if layer.nonnegative else [*parts, (layer.x_negative, layer.positive)]
 
 
-@_rule("z_plus", "linear")
-def z_plus(layer, relevance, *, bias=False):
-    """z+ (thesis Eq. 2.1; Montavon et al. 2017): positive contributions only; biases are bypassed unless ``bias``."""
+@_rule("z_plus", "linear", growth=_at_most_1)
+def z_plus(layer, relevance, *, bias=False, fallback=None):
+    """z+ (thesis Eq. 2.1; Montavon et al. 2017): positive contributions only; biases are bypassed unless ``bias``.
+
+    Neurons without any positive contribution, which owe what they are to their biases, share by the rule ``fallback``,
+    "flat" or "w_square"; with None their relevance is lost.
+    """
+    if fallback not in (None, *_FALLBACKS):
+        raise ValueError(f"fallback must be one of {[*_FALLBACKS, None]}; received {fallback!r}.")
     parts = _positive_parts(layer)
-    z = _total(layer, parts, tf.nn.relu(layer.bias) if bias and layer.bias is not None else None)
-    return _share(layer, relevance, parts, _above(layer, z))
+    offset = tf.nn.relu(layer.bias) if bias and layer.bias is not None else None
+    z = _above(layer, _total(layer, parts, offset))
+    shared = _share(layer, relevance, parts, z, offset)
+    if fallback is None:
+        return shared
+
+    def stranded():
+        return layer.per_input(lambda r, z: tf.where(z <= layer.tiny, r, tf.zeros_like(r)), relevance, z)
+
+    def with_fallback():
+        layer.shared_otherwise(stranded())
+        return shared + _FALLBACKS[fallback](layer, stranded())
+
+    if layer.audited:  # whose sums must not be made inside of a condition
+        return with_fallback()
+    # Most layers have no such neurons, or no relevance there; a look at the smallest z is next to free.
+    return tf.cond(
+        tf.reduce_min(z) <= layer.tiny,
+        lambda: tf.cond(tf.reduce_any(tf.not_equal(stranded(), 0)), with_fallback, lambda: shared),
+        lambda: shared,
+    )
 
 
-@_rule("z_box", "linear")
+@_rule("z_box", "linear", growth=_at_most_1)
 def z_box(layer, relevance):
     """z^beta (thesis Eq. 2.1): for the input layer, whose activations lie in a known range; biases cancel."""
     low, high = layer.box
-    parts = [(layer.x - low, layer.positive), (layer.x - high, layer.negative)]
+    # Activations on the border of the range may be rounded to the other side of it.
+    parts = [(tf.nn.relu(layer.x - low), layer.positive), (-tf.nn.relu(high - layer.x), layer.negative)]
     return _share(layer, relevance, parts, _above(layer, _total(layer, parts)))
 
 
-@_rule("alpha_beta", "linear")
+def _alpha_beta_growth(nonnegative, *, alpha=2.0, beta=1.0, **settings):
+    return abs(alpha) + abs(beta)
+
+
+@_rule("alpha_beta", "linear", growth=_alpha_beta_growth)
 def alpha_beta(layer, relevance, *, alpha=2.0, beta=1.0, bias=True):
     """alpha-beta (Bach et al. 2015, Eq. 60): ``alpha`` of the positive minus ``beta`` of the negative contributions."""
     up, down = _positive_parts(layer), _negative_parts(layer)
     above = below = None
     if bias and layer.bias is not None:
         above, below = tf.nn.relu(layer.bias), -tf.nn.relu(-layer.bias)
-    positive = _share(layer, relevance, up, _above(layer, _total(layer, up, above)))
-    return alpha * positive - beta * _share(layer, relevance, down, _below(layer, _total(layer, down, below)))
+    positive = _share(layer, alpha * relevance, up, _above(layer, _total(layer, up, above)), above)
+    return positive + _share(layer, -beta * relevance, down, _below(layer, _total(layer, down, below)), below)
 
 
 @_rule("epsilon", "linear")
 def epsilon(layer, relevance, *, epsilon=_EPSILON, bias=True):
     """epsilon (Bach et al. 2015, Eq. 58): all contributions, over their sum moved away from 0 by ``epsilon``."""
-    z = layer.y if bias or layer.bias is None else layer.y - layer.bias
-    return _share(layer, relevance, [(layer.x, layer.weight)], layer.divisor(_away(z, epsilon)))
+    offset = layer.bias if bias else None
+    y = layer.y if bias or layer.bias is None else layer.y - layer.bias
+    z = _away(y, epsilon)
+    return _share(layer, relevance, [(layer.x, layer.weight)], z, offset, z - y)
 
 
 @_rule("gamma", "linear")
@@ -139,31 +178,34 @@ def gamma(layer, relevance, *, gamma=0.25, bias=True):
     if not layer.nonnegative:
         parts[+1].append((layer.x_negative, layer.weight + gamma * layer.negative))
         parts[-1].append((layer.x_negative, layer.weight + gamma * layer.positive))
+    above = layer.y >= 0
     shares = []
     for sign, of_sign in parts.items():
         offset = None
         if bias and layer.bias is not None:
             offset = layer.bias + gamma * sign * tf.nn.relu(sign * layer.bias)
-        z = _total(layer, of_sign, offset)
-        active = tf.cast(sign * layer.y > 0, relevance.dtype)
-        arriving = layer.per_input(tf.multiply, relevance, active)
-        shares.append(_share(layer, arriving, of_sign, (_above if sign > 0 else _below)(layer, z)))
+        z = (_above if sign > 0 else _below)(layer, _total(layer, of_sign, offset))
+        active = tf.cast(above if sign > 0 else ~above, relevance.dtype)
+        shares.append(_share(layer, layer.per_input(tf.multiply, relevance, active), of_sign, z, offset))
     return shares[0] + shares[1]
 
 
-@_rule("w_square", "linear")
+@_rule("w_square", "linear", growth=_at_most_1)
 def w_square(layer, relevance, *, bias=False):
     """w^2 (Montavon et al. 2017): by squared weights, whatever the activations."""
     parts = [(tf.ones_like(layer.x), tf.square(layer.weight))]
-    z = _total(layer, parts, tf.square(layer.bias) if bias and layer.bias is not None else None)
-    return _share(layer, relevance, parts, _above(layer, z))
+    offset = tf.square(layer.bias) if bias and layer.bias is not None else None
+    return _share(layer, relevance, parts, _above(layer, _total(layer, parts, offset)), offset)
 
 
-@_rule("flat", "linear")
+@_rule("flat", "linear", growth=_at_most_1)
 def flat(layer, relevance):
     """flat (Lapuschkin et al. 2019): evenly over the receptive field."""
     parts = [(tf.ones_like(layer.x), tf.ones_like(layer.weight))]
     return _share(layer, relevance, parts, _above(layer, _total(layer, parts)))
+
+
+_FALLBACKS = {"flat": flat, "w_square": w_square}
 
 
 @_rule("gradient", "linear")
@@ -187,27 +229,27 @@ def gradient(op, relevances):
 GRADIENT = Rule("gradient", gradient)
 
 
-@_rule("identity", "activation", "scale", "shift", "gate", "normalization", one_way=True)
+@_rule("identity", "activation", "scale", "shift", "gate", "normalization", one_way=True, growth=_at_most_1)
 def identity(op, relevances):
     """All relevance to the main input: activations, biases, gates and normalisations are bypassed."""
     return [_reduced(relevances[0], op.inputs[i]) if i == op.main else None for i in range(len(op.inputs))]
 
 
 @_rule("gradient", "identity")
-@_rule("identity", "identity")
+@_rule("identity", "identity", growth=_at_most_1)
 def same(op, relevances):
     """Outputs are inputs. (Gradient functions that a model attached to such an op belong to another graph.)"""
     return [relevances[i] if i < len(relevances) else None for i in range(len(op.inputs))]
 
 
-@_rule("guided", "activation", one_way=True, linear=False)
+@_rule("guided", "activation", one_way=True)
 def guided(op, relevances):
     """Guided backpropagation (Springenberg et al. 2015): positive gradients, where the activation is positive."""
     found = op.pull_back([tf.nn.relu(relevances[0])] if op.type in _RECTIFIERS else relevances)
     return [g if i == op.main else None for i, g in enumerate(found)]
 
 
-@_rule("deconvnet", "activation", one_way=True, linear=False)
+@_rule("deconvnet", "activation", one_way=True)
 def deconvnet(op, relevances):
     """DeconvNet (Zeiler & Fergus 2014): positive gradients, whatever the activation."""
     if op.type in _RECTIFIERS:
@@ -216,34 +258,39 @@ def deconvnet(op, relevances):
 
 
 @_rule("gradient", "broadcast")
-@_rule("move", "broadcast")
+@_rule("move", "broadcast", growth=_at_most_1)
 def summed(op, relevances):
     """What was broadcast gets the sum. (The shape it was broadcast to has the batch of one relevance per input.)"""
     return [_reduced(relevances[0], op.inputs[0]), None]
 
 
-_rule("move", "structure")(gradient)
-_rule("winner", "maximum")(gradient)
+_rule("move", "structure", growth=_at_most_1)(gradient)
+_rule("winner", "maximum", growth=_at_most_1)(gradient)
 
 
-@_rule("proportional", "sum", "average")
+def _proportional_growth(nonnegative, **settings):
+    return 1.0 if nonnegative else np.inf
+
+
+@_rule("proportional", "sum", "average", growth=_proportional_growth)
 def proportional(op, relevances, *, epsilon=None):
     """By contribution to a sum or mean, which is moved away from 0 by ``epsilon``.
 
     None is a millionth of its mean size along the last axis, and nothing for contributions that are never negative.
     """
-    z = op.outputs[0]
+    y = op.outputs[0]
     if epsilon is None and op.nonnegative:
-        z = tf.maximum(z, op.tiny)
+        z = tf.maximum(y, op.tiny)
     elif epsilon is None:
-        typical = tf.reduce_mean(tf.abs(z), axis=-1, keepdims=True) if z.shape.rank else tf.abs(z)
-        z = _away(z, tf.maximum(_EPSILON * typical, op.tiny))
+        typical = tf.reduce_mean(tf.abs(y), axis=-1, keepdims=True) if y.shape.rank else tf.abs(y)
+        z = _away(y, tf.maximum(_EPSILON * typical, op.tiny))
     else:
-        z = _away(z, epsilon)
-    return _times_inputs(op, op.pull_back([relevances[0] / op.divisor(z)]))
+        z = _away(y, epsilon)
+    op.note(relevances[0], z, stabilizer=z - y)
+    return _times_inputs(op, op.pull_back([relevances[0] / z]), range(len(op.inputs)))
 
 
-_rule("even", "average")(gradient)
+_rule("even", "average", growth=_at_most_1)(gradient)
 
 
 @_rule("constant", "product", one_way=True)
@@ -259,7 +306,10 @@ def uniform(op, relevances, *, epsilon=_EPSILON):
 
 
 def _factors(op, relevances, share, epsilon):
-    return _times_inputs(op, op.pull_back([share * relevances[0] / op.divisor(_away(op.outputs[0], epsilon))]))
+    y = op.outputs[0]
+    z = _away(y, epsilon)
+    op.note(relevances[0], z, stabilizer=z - y)
+    return _times_inputs(op, op.pull_back([share * relevances[0] / z]), op.active)
 
 
 @_rule("taylor", "softmax")
@@ -269,8 +319,8 @@ def taylor(op, relevances):
     return [op.inputs[0] * (relevances[0] - op.outputs[0] * total)]
 
 
-def _times_inputs(op, gradients):
-    return [op.inputs[i] * g if i in op.active and g is not None else None for i, g in enumerate(gradients)]
+def _times_inputs(op, gradients, positions):
+    return [op.inputs[i] * g if i in positions and g is not None else None for i, g in enumerate(gradients)]
 
 
 def _reduced(relevance, like):

@@ -3,6 +3,7 @@
 import os
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 
@@ -18,26 +19,26 @@ def load(model):
     return tf.saved_model.load(model)
 
 
-def read(model, *, input_shape=None, fixed=None, output=None, signature="serving_default", extra=()):
-    """A function of the input that is explained.
+def read(model, *, input_shape=None, fixed=(), output=None, signature="serving_default", extra=()):
+    """A function of the input that is explained, and of the others.
 
     Args:
         model: see LRP; a path is loaded by ``load`` first.
         input_shape: shape of one input without batch; None for what the model tells.
-        fixed: dict of values of the other inputs.
+        fixed: names of the other inputs.
         output: name or index of the output; None for the only one.
         signature: str, of a SavedModel.
         extra: names of taps to return besides.
 
     Returns:
-        ``(function, spec)``: callable ``x → [output, *extra]``, and the tf.TensorSpec of ``x``.
+        ``(function, spec, others)``: callable ``(x, *fixed) → [output, *extra]``, the tf.TensorSpec of ``x``, and those
+        of the fixed inputs.
 
     Raises:
         ValueError: where the model leaves open what is meant; says what to pass.
     """
     call, specs = _callable(model, signature, input_shape, extra)
-    name = _explained(specs, dict(fixed or {}))
-    others = {key: tf.constant(value, specs[key].dtype) for key, value in (fixed or {}).items()}
+    name = _explained(specs, fixed)
     spec = specs[name]
     shape = tuple(spec.shape[1:] if input_shape is None else input_shape)
     if None in shape:
@@ -45,12 +46,42 @@ def read(model, *, input_shape=None, fixed=None, output=None, signature="serving
             f"Expected a known input size; the model takes {tuple(spec.shape)}. Pass input_shape=(H, W, C)."
         )
 
-    def function(x):
-        found = call({**others, name: x})
+    def function(x, *others):
+        found = call({**dict(zip(fixed, others, strict=True)), name: x})
         results, tapped = found if extra else (found, [])
         return [_one_of(results, output), *tapped]
 
-    return function, tf.TensorSpec((spec.shape[0], *shape), spec.dtype)
+    return function, tf.TensorSpec((spec.shape[0], *shape), spec.dtype), [specs[key] for key in fixed]
+
+
+def rows(value, spec, count, name):
+    """Values of a fixed input for a number of images.
+
+    Args:
+        value: array, a row for each image, or one row for all, with or without a batch axis.
+        spec: tf.TensorSpec of the input.
+        count: int, how many images.
+        name: str, of the input.
+
+    Returns:
+        Array ``(count, ...)``; of an input without a batch axis, the value as it is.
+
+    Raises:
+        ValueError: for another number of rows, and other shapes.
+    """
+    value = np.asarray(value, spec.dtype.as_numpy_dtype)
+    if spec.shape.rank is not None and value.ndim == spec.shape.rank - 1:
+        value = value[None]
+    if not spec.shape.is_compatible_with(value.shape):
+        raise ValueError(f"Expected fixed[{name!r}] of shape {tuple(spec.shape)}; received {value.shape}.")
+    if spec.shape.rank == 0 or (spec.shape.rank and spec.shape[0] is not None):
+        return value
+    if len(value) not in (1, count):
+        raise ValueError(
+            f"Expected fixed[{name!r}] to have one row for each of {count} images, or one row for all; received "
+            f"{len(value)} rows."
+        )
+    return np.broadcast_to(value, (count, *value.shape[1:]))
 
 
 def _callable(model, signature, input_shape, extra):
@@ -74,11 +105,25 @@ def _callable(model, signature, input_shape, extra):
 
 def _functional(model, extra):
     specs = {tensor.name: tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in model.inputs}
-    if len(specs) == 1 and not extra:
-        return lambda inputs: model(*inputs.values(), training=False), specs
-    tapped = [model.taps[name] for name in extra]
-    view = keras.Model(model.inputs, [model.outputs, tapped] if extra else model.outputs)
-    return lambda inputs: view([inputs[name] for name in specs], training=False), specs
+    names = _output_names(model)
+    alone = len(specs) == 1 and not extra  # then by the model itself
+    view = None if alone else keras.Model(model.inputs, [*model.outputs, *(model.taps[name] for name in extra)])
+
+    def call(inputs):
+        given = [inputs[name] for name in specs]
+        found = tf.nest.flatten(model(*given, training=False) if alone else view(given, training=False))
+        results = dict(zip(names, found, strict=False))
+        return (results, found[len(names) :]) if extra else results
+
+    return call, specs
+
+
+def _output_names(model):
+    """What the outputs of a functional model are called, in the order of ``tf.nest.flatten``."""
+    structure = model.compute_output_spec(model.inputs)
+    if isinstance(structure, dict):
+        return sorted(structure)
+    return getattr(model, "output_names", None) or range(len(model.outputs))
 
 
 def _signature(model, signature):
@@ -110,12 +155,14 @@ def _explained(specs, fixed):
 
 def _one_of(results, output):
     if not isinstance(results, dict | list | tuple):
-        return results
+        results = [results]
     by_name = results if isinstance(results, dict) else dict(enumerate(results))
     if output is None and len(by_name) == 1:
-        return next(iter(by_name.values()))
+        output = next(iter(by_name))
     if output is None and "outputs" in by_name:  # what serving.export calls the scores beside what comes with them
         output = "outputs"
+    if isinstance(output, int) and output not in by_name and 0 <= output < len(by_name):
+        output = list(by_name)[output]
     if output not in by_name:
         raise ValueError(f"Expected output= to be one of the model's outputs {list(by_name)}; received {output!r}.")
     return by_name[output]

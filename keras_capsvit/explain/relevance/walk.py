@@ -2,7 +2,8 @@
 
 import tensorflow as tf
 
-from keras_capsvit.explain.relevance.graph import emit, pull_back
+from keras_capsvit.explain.relevance import groups
+from keras_capsvit.explain.relevance.graph import CONVOLUTIONS, emit, pull_back
 
 _TINY = 1e-20  # sums up to this count as 0
 
@@ -12,14 +13,17 @@ class Run:
 
     Args:
         engine: Engine.
-        x: tensor ``(b, ...)``.
+        given: tensors ``(b, ...)``, the input and other arguments of the model.
         times: scalar tensor, how many relevances each input has; None for one.
-        audit: list that sums of relevance are added to, or None.
+        audit: list that rows of ``Account`` are added to, or None.
+        first_class: bool tensor, of models with one output, whether a relevance is of class 0; or None.
+        contrast: bool, of such models, whether the relevance of the other class is subtracted.
     """
 
-    def __init__(self, engine, x, times=None, audit=None):
-        self.engine, self.x, self.times, self.audit = engine, x, times, audit
-        self._ops = engine.graph.replay(x)
+    def __init__(self, engine, given, times=None, audit=None, first_class=None, contrast=False):
+        self.engine, self.given, self.times, self.audit = engine, given, times, audit
+        self._first_class, self._contrast = first_class, contrast
+        self._ops = engine.graph.replay(*given)
         self._repeated = {}
 
     def op(self, name):
@@ -28,7 +32,9 @@ class Run:
     def tensor(self, key):
         """Tensor of the forward pass by name ``node:index``."""
         name, _, index = key.partition(":")
-        return self.x if name == self.engine.graph.input else self._ops[name].outputs[int(index)]
+        if name in self.engine.graph.given:
+            return self.given[self.engine.graph.given.index(name)]
+        return self._ops[name].outputs[int(index)]
 
     def repeat(self, tensor):
         """A tensor of the forward pass, once for each of the relevances of an input; constants stay as they are."""
@@ -65,31 +71,65 @@ class Run:
         return arrived[stop] if stop in arrived else tf.zeros_like(self.repeat(self.tensor(stop)))
 
     def _linear(self, planned, relevances):
-        layer = Layer(self, planned.step)
+        account = self._account()
+        layer = Layer(self, planned.step, account)
         relevance = tf.reshape(relevances[0], layer.shape) if planned.step.linear.reshaped else relevances[0]
-        found = planned.rule.function(layer, relevance, **planned.settings)
-        if planned.last_linear and self.engine.negate:
-            found = found - planned.rule.function(Layer(self, planned.step, -1), relevance, **planned.settings)
-        self._note(relevances, [found], layer)
+        found = 0.0
+        for sign, part in self._by_sign(planned, relevance):
+            found += planned.rule.function(Layer(self, planned.step, account, sign), part, **planned.settings)
+        self._note(relevances, [found], account)
         return [found if i == planned.step.linear.position else None for i in range(len(planned.step.inputs))]
 
+    def _by_sign(self, planned, relevance):
+        """Pairs of a sign of the weights of a layer and the relevance that arrives there."""
+        if not planned.last_linear:
+            return [(1, relevance)]
+        if self._first_class is None:
+            return [(1, relevance), (-1, -relevance)] if self.engine.negate else [(1, relevance)]
+        # One output z stands for the logits [-z, z]: the layer of class 0 is the negated one of class 1.
+        first = tf.reshape(self._first_class, (-1, *[1] * (relevance.shape.rank - 1)))
+        own, other = tf.where(first, 0.0, relevance), tf.where(first, relevance, 0.0)
+        return [(1, own - other), (-1, other - own)] if self._contrast else [(1, own), (-1, other)]
+
     def _other(self, planned, relevances):
-        op = Op(self, planned.step)
+        account = self._account()
+        op = Op(self, planned.step, account)
         found = planned.rule.function(op, relevances, **planned.settings)
         wanted = (planned.step.main,) if planned.rule.one_way and planned.step.main is not None else planned.step.active
+        if account is not None:
+            constants = [r for i, r in enumerate(found) if r is not None and i not in planned.step.active]
+            account.add(bias=sum(map(tf.reduce_sum, constants), start=0.0))
         found = [r if i in wanted else None for i, r in enumerate(found)]
-        self._note(relevances, found, op)
+        self._note(relevances, found, account)
         return found
 
-    def _note(self, arrived, left, view):
-        if self.audit is None:
-            return
-        sums = [sum((tf.reduce_sum(r) for r in some if r is not None), start=0.0) for some in (arrived, left)]
-        lost = 0.0
-        if view.divisors:
-            gone = tf.reduce_all([tf.abs(z) <= _TINY for z in view.divisors], axis=0)
-            lost = tf.reduce_sum(tf.where(gone, tf.reshape(arrived[0], tf.shape(gone)), 0.0))
-        self.audit.append(tf.stack([*sums, tf.cast(lost, sums[0].dtype)]))
+    def _account(self):
+        return None if self.audit is None else Account()
+
+    def _note(self, arrived, left, account):
+        if account is not None:
+            self.audit.append(account.row(arrived, left))
+
+
+class Account:
+    """What does not leave a step as relevance, summed: ``lost``, for want of anything to share it by; taken by a
+    ``bias`` or another constant; and taken by the ``stabilizer`` of a denominator."""
+
+    columns = ("arrived", "passed", "lost", "bias", "stabilizer", "size_arrived", "size_passed")
+
+    def __init__(self):
+        self._sums = dict.fromkeys(("lost", "bias", "stabilizer"), 0.0)
+
+    def add(self, **amounts):
+        for name, amount in amounts.items():
+            self._sums[name] += amount
+
+    def row(self, arrived, passed):
+        """Values of the columns; the last two are sums of absolute values."""
+        both = [[r for r in some if r is not None] for some in (arrived, passed)]
+        sums = [sum(map(tf.reduce_sum, some), start=0.0) for some in both]
+        sizes = [sum((tf.reduce_sum(tf.abs(r)) for r in some), start=0.0) for some in both]
+        return tf.stack([tf.cast(value, "float64") for value in (*sums, *self._sums.values(), *sizes)])
 
 
 def _batch_axis(tensor):
@@ -101,20 +141,36 @@ class _View:
 
     tiny = _TINY
 
-    def __init__(self, run):
-        self._run, self.divisors = run, []
+    def __init__(self, run, account):
+        self._run, self._account_of = run, account
 
-    def divisor(self, z):
-        """``z``, noted as what relevance is divided by."""
-        self.divisors.append(z)
-        return z
+    @property
+    def audited(self):
+        """Whether it is noted where relevance goes."""
+        return self._account_of is not None
+
+    def note(self, relevance, z, bias=None, stabilizer=None):
+        """Note that relevance is divided by ``z``, of which ``bias`` and ``stabilizer`` are no contributions."""
+        if not self.audited:
+            return
+        gone = tf.abs(z) <= self.tiny
+        ratio = tf.where(gone, tf.zeros_like(z), relevance / z)
+        self._account_of.add(lost=tf.reduce_sum(tf.where(gone, relevance, tf.zeros_like(relevance))))
+        for name, part in (("bias", bias), ("stabilizer", stabilizer)):
+            if part is not None:
+                self._account_of.add(**{name: tf.reduce_sum(ratio * part)})
+
+    def shared_otherwise(self, relevance):
+        """Note that relevance was not lost, because it is shared by something else."""
+        if self.audited:
+            self._account_of.add(lost=-tf.reduce_sum(relevance))
 
 
 class Op(_View):
     """An op other than a linear layer, as its rule sees it (see ``register_rule``)."""
 
-    def __init__(self, run, step):
-        super().__init__(run)
+    def __init__(self, run, step, account=None):
+        super().__init__(run, account)
         self.name, self.type, self.active, self.main = step.name, step.op, step.active, step.main
         self.nonnegative = step.nonnegative
         self._op = run.op(step.name)
@@ -137,8 +193,8 @@ class Layer(_View):
         box: pair of tensors, bounds of the input.
     """
 
-    def __init__(self, run, step, sign=1):
-        super().__init__(run)
+    def __init__(self, run, step, account=None, sign=1):
+        super().__init__(run, account)
         self._step, self._linear, self._sign = step, step.linear, sign
         self._op = run.op(step.linear.head)
         self.x = run.tensor(step.inputs[step.linear.position])
@@ -195,15 +251,24 @@ class Layer(_View):
 
     def pull_back(self, gradient, weight):
         """Gradient with respect to the input, if the layer had another weight."""
+        number = groups.count(self._op.node_def, self.x.shape, weight.shape) if self._op.type in CONVOLUTIONS else 1
+        if number == 1:
+            return self._pull_back(self.x, gradient, weight)
+        axis = groups.channel_axis(self._op.node_def)
+        own = groups.separated(self.x, weight, number, axis)
+        gradients = tf.split(gradient, number, axis)
+        return tf.concat([self._pull_back(x, g, w) for (x, w), g in zip(own, gradients, strict=True)], axis)
+
+    def _pull_back(self, x, gradient, weight):
         if self._op.type == "Conv2D":  # whose own gradient would read the repeated input, for its shape only
             names = ("strides", "padding", "explicit_paddings", "data_format", "dilations")
             return tf.raw_ops.Conv2DBackpropInput(
-                input_sizes=tf.concat([tf.shape(gradient)[:1], tf.shape(self.x)[1:]], 0),
+                input_sizes=tf.concat([tf.shape(gradient)[:1], tf.shape(x)[1:]], 0),
                 filter=weight,
                 out_backprop=gradient,
                 **{name: self._op.get_attr(name) for name in names},
             )
-        inputs = self._with(self._run.repeat(self.x), weight)
+        inputs = self._with(self._run.repeat(x), weight)
         return pull_back(self._op, inputs, [gradient], [gradient])[self._linear.position]
 
     def _with(self, x, weight):

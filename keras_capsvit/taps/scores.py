@@ -13,7 +13,7 @@ from keras_capsvit import autodiff, private
 from keras_capsvit.taps import declared
 from keras_capsvit.taps.recording import Recorder, eagerly, run
 
-Seen = collections.namedtuple("Seen", "shapes kinds attentions before formats whole")
+Seen = collections.namedtuple("Seen", "shapes kinds attentions before formats whole grid")
 Seen.__doc__ = """What ran in a model on one image, in order.
 
 Attributes:
@@ -22,6 +22,7 @@ Attributes:
     attentions: list of shapes ``(1, heads, t, t)``; ``before``: for each, how many layers had run before it.
     formats: dict from names of layers to their ``data_format``, or None.
     whole: set of the names of layers that return one row per image, and not one per window.
+    grid: ``(h, w)`` of the patches, where a tap of the model declares it; else None.
 """
 
 _Ran = collections.namedtuple("_Ran", "returned output activation linear values attentions")
@@ -268,7 +269,9 @@ class _Live:
         formats = {name: getattr(layer, "data_format", None) for name, layer in recorder.operations.items()}
         attentions = [tuple(each.shape) for each in recorder.attention]
         whole = {name for name, value in recorder.outputs.items() if value.shape[:1] == (1,)}
-        return Seen(shapes, kinds, attentions, recorder.before, formats, whole)
+        features = getattr(declared.carrier(self._model), "taps", {}).get("features")
+        grid = tuple(features.shape[1:3]) if len(getattr(features, "shape", ())) == 4 else None
+        return Seen(shapes, kinds, attentions, recorder.before, formats, whole, grid)
 
     def returns_lengths(self, x):
         recorder = Recorder()
@@ -330,6 +333,7 @@ class _Served:
             [names.index(name) for name in program.attentions],
             {name: program.data_format(name) for name in names},
             set(names) - {name for name, value in zip(windowed, rows, strict=True) if value.shape[0] != 1},
+            None,
         )
 
     def returns_lengths(self, x):

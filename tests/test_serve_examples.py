@@ -294,8 +294,8 @@ def test_client_asks_over_rest(address, x, served, module, main, tmp_path):
         return main("client", "digits_gracapsnet", "--rest", address, *args)
 
     rest = client.Rest(address, "digits_gracapsnet")
-    assert rest.inputs("lrp") == {"images": (-1, 28, 28, 1), "target": (-1,)}
-    assert rest.inputs("serve_bytes") == {"encoded": (-1,)}
+    assert rest.inputs("lrp") == {"images": ("float32", (-1, 28, 28, 1)), "target": ("int64", (-1,))}
+    assert rest.inputs("serve_bytes") == {"encoded": ("string", (-1,))}
     np.testing.assert_allclose(rest.predict("lengths", {"images": x})["outputs"], served(x), atol=1e-5)
     with pytest.raises(client.ServingError, match=r"HTTP 400: .*images: expected finite pixels"):
         rest.predict("lengths", {"images": x * np.nan})
@@ -419,7 +419,7 @@ def test_client_asks_over_grpc(module, main, grpc_address, x, served):
     grpc = client.Grpc(grpc_address, "digits_gracapsnet")
     with pytest.raises(client.UnavailableError, match="gRPC UNAVAILABLE: busy"):
         grpc.inputs("lrp")
-    assert grpc.inputs("lrp") == {"images": (-1, 28, 28, 1), "target": (-1,)}
+    assert grpc.inputs("lrp") == {"images": ("float32", (-1, 28, 28, 1)), "target": ("int64", (-1,))}
     for signature, inputs in {
         "explain": {"images": x},
         "clrp": {"images": x, "target": np.full(5, 3)},

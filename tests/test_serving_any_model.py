@@ -9,7 +9,7 @@ import pytest
 from keras import layers, ops
 from networks import vit
 
-from keras_capsvit import GraCapsNet, ResNet20, VisionTransformer, explain, serving, taps
+from keras_capsvit import GraCapsNet, ResNet20, VisionTransformer, attacks, evaluate, explain, serving, taps
 
 pytestmark = pytest.mark.tensorflow
 
@@ -444,3 +444,17 @@ def test_explanations_of_served_models_are_those_of_their_logits(tf, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         taps.scores(ours)(x)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "one sigmoid"])
+def test_served_models_are_attacked_and_judged_as_their_logits(tf, tmp_path, kind):
+    x, model = images() / 255, MODELS[kind]()
+    twin = network(1 if "one" in kind else 4)
+    y, pgd = taps.predictions(twin, x), attacks.PGD(0.004, steps=4, seed=3)
+    expected, accuracy = pgd(taps.scores(twin), x, y), evaluate.robust_accuracy(taps.scores(twin), pgd, (x, y))
+    assert 0 < accuracy < 1
+    ours, path = served(model, tmp_path / "ours"), exported_by_keras(model, tmp_path / "keras")
+    for either in (ours, serving.load(path), tf.saved_model.load(str(path))):
+        for subject in (either, taps.scores(either)):
+            np.testing.assert_allclose(pgd(attacks.logits(subject), x, y), expected, atol=1e-6)
+            assert evaluate.robust_accuracy(subject, pgd, (x, y)) == accuracy

@@ -321,6 +321,16 @@ def test_client_asks_over_rest(address, x, served, module, main, tmp_path):
         run(tmp_path / "text.png", "--signature", "serve_bytes")
 
 
+def test_client_sends_what_the_endpoint_takes(module):
+    client = module("client")
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 1), "uint8")
+    args = types.SimpleNamespace(input_range=None, target=-1, signature="serving_default")
+    for kind, expected in (("uint8", pixels), ("float32", pixels / np.float32(255))):
+        inputs = client.request({"images": (kind, (-1, 4, 5, 1))}, [("one", png(pixels / 255))], args)
+        assert inputs["images"].dtype == kind
+        np.testing.assert_allclose(inputs["images"][0], expected, rtol=1e-6)
+
+
 @contextlib.contextmanager
 def answering(codes, seconds=0):
     """URL of a server that answers with these HTTP codes in turn, the last one for ever, each after seconds."""

@@ -160,8 +160,7 @@ def test_integers_are_served_as_they_are_and_explained_as_floats(tf, tmp_path):
     first = layers.Rescaling(1 / 255)
     model = keras.Sequential([keras.Input((8, 8, 3), dtype="uint8"), first, network()])
     twin, x = network(), images()
-    explainers = {"gradient": lambda x, ids: tf.reduce_sum(gradient(tf, model, x, ids), axis=-1)}
-    loaded = serving.load(serving.export(model, tmp_path, explainers=explainers))
+    loaded = serving.load(serving.export(model, tmp_path, explainers={"product": explain.InputXGradient(model)}))
     assert loaded.card["input"] == {"name": "images", "shape": [None, 8, 8, 3], "dtype": "uint8", "range": [0, 255]}
     expected = twin(x / 255)
     for pixels in (x.astype("uint8"), x):
@@ -173,10 +172,52 @@ def test_integers_are_served_as_they_are_and_explained_as_floats(tf, tmp_path):
             loaded(pixels)
     np.testing.assert_allclose(taps.scores(loaded)(x + 0.5), twin((x + 0.5) / 255), atol=1e-5)
     target = np.arange(len(x)) % 4
-    maps = loaded.explain(x, target, endpoint="gradient")["maps"]
-    expected = np.sum(gradient(tf, twin, tf.constant(x / 255), target) / 255, axis=-1)
-    assert np.abs(expected).max() > 1e-4
-    np.testing.assert_allclose(maps, expected, atol=1e-7)
+    maps = loaded.explain(x, target, endpoint="product")["maps"]
+    expected = np.sum(x / 255 * gradient(tf, twin, tf.constant(x / 255), target), axis=-1)
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(maps, expected, atol=1e-6)
+
+
+def test_one_sigmoid_is_explained_for_either_class(tf, tmp_path):
+    x, model, twin = images() / 255, with_end(1, "sigmoid"), network(1)
+    loaded = served(model, tmp_path, explainers={"product": explain.InputXGradient(model)})
+    of_1 = np.sum(x * gradient(tf, twin, tf.constant(x), np.ones(len(x))), axis=-1)
+    predicted = np.where(twin(x)[:, :1, None] > 0, of_1, -of_1)
+    for target, expected in ((1, of_1), (0, -of_1), (None, predicted)):
+        np.testing.assert_allclose(loaded.explain(x, target, endpoint="product")["maps"], expected, atol=1e-6)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="class ids from 0 to 1"):
+        loaded.explain(x, 2, endpoint="product")
+
+
+ANSWER = """
+import sys
+sys.modules["keras_capsvit"] = sys.modules["keras"] = None  # as if they were not installed
+import numpy as np, tensorflow as tf
+x = np.load(sys.argv[1])
+for folder in sys.argv[2:]:
+    signatures = tf.saved_model.load(folder).signatures
+    spec = signatures["serving_default"].structured_input_signature[1]["images"]
+    given = {"images": tf.cast(x, spec.dtype), "target": tf.constant([-1] * len(x), "int64")}
+    answers = signatures["product"](**given)
+    np.savez(folder + "/answers.npz", **{name: value.numpy() for name, value in answers.items()})
+"""
+
+
+def test_a_fresh_process_answers_without_keras(tmp_path, fresh_process):
+    x, folders = images(), {}
+    np.save(tmp_path / "x.npy", x)
+    integers = keras.Sequential([keras.Input((8, 8, 3), dtype="uint8"), layers.Rescaling(1 / 255), network()])
+    subclass = Subclass(keras.Sequential([keras.Input((8, 8, 3)), layers.Rescaling(1 / 255), network()]))
+    for name, model in (("integers", integers), ("subclass", subclass)):
+        model(x)
+        explainer = explain.InputXGradient(model)
+        folders[name] = serving.export(model, tmp_path / name, explainers={"product": explainer}), model, explainer(x)
+    fresh_process(ANSWER, tmp_path / "x.npy", *(folder for folder, _, _ in folders.values()))
+    for folder, model, maps in folders.values():
+        with np.load(folder / "answers.npz") as answers:
+            np.testing.assert_allclose(answers["outputs"], model(x), atol=1e-6)
+            np.testing.assert_allclose(answers["maps"], maps, atol=1e-6)
+            np.testing.assert_array_equal(answers["class"], np.argmax(model(x), axis=-1))
 
 
 def gradient(tf, model, x, ids):
@@ -440,7 +481,7 @@ def test_explanations_of_served_models_are_those_of_their_logits(tf, tmp_path):
     expected = np.abs(gradient(tf, plain, tf.constant(x), target)).max(axis=-1)
     ours, path = served(model, tmp_path / "ours"), exported_by_keras(model, tmp_path / "keras")
     for either in (ours, serving.load(path), tf.saved_model.load(str(path))):
-        np.testing.assert_allclose(explain.Saliency(taps.scores(either))(x, target), expected, atol=1e-5)
+        np.testing.assert_allclose(explain.Saliency(either)(x, target), expected, atol=1e-5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         taps.scores(ours)(x)
@@ -450,7 +491,7 @@ def test_explanations_of_served_models_are_those_of_their_logits(tf, tmp_path):
 def test_served_models_are_attacked_and_judged_as_their_logits(tf, tmp_path, kind):
     x, model = images() / 255, MODELS[kind]()
     twin = network(1 if "one" in kind else 4)
-    y, pgd = taps.predictions(twin, x), attacks.PGD(0.004, steps=4, seed=3)
+    y, pgd = taps.predictions(twin, x), attacks.PGD(0.008, steps=4, seed=3)
     expected, accuracy = pgd(taps.scores(twin), x, y), evaluate.robust_accuracy(taps.scores(twin), pgd, (x, y))
     assert 0 < accuracy < 1
     ours, path = served(model, tmp_path / "ours"), exported_by_keras(model, tmp_path / "keras")

@@ -294,8 +294,8 @@ def test_client_asks_over_rest(address, x, served, module, main, tmp_path):
         return main("client", "digits_gracapsnet", "--rest", address, *args)
 
     rest = client.Rest(address, "digits_gracapsnet")
-    assert rest.inputs("lrp") == {"images": (-1, 28, 28, 1), "target": (-1,)}
-    assert rest.inputs("serve_bytes") == {"encoded": (-1,)}
+    assert rest.inputs("lrp") == {"images": ("float32", (-1, 28, 28, 1)), "target": ("int64", (-1,))}
+    assert rest.inputs("serve_bytes") == {"encoded": ("string", (-1,))}
     np.testing.assert_allclose(rest.predict("lengths", {"images": x})["outputs"], served(x), atol=1e-5)
     with pytest.raises(client.ServingError, match=r"HTTP 400: .*images: expected finite pixels"):
         rest.predict("lengths", {"images": x * np.nan})
@@ -319,6 +319,16 @@ def test_client_asks_over_rest(address, x, served, module, main, tmp_path):
         run(tmp_path / "text.png")
     with pytest.raises(SystemExit, match=r"HTTP 400: .*encoded: expected bytes of JPEG or PNG"):
         run(tmp_path / "text.png", "--signature", "serve_bytes")
+
+
+def test_client_sends_what_the_endpoint_takes(module):
+    client = module("client")
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 1), "uint8")
+    args = types.SimpleNamespace(input_range=None, target=-1, signature="serving_default")
+    for kind, expected in (("uint8", pixels), ("float32", pixels / np.float32(255))):
+        inputs = client.request({"images": (kind, (-1, 4, 5, 1))}, [("one", png(pixels / 255))], args)
+        assert inputs["images"].dtype == kind
+        np.testing.assert_allclose(inputs["images"][0], expected, rtol=1e-6)
 
 
 @contextlib.contextmanager
@@ -419,7 +429,7 @@ def test_client_asks_over_grpc(module, main, grpc_address, x, served):
     grpc = client.Grpc(grpc_address, "digits_gracapsnet")
     with pytest.raises(client.UnavailableError, match="gRPC UNAVAILABLE: busy"):
         grpc.inputs("lrp")
-    assert grpc.inputs("lrp") == {"images": (-1, 28, 28, 1), "target": (-1,)}
+    assert grpc.inputs("lrp") == {"images": ("float32", (-1, 28, 28, 1)), "target": ("int64", (-1,))}
     for signature, inputs in {
         "explain": {"images": x},
         "clrp": {"images": x, "target": np.full(5, 3)},

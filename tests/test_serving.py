@@ -457,7 +457,7 @@ else:
         die()
     threading.Thread(target=watch, daemon=True).start()
 model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
-serving.export(model, path)
+serving.export(model, path, input_range=(0, 1))
 print("survived")
 """
 
@@ -470,18 +470,18 @@ def test_an_export_that_is_killed_leaves_no_version(tmp_path, moment):
     assert [path.name[:5] for path in tmp_path.iterdir()] == [".tmp-"]
     with pytest.raises(FileNotFoundError, match="found none"):
         serving.load(tmp_path)
-    assert serving.export(flat(), tmp_path) == tmp_path / "1"
+    assert serving.export(flat(), tmp_path, input_range=(0, 1)) == tmp_path / "1"
 
 
 def flat():
-    """The smallest model there is."""
+    """The smallest model there is; it does not tell the range of its pixels."""
     return keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
 
 
 @tensorflow_only
 def test_versions_do_not_disturb_each_other(tmp_path, monkeypatch):
     first, x = flat(), np.ones((2, 8, 8, 1), "float32")
-    assert serving.export(first, tmp_path) == tmp_path / "1"
+    assert serving.export(first, tmp_path, input_range=(0, 1)) == tmp_path / "1"
     reader, before = serving.load(tmp_path), np.array(first(x))
     rename = os.rename
 
@@ -491,7 +491,7 @@ def test_versions_do_not_disturb_each_other(tmp_path, monkeypatch):
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", late)
-    assert serving.export(flat(), tmp_path) == tmp_path / "3"
+    assert serving.export(flat(), tmp_path, input_range=(0, 1)) == tmp_path / "3"
     np.testing.assert_array_equal(reader(x), before)
     assert serving.load(tmp_path).card["version"] == 3
     np.testing.assert_array_equal(serving.load(tmp_path, version=1)(x), before)
@@ -503,29 +503,33 @@ def test_says_what_is_wrong(tmp_path):
     model = flat()
     with pytest.raises(FileNotFoundError, match=rf"SavedModel in {tmp_path}.*found none"):
         serving.load(tmp_path)
-    with pytest.raises(ValueError, match="functional model with one input"):
+    with pytest.raises(ValueError, match="Expected a Keras model, whose variables are saved along; received function"):
         serving.export(lambda x: x, tmp_path)
-    with pytest.raises(ValueError, match="one output, class scores"):
+    with pytest.raises(ValueError, match=r"class scores of shape \(batch, classes\); .* returns \(None, 8, 8\)"):
         serving.export(
             keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Reshape((8, 8))]), tmp_path
         )
     for settings, said in (
-        ({"taps": ["votes"]}, r"which has \[\]; received \['votes'\]"),
+        ({"taps": ["votes"]}, r"tap or layer of sequential.*; received 'votes'. Layers: 'flatten"),
+        ({"taps": ["serve_bytes"]}, r"other names than endpoints have; received \['serve_bytes'\]"),
         ({"explainers": {"serving_default": explain.Saliency(model)}}, "received 'serving_default'"),
         ({"explainers": {"two words": explain.Saliency(model)}}, "identifiers"),
         ({"explainers": {"map": "saliency"}}, "'map' to be callable; received str"),
         ({"explainers": {"ig": explain.IntegratedGradients(model)}}, "'ig' cannot run inside an endpoint"),
         ({"input_range": (1, 0)}, r"received \(1, 0\)"),
+        ({"input_range": 255}, r"\(lowest, highest\) pixel, finite; received 255"),
+        ({"input_range": (-np.inf, 0)}, "finite; received"),
+        ({"input_shape": (8, 9, 1)}, r"fit \(None, 8, 8, 1\); received \(8, 9, 1\)"),
         ({"card": {"version": 3}}, r"says \['version'\] by itself"),
         ({"card": {"accuracy": float("nan")}}, "finite JSON values"),
     ):
         with pytest.raises(ValueError, match=said):
-            serving.export(model, tmp_path, **settings)
+            serving.export(model, tmp_path, **{"input_range": (0, 1), **settings})
     pytest.importorskip("tensorflow_serving")
     with pytest.raises(ValueError, match=r"shape \(None, 8, 8, 1\); received \(2, 8, 8, 3\)"):
-        serving.export(model, tmp_path, warmup=np.zeros((2, 8, 8, 3)))
+        serving.export(model, tmp_path, input_range=(0, 1), warmup=np.zeros((2, 8, 8, 3)))
     with pytest.raises(ValueError, match="finite pixels"):
-        serving.export(model, tmp_path, warmup=np.full((2, 8, 8, 1), np.nan))
+        serving.export(model, tmp_path, input_range=(0, 1), warmup=np.full((2, 8, 8, 1), np.nan))
     assert not list(tmp_path.iterdir())
 
 
@@ -533,7 +537,7 @@ def test_says_what_is_wrong(tmp_path):
 def test_warm_up_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_serving.apis", None)
     with pytest.raises(ImportError, match=r"keras-capsvit\[serving\]"):
-        serving.export(flat(), tmp_path, warmup=np.zeros((1, 8, 8, 1)))
+        serving.export(flat(), tmp_path, input_range=(0, 1), warmup=np.zeros((1, 8, 8, 1)))
 
 
 def test_export_names_the_backend_it_needs(tmp_path):

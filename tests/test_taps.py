@@ -418,3 +418,10 @@ def test_range_of_pixels():
     assert taps.input_range(nested) == (0.0, 255.0)
     assert taps.input_range(CapsNet((16, 16, 3), 3, filters=8, num_types=2, kernel_size=5)) == (0.0, 1.0)
     assert taps.input_range(ResNet20((8, 8, 3), 3, mean=mean, std=[0.2] * 3)) == (0.0, 1.0)
+
+
+def test_the_grid_of_tokens_is_that_of_the_declared_features():
+    """Ten tokens could be 3x3 patches and a class token, or 2x2 patches and six others."""
+    model = VisionTransformer("Ti/4", input_shape=(12, 12, 3), num_classes=4, width=8, depth=1, num_heads=2)
+    for outer in (model, keras.Sequential([keras.Input((12, 12, 3)), layers.Rescaling(1 / 255), model])):
+        assert taps.tokens(taps.scores(outer)) == (1, (3, 3))

@@ -49,12 +49,11 @@ class Rest:
         self.timeout = timeout
 
     def inputs(self, signature):
-        """Shapes by name of an endpoint's inputs, -1 where any size is taken."""
+        """Dtypes and shapes by name of an endpoint's inputs, -1 where any size is taken."""
         found = self._ask("/metadata")["metadata"]["signature_def"]["signature_def"]
         infos = known(found, signature)["inputs"]
-        return {
-            name: tuple(int(dim["size"]) for dim in info["tensor_shape"].get("dim", ())) for name, info in infos.items()
-        }
+        sizes = {name: info["tensor_shape"].get("dim", ()) for name, info in infos.items()}
+        return {name: (dtype(infos[name]["dtype"]), tuple(int(dim["size"]) for dim in sizes[name])) for name in infos}
 
     def predict(self, signature, inputs):
         """Outputs by name: arrays, of inputs by name: arrays, or lists of bytes."""
@@ -115,7 +114,10 @@ class Grpc:
         signatures = self._about.SignatureDefMap()
         self._ask(self._stub.GetModelMetadata, request).metadata["signature_def"].Unpack(signatures)
         infos = known(signatures.signature_def, signature).inputs
-        return {name: tuple(dim.size for dim in info.tensor_shape.dim) for name, info in infos.items()}
+        return {
+            name: (self._tf.as_dtype(info.dtype).name, tuple(dim.size for dim in info.tensor_shape.dim))
+            for name, info in infos.items()
+        }
 
     def predict(self, signature, inputs):
         """See Rest."""
@@ -134,6 +136,12 @@ class Grpc:
         except self._grpc.RpcError as error:
             kind = UnavailableError if error.code() in busy else ServingError
             raise kind(f"gRPC {error.code().name}: {error.details()}") from error
+
+
+def dtype(name):
+    """NumPy's name of a dtype, of that in metadata, such as ``DT_FLOAT``."""
+    name = name.removeprefix("DT_").lower()
+    return {"float": "float32", "double": "float64", "half": "float16"}.get(name, name)
 
 
 def known(signatures, name):
@@ -184,16 +192,20 @@ def decoded(name, encoded, shape, low, high):
     return (low + (high - low) * np.asarray(picture, "float32") / 255).reshape(shape)
 
 
-def request(shapes, images, args):
-    """Inputs by name, of ``(name, encoded image)`` pairs, for an endpoint that takes inputs of these shapes."""
-    if "encoded" in shapes:
+def request(specs, images, args):
+    """Inputs by name, of ``(name, encoded image)`` pairs, for an endpoint with inputs of these dtypes and shapes."""
+    if "encoded" in specs:
         inputs = {"encoded": [encoded for _, encoded in images]}
     else:
-        inputs = {"images": np.stack([decoded(*one, shapes["images"][1:], *args.input_range) for one in images])}
-    if "target" in shapes:
+        kind, shape = specs["images"]
+        of_floats = np.issubdtype(kind, np.floating)
+        low, high = args.input_range or ((0, 1) if of_floats else (0, 255))
+        pixels = np.stack([decoded(*image, shape[1:], low, high) for image in images])
+        inputs = {"images": (pixels if of_floats else np.rint(pixels)).astype(kind)}
+    if "target" in specs:
         inputs["target"] = np.full(len(images), args.target, "int64")
     elif args.target != PREDICTED:
-        raise ValueError(f"{args.signature} takes no --target; its inputs are {', '.join(shapes)}.")
+        raise ValueError(f"{args.signature} takes no --target; its inputs are {', '.join(specs)}.")
     return inputs
 
 
@@ -204,7 +216,9 @@ def main():
     parser.add_argument("--digits", nargs="+", type=int, default=[], help="numbers of scikit-learn's 1,797 digits")
     parser.add_argument("--signature", default="serving_default", help="serve_bytes leaves decoding to the server")
     parser.add_argument("--target", type=int, default=PREDICTED, help="class to explain; default: the predicted one")
-    parser.add_argument("--input-range", nargs=2, type=float, default=(0, 1), help="of pixels; the model card says it")
+    parser.add_argument(
+        "--input-range", nargs=2, type=float, help="of pixels, in the model card; default: 0 1 of floats"
+    )
     parser.add_argument("--rest", default="http://localhost:8501", metavar="URL")
     parser.add_argument("--grpc", metavar="HOST:PORT", help="instead of REST, such as localhost:8500")
     parser.add_argument("--timeout", type=float, default=10, help="seconds for an answer")
@@ -217,15 +231,15 @@ def main():
     kind, address = (Grpc, args.grpc) if args.grpc else (Rest, args.rest)
     try:
         client = kind(address, args.model, timeout=args.timeout)
-        shapes = retrying(lambda: client.inputs(args.signature), retries=args.retries)
-        inputs = request(shapes, images, args)
+        specs = retrying(lambda: client.inputs(args.signature), retries=args.retries)
+        inputs = request(specs, images, args)
         outputs = retrying(lambda: client.predict(args.signature, inputs), retries=args.retries)
     except (ServingError, ValueError) as error:
         raise SystemExit(str(error)) from error
     for index, (name, _) in enumerate(images):
         if "class" in outputs:
-            found = outputs["class"][index]
-            print(f"{name}: class {found}, score {outputs['outputs'][index][found]:.4f}")
+            predicted, scores = outputs["class"][index], outputs["outputs"][index]
+            print(f"{name}: class {predicted}, score {scores[predicted if len(scores) > 1 else 0]:.4f}")
         else:
             print(f"{name}: {outputs['outputs'][index].tolist()}")
     if args.out:

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 
 from keras_capsvit import data, explain, serving
+from keras_capsvit.taps import input_range
 
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10", "svhn_cropped")
 EXPLAINERS = {
@@ -31,7 +32,7 @@ def write(model, path, dataset, test, *, explainers, taps=None, trained=None):
     """Export a model with a card that says what it is, and judge what was written.
 
     Args:
-        model: trained Keras model of images in [0, 1].
+        model: trained Keras model of images in [0, 1], or in the range that its first layers tell.
         path: of the folder of version folders.
         dataset: str, what ``test`` is called in ``data.DATASETS``.
         test: its stream of test images; the first warms the server up.
@@ -43,6 +44,8 @@ def write(model, path, dataset, test, *, explainers, taps=None, trained=None):
         pathlib.Path of the version folder, and the ServedModel in it.
     """
     x, y = data.take(test, sum(len(labels) for _, labels in test))
+    low, high = input_range(model) or (0.0, 1.0)
+    x = low + (high - low) * x
     scores = model.predict(x, verbose=0)
     card = {
         "class_names": data.info(dataset).class_names,
@@ -55,6 +58,7 @@ def write(model, path, dataset, test, *, explainers, taps=None, trained=None):
         taps=taps,
         explainers={name: EXPLAINERS[name](model) for name in explainers},
         warmup=x[:1],
+        input_range=(low, high),
         card={name: value for name, value in card.items() if value is not None},
     )
     served = serving.load(folder)

@@ -188,6 +188,11 @@ class LRP:
             raise ValueError(f"Expected one class per image in a report; received target of shape {np.shape(target)}.")
         return self._engine.report(self._engine.relevance(given, ids.T, self._contrast, audit=True))
 
+    @property
+    def variables(self):
+        """Variables of the model that is explained, a list."""
+        return list(getattr(self._model, "variables", ()))
+
     def refresh(self):
         """Take over the present values of the model's variables; call it after they changed."""
         self._engine.refresh()

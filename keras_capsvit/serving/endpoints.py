@@ -140,26 +140,30 @@ class Endpoints:
                     "on_tensors (LRP, CLRP, Saliency, GraphAttention, AttentionRollout, ...), or a callable "
                     f"(images, ids) → maps of tensors; received {type(explainer).__name__}: {error}"
                 ) from error
-            self._check_maps(name, maps.shape)
+            self._check_maps(name, maps.shape, None)
             return {**answer, "maps": maps}
 
         endpoint = tf.function(endpoint, specs, autograph=False)
         self._check_owner(name, explainer, endpoint.get_concrete_function())
+        if function is explainer:  # a callable of the user's; with a known batch it shows whether it keeps that
+            pair = [tf.TensorSpec((2, *self.images.shape[1:])), tf.TensorSpec((2,), "int32")]
+            traced = tf.function(lambda x, ids: tf.convert_to_tensor(function(x, ids)), pair, autograph=False)
+            self._check_maps(name, traced.get_concrete_function().output_shapes, 2)
         return endpoint
 
-    def _check_maps(self, name, shape):
+    def _check_maps(self, name, shape, batch):
         sizes = tuple(self.images.shape[1:])
         allowed = [sizes[:-1], sizes] if len(sizes) == 3 else [sizes]
         fits = shape.rank is not None and any(
             len(shape) == 1 + len(each)
-            and shape[0] is None
+            and shape[0] == batch
             and all(size in (None, own) or own is None for size, own in zip(shape[1:], each, strict=True))
             for each in allowed
         )
         if not fits:
-            expected = " or ".join(str((None, *each)) for each in allowed)
+            expected = " or ".join(str((batch, *each)) for each in allowed)
             raise ValueError(
-                f"Expected explainer {name!r} to return one map per image, of shape {expected}; received "
+                f"Expected explainer {name!r} to return a map for each of b={batch} images, {expected}; received "
                 f"{tuple(shape) if shape.rank is not None else 'an unknown shape'}."
             )
 

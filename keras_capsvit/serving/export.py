@@ -175,7 +175,7 @@ def _checked_model(model, output, input_shape):
             "into the call of a subclass of keras.Model."
         )
     subject = scores(model, output)
-    shape = subject.input_shape
+    shape = subject.sample_shape
     if input_shape is None and shape is None:
         raise ValueError(
             f"Expected a model that tells the shape of its images; {model.name} does not. Call it on images "

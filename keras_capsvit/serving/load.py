@@ -179,13 +179,15 @@ class ServedModel:
 
     def _named(self, kind, names, given, usual):
         """One of several names: that which was given, or the only one, or the usual one."""
-        names = list(names)
+        names = sorted(names)
         name = names[0] if given is None and len(names) == 1 else usual if given is None else given
         if name not in names:
-            signatures = {each: f"{list(self._inputs(each))} → {list(self._outputs(each))}" for each in self.endpoints}
+            signatures = [
+                f"{each!r}: {sorted(self._inputs(each))} → {sorted(self._outputs(each))}" for each in self.endpoints
+            ]
             raise ValueError(
-                f"Expected {kind}= to name one of {names}; received {given!r}. The SavedModel has "
-                f"{'; '.join(f'{each!r}: {what}' for each, what in signatures.items())}."
+                f"Expected {kind}= to name one of {names}; received {given!r}. The SavedModel has the signatures "
+                f"{'; '.join(signatures)}."
             )
         return name
 

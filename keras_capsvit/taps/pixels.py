@@ -31,7 +31,7 @@ def input_range(model):
     inputs = getattr(model, "inputs", None)
     if inputs and keras.backend.is_int_dtype(inputs[0].dtype):
         return RANGES[0]
-    shape = tuple(size or 64 for size in scores(model).input_shape or ())
+    shape = tuple(size or 64 for size in scores(model).sample_shape or ())
     first = eagerly(lambda: _first_step(model, shape)) if shape else None
     if type(first).__name__ in ("Rescaling", "Normalization"):
         black, white = (ops.convert_to_numpy(first(np.full((1, *shape), end, "float32"))) for end in (0, 1))

@@ -266,7 +266,9 @@ def _place(name, shape, image, seen):
 
 
 def _grid(count, image, seen):
-    """Grid ``(h, w)`` of the patches among ``count`` tokens: that of the map that they were cut from, or a tiling."""
+    """Grid ``(h, w)`` of the patches among ``count`` tokens: the declared, that of a map before them, or a tiling."""
+    if seen.grid is not None and count - _MOST_PREFIX <= math.prod(seen.grid) <= count:
+        return seen.grid
     until = list(seen.shapes)[: seen.before[0]] if seen.before else list(seen.shapes)
     for name in reversed(until):
         shape = seen.shapes[name]

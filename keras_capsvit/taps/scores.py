@@ -13,7 +13,7 @@ from keras_capsvit import autodiff, private
 from keras_capsvit.taps import declared
 from keras_capsvit.taps.recording import Recorder, eagerly, run
 
-Seen = collections.namedtuple("Seen", "shapes kinds attentions before formats whole")
+Seen = collections.namedtuple("Seen", "shapes kinds attentions before formats whole grid")
 Seen.__doc__ = """What ran in a model on one image, in order.
 
 Attributes:
@@ -22,6 +22,7 @@ Attributes:
     attentions: list of shapes ``(1, heads, t, t)``; ``before``: for each, how many layers had run before it.
     formats: dict from names of layers to their ``data_format``, or None.
     whole: set of the names of layers that return one row per image, and not one per window.
+    grid: ``(h, w)`` of the patches, where a tap of the model declares it; else None.
 """
 
 _Ran = collections.namedtuple("_Ran", "returned output activation linear values attentions")
@@ -44,8 +45,8 @@ class Scores:
         model: what the scores are of.
         name: str.
         variables: list of keras.Variable, what the scores depend on besides the images.
-        input_shape: tuple ``(H, W, C)``, None where the model leaves it open; None for a callable that tells none. Of a
-            subclass that of the images that it was first called with.
+        input_shape: tuple ``(H, W, C)``, None where the model leaves it open; None for a callable that tells none, and
+            for a subclassed model.
         dtype: str, of the images that the model takes.
     """
 
@@ -63,12 +64,17 @@ class Scores:
         self._opaque = False
         self.seen, self.influences = {}, {}  # what ran, and what it means, by shape of the images; see ``points``
 
+    @property
+    def sample_shape(self):
+        """Shape ``(H, W, C)`` of images for a look: ``input_shape``, or that of the first ones of a subclass."""
+        return self.input_shape or _first_called_with(self.model)
+
     @functools.cached_property
     def kind(self):
         """``"lengths"`` of class capsules in [0, 1), or ``"logits"``."""
         if self._declared:
             return self._declared
-        shape = self.input_shape
+        shape = self.sample_shape
         if declared.carrier(self.model) is None or shape is None or None in shape:
             return "logits"
         return "lengths" if eagerly(lambda: self._source.returns_lengths(self.noise(shape))) else "logits"
@@ -232,7 +238,7 @@ class _Live:
         self.input_shape, self.dtype, self.integers = None, "float32", None
         if isinstance(model, keras.Model):
             self.input_shape, self.dtype = _input_of(model, name)
-            _check_layout(model, self.input_shape, name)
+            _check_layout(model, self.input_shape or _first_called_with(model), name)
             inside = [layer for layer in private.inner_layers(model) if getattr(layer, "inputs", None)]
             self.integers = _integers([self.dtype, *(tensor.dtype for layer in inside for tensor in layer.inputs)])
         elif getattr(model, "input_shape", None):
@@ -265,7 +271,9 @@ class _Live:
         formats = {name: getattr(layer, "data_format", None) for name, layer in recorder.operations.items()}
         attentions = [tuple(each.shape) for each in recorder.attention]
         whole = {name for name, value in recorder.outputs.items() if value.shape[:1] == (1,)}
-        return Seen(shapes, kinds, attentions, recorder.before, formats, whole)
+        features = getattr(declared.carrier(self._model), "taps", {}).get("features")
+        grid = tuple(features.shape[1:3]) if len(getattr(features, "shape", ())) == 4 else None
+        return Seen(shapes, kinds, attentions, recorder.before, formats, whole, grid)
 
     def returns_lengths(self, x):
         recorder = Recorder()
@@ -328,6 +336,7 @@ class _Served:
             [names.index(name) for name in program.attentions],
             {name: program.data_format(name) for name in names},
             set(names) - {name for name, value in zip(windowed, rows, strict=True) if value.shape[0] != 1},
+            None,
         )
 
     def returns_lengths(self, x):
@@ -393,10 +402,8 @@ def _input_of(model, name):
     """Shape ``(H, W, C)`` and dtype of the only input of a Keras model; (None, float32) where it does not tell."""
     inputs = getattr(model, "inputs", None)
     if not inputs:
-        # A subclass knows what it was first called with.
-        shape = getattr(model, "input_shape", None) or (model.get_build_config() or {}).get("input_shape")
-        sizes = isinstance(shape, tuple) and all(size is None or isinstance(size, int) for size in shape)
-        return (tuple(shape[1:]) if sizes else None), "float32"
+        shape = getattr(model, "input_shape", None)
+        return (tuple(shape[1:]) if isinstance(shape, tuple) else None), "float32"
     if len(inputs) != 1:
         raise ValueError(
             f"Expected a model with one input, the images; {name} has {[tensor.name for tensor in inputs]}. Make one "
@@ -408,6 +415,13 @@ def _input_of(model, name):
 def _integers(dtypes):
     """The first integer type among those of the inputs of a model and the models inside it; or None."""
     return next((dtype for dtype in map(keras.backend.standardize_dtype, dtypes) if "int" in dtype), None)
+
+
+def _first_called_with(model):
+    """Shape ``(H, W, C)`` of the images that a subclassed model was first called with; None if it is not known."""
+    shape = (model.get_build_config() or {}).get("input_shape") if isinstance(model, keras.Model) else None
+    sizes = isinstance(shape, tuple) and all(size is None or isinstance(size, int) for size in shape)
+    return tuple(shape[1:]) if sizes else None
 
 
 def _check_layout(model, shape, name):

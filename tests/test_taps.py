@@ -425,3 +425,12 @@ def test_the_grid_of_tokens_is_that_of_the_declared_features():
     model = VisionTransformer("Ti/4", input_shape=(12, 12, 3), num_classes=4, width=8, depth=1, num_heads=2)
     for outer in (model, keras.Sequential([keras.Input((12, 12, 3)), layers.Rescaling(1 / 255), model])):
         assert taps.tokens(taps.scores(outer)) == (1, (3, 3))
+
+
+@TENSORFLOW
+def test_the_grid_of_a_served_transformer_is_no_matrix_of_its_attention(tmp_path):
+    """Keys (b, 2 heads, 4 dimensions, 17 tokens) have the shape of a map of 2x4 patches."""
+    model = VisionTransformer("Ti/4", input_shape=(16, 16, 3), num_classes=4, width=8, depth=1, num_heads=2)
+    served = taps.scores(exported(model, tmp_path / "model"))
+    assert (2, 4, 17) in taps.layers(served).values()
+    assert taps.tokens(served) == (1, (4, 4))

@@ -272,10 +272,14 @@ def _grid(count, image, seen):
     until = list(seen.shapes)[: seen.before[0]] if seen.before else list(seen.shapes)
     for name in reversed(until):
         shape = seen.shapes[name]
-        if len(shape) == 3 and count - _MOST_PREFIX <= math.prod(shape[:2]) <= count and shape[0] > 1:
+        fits = len(shape) == 3 and count - _MOST_PREFIX <= math.prod(shape[:2]) <= count and shape[0] > 1
+        if fits and count not in shape:  # else these are heads, dimensions and tokens
             return shape[:2]
     grids = [_tiling(count - prefix, image) for prefix in range(min(_MOST_PREFIX, count - 1))]
     grids = [grid for grid in grids if grid is not None]
+    if len(grids) > 1:  # the patches may have been a sequence before other tokens were put in front of them
+        lengths = {seen.shapes[name][0] for name in until if len(seen.shapes[name]) == 2}
+        grids = [grid for grid in grids if math.prod(grid) in lengths]
     return grids[0] if len(grids) == 1 else None
 
 

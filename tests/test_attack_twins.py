@@ -96,6 +96,15 @@ def test_bounds_of_each_channel(name):
 
 
 @pytest.mark.parametrize("name", KINDS)
+def test_bounds_of_each_channel_are_those_of_all_if_they_are_the_same(name):
+    x, model = images(), network()
+    y = predicted(model, x)
+    plain = attack_of(name)
+    each = dataclasses.replace(plain, bounds=([0, 0, 0], [1, 1, 1]))
+    np.testing.assert_allclose(each(model, x, y), plain(model, x, y), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_accuracy_falls_with_epsilon(name):
     model = network()
     x = images(24)

@@ -38,6 +38,8 @@ def _examined(objective, x):
         _check_callable(function, x)
     try:
         scores = ops.convert_to_numpy(objective.compiled("scores", lambda objective: objective.__call__)(x))
+    except ValueError:  # what the scores themselves refuse
+        raise
     except Exception as error:
         if function is None:
             raise

@@ -58,13 +58,14 @@ def look(subject, x=None):
     return subject.seen[shape]
 
 
-def resolve(seen, name, whose):
+def resolve(seen, name, whose, taps=()):
     """The full name of a layer, of its last parts.
 
     Args:
         seen: Seen.
         name: str, such as ``"conv1"``, ``"backbone/conv1"``.
         whose: str, name of the model.
+        taps: names of the taps that it declares, for the message.
 
     Raises:
         ValueError: if there is none, or several; lists them.
@@ -76,7 +77,7 @@ def resolve(seen, name, whose):
         return ending[0]
     if ending:
         raise ValueError(f"Expected the name of one layer of {whose}; {name!r} is that of {ending}. Pass one of these.")
-    raise ValueError(f"Expected a tap or layer of {whose}; received {name!r}. Layers: {_some(seen.shapes)}.")
+    raise ValueError(f"{whose} has no tap {name!r}; it has {list(taps)}, and the layers {_some(seen.shapes)}.")
 
 
 def feature_map(subject, x=None, layer=None, *, before_attention=False):
@@ -243,7 +244,7 @@ def _picker(subject, names, seen, x):
                 )
             positions[name] = int(number)
         else:
-            paths[name] = resolve(seen, name, f"{subject.name} (declared taps: {declared.names(subject.model)})")
+            paths[name] = resolve(seen, name, subject.name, declared.names(subject.model))
 
     def pick(x):
         x = ops.convert_to_tensor(x)

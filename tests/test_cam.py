@@ -319,7 +319,7 @@ def test_says_what_is_wrong():
         with pytest.raises(ValueError, match=r"images of shape \(None, 9, 7, 2\), .*; received \(2, 9, 8, 2\)"):
             explainer(images(2, 9, 8, 2))
         explainer(x)
-    with pytest.raises(ValueError, match=r"tap or layer of .*; received 'third'. Layers: .*'second'"):
+    with pytest.raises(ValueError, match=r"has no tap 'third'; it has .* and the layers .*'second'"):
         explain.GradCAM(model, layer="third")
     with pytest.raises(ValueError, match=r"layer with an output \(b, h, w, c\) or tokens .*'scores' returns"):
         explain.GradCAM(model, layer="scores")

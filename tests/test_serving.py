@@ -510,7 +510,7 @@ def test_says_what_is_wrong(tmp_path):
             keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Reshape((8, 8))]), tmp_path
         )
     for settings, said in (
-        ({"taps": ["votes"]}, r"tap or layer of sequential.*; received 'votes'. Layers: 'flatten"),
+        ({"taps": ["votes"]}, r"sequential.* has no tap 'votes'; it has .* and the layers 'flatten"),
         ({"taps": ["serve_bytes"]}, r"other names than endpoints have; received \['serve_bytes'\]"),
         ({"explainers": {"serving_default": explain.Saliency(model)}}, "received 'serving_default'"),
         ({"explainers": {"two words": explain.Saliency(model)}}, "identifiers"),

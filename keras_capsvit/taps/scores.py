@@ -213,7 +213,7 @@ class _Live:
     def forward(self, x, layers=(), attention=False, offsets=None, continued=False):
         x = ops.convert_to_tensor(x)
         recorder = Recorder(layers, attention=attention, offsets=offsets, keeps_floats=continued)
-        output = self._selected(run(self._model, x, recorder))
+        output = self._selected(self._run(x, recorder))
         missing = [name for name in layers if name not in recorder.outputs]
         if missing:
             raise ValueError(f"Expected layers that {self._name} runs; received {missing}. See taps.layers.")
@@ -251,6 +251,20 @@ class _Live:
         elif isinstance(outputs, dict) and set(names) == set(outputs):
             outputs = {name: outputs[name] for name in names}
         return chosen_output(outputs, self._output, self._name)
+
+    def _run(self, x, recorder):
+        try:
+            return run(self._model, x, recorder)
+        except (NotImplementedError, TypeError, AttributeError, RuntimeError) as error:
+            traced = type(error).__name__.startswith("Tracer")  # of JAX
+            if keras.backend.backend() == "tensorflow":
+                traced = not autodiff.executes_eagerly()
+            if isinstance(self._model, keras.Layer) or not traced:
+                raise
+            raise ValueError(
+                f"Expected a model or a callable of tensors; {self._name} leaves {keras.backend.backend()} on the way "
+                f"to its scores, so that it has no gradient ({error}). Pass the model itself instead of its predict."
+            ) from error
 
     def _unfolded(self, x):
         program = _graphs().program_of(lambda x: self._selected(self._model(x)), x)

@@ -263,7 +263,7 @@ class _Live:
                 raise
             raise ValueError(
                 f"Expected a model or a callable of tensors; {self._name} leaves {keras.backend.backend()} on the way "
-                f"to its scores, so that it has no gradient ({error}). Pass the model itself instead of its predict."
+                f"to its scores, so that it has no gradient. Pass the model itself instead of its predict."
             ) from error
 
     def _unfolded(self, x):

@@ -4,8 +4,13 @@ import keras
 import numpy as np
 from keras import ops
 
+
 TOLERANCE = 1e-6  # of the range of pixels, by which rounding may put a pixel outside
 _MOST_CLASSES = 2**31
+
+
+class NoGradientError(ValueError):
+    """An attack could not change any image, because the gradient of all that are not fooled is exactly zero."""
 
 
 def numbers(values, name):

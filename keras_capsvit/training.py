@@ -2,10 +2,12 @@
 
 import dataclasses
 import pathlib
+import warnings
 
 import keras
 
 from keras_capsvit import taps
+from keras_capsvit.checks import NoGradientError
 from keras_capsvit.losses import MarginLoss
 from keras_capsvit.metrics import SubsetAccuracy
 from keras_capsvit.private import initial_epoch
@@ -175,7 +177,7 @@ def adversarial_fit(model, train, validation, recipe, attack, *, objective=None,
             callbacks.on_train_batch_begin(step)
             if hasattr(attack, "seed"):
                 attack = dataclasses.replace(attack, seed=epoch * len(train) + step)
-            found = model.train_on_batch(attack(goal, x, y), y, return_dict=True)  # of this batch alone
+            found = model.train_on_batch(_attacked(attack, goal, x, y), y, return_dict=True)  # of this batch alone
             seen += len(x)
             totals = {name: totals.get(name, 0.0) + len(x) * value for name, value in found.items()}
             logs = {name: total / seen for name, total in totals.items()}
@@ -186,6 +188,15 @@ def adversarial_fit(model, train, validation, recipe, attack, *, objective=None,
             break
     callbacks.on_train_end()
     return model.history
+
+
+def _attacked(attack, goal, x, y):
+    """Adversarial examples of a batch; the clean ones where no gradient reaches any, as of a model that is all sure."""
+    try:
+        return attack(goal, x, y)
+    except NoGradientError as error:
+        warnings.warn(f"A batch is trained on as it is: {error}", stacklevel=3)
+        return x
 
 
 class StopAt(keras.callbacks.Callback):

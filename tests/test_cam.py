@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from networks import vit
 
-from keras_capsvit import autodiff, explain
+from keras_capsvit import CapsNet, autodiff, explain, taps
 
 layers, ops = keras.layers, keras.ops
 
@@ -249,6 +249,18 @@ def test_classifier_of_1x1_convolutions_behind_the_pooling():
     assert maps.std(axis=(1, 2)).min() > 1e-4
     with pytest.raises(ValueError, match="larger than 1x1, or all maps are constant; 'classifier'"):
         explain.GradCAM(model, layer="classifier")
+
+
+@pytest.mark.tensorflow
+def test_votes_of_capsules_are_no_map(tmp_path):
+    import tensorflow as tf
+
+    model, x = CapsNet((16, 16, 3), 3, filters=8, num_types=2, kernel_size=5), images(2, 16, 16, 3)
+    assert taps.feature_map(taps.scores(model)).grid == (4, 4)
+    model.export(tmp_path / "model", verbose=False)
+    served = tf.saved_model.load(tmp_path / "model")
+    assert taps.feature_map(taps.scores(served)).grid == (4, 4)
+    np.testing.assert_allclose(explain.EigenCAM(model)(x), explain.EigenCAM(served)(x), atol=1e-4)
 
 
 def test_channels_in_front_are_refused():

@@ -352,5 +352,10 @@ def test_refuses_settings_and_models():
         explain.IntegratedGradients(model, baseline=np.zeros((7, 3)))(x)
     with pytest.raises(ValueError, match=r"scores of shape \(batch, classes\); <lambda> returns \(1, 9, 7, 2\)"):
         explain.Saliency(lambda x: x)(x, 0)
+    for outside in (lambda x: model.predict(np.asarray(x), verbose=0), model.predict):
+        with pytest.raises(
+            ValueError, match=r"a callable of tensors; .* leaves .*Pass the model itself instead of its"
+        ):
+            explain.Saliency(outside)(x, 1)
     with pytest.raises(ValueError, match="Saliency found NaN or infinite values"):
         explain.Saliency(lambda x: ops.sqrt(ops.sum(x, axis=(1, 2))))(0 * x)

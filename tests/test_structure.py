@@ -23,7 +23,7 @@ ALLOWED = {
     "serving": {"ops", "taps", "serving"},
     "losses": {"ops"},
     "metrics": {"ops"},
-    "training": {"losses", "metrics", "taps", "private"},
+    "training": {"losses", "metrics", "taps", "checks", "private"},
     "layers": {"ops", "layers"},
     "models": {"ops", "taps", "layers", "models"},
     "evaluate": {"ops", "taps", "autodiff", "caches", "checks", "patches", "evaluate"},

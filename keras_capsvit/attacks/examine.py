@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_capsvit import autodiff, caches, taps
+from keras_capsvit import autodiff, caches, checks, taps
 
 _FEW = 8  # images that an objective is examined with
 _EXAMINED = caches.Cache(256)
@@ -69,8 +69,9 @@ def check_result(objective, start, result, y, targeted, raised, rounding):
         rounding: float, change of a pixel that is none.
 
     Raises:
-        ValueError: for NaN or infinite pixels or gradients; and if no image moved, and the gradient of all that are not
-            fooled is exactly zero. Where some moved, a warning tells how many could not.
+        ValueError: for NaN or infinite pixels or gradients.
+        NoGradientError: if no image moved, and the gradient of all that are not fooled is exactly zero. Where
+            some moved, a warning tells how many could not.
     """
     _check_finite(result)
     stuck = np.all(np.abs(start - result) <= rounding, axis=(1, 2, 3))
@@ -85,7 +86,7 @@ def check_result(objective, start, result, y, targeted, raised, rounding):
     fooled = (ops.convert_to_numpy(scores).argmax(axis=-1) == y) == targeted
     blocked = stuck & ~fooled & ~np.any(slope, axis=(1, 2, 3))
     if stuck.all() and blocked.any() and (blocked | fooled).all():
-        raise ValueError(
+        raise checks.NoGradientError(
             f"The gradient is exactly zero for all of {blocked.sum()} images that are not fooled, so no gradient "
             "attack can change them, and a robust accuracy would say nothing. Expected a model that is "
             "differentiable from pixels to scores; look for integer inputs, rounding, a callable that leaves the "

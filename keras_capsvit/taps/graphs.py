@@ -99,10 +99,10 @@ class Program:
         return self._nodes[name].op
 
     def data_format(self, name):
-        """``"channels_first"`` or ``"channels_last"`` of a node that has such an attribute; else None."""
+        """``"channels_first"`` or ``"channels_last"`` of a convolution or pooling; None of other nodes."""
         attributes = self._nodes[name].attr
         names = {b"NCHW": "channels_first", b"NHWC": "channels_last"}
-        return names.get(attributes["data_format"].s) if "data_format" in attributes else None
+        return names.get(attributes["data_format"].s) if "strides" in attributes else None
 
     def run(self, x, points=(), offsets=None, continued=False):
         """Scores before the activation at the end, and the values of nodes.

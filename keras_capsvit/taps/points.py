@@ -2,6 +2,7 @@
 
 import collections
 import math
+import re
 
 import numpy as np
 from keras import ops
@@ -132,6 +133,9 @@ def _feature_map(subject, x, layer, before_attention):
         if places:
             return _last_that_matters(subject, normal if before_attention and normal else places, shape)
     maps = [name for name in names if len(seen.shapes[name]) == 3 and math.prod(seen.shapes[name][:2]) > 1]
+    # Votes of capsules, say, have three axes too; grids of the image are those that convolutions and pooling return.
+    grids = {seen.shapes[name][:2] for name in maps if re.search("conv|pool", seen.kinds[name], re.IGNORECASE)}
+    maps = [name for name in maps if not grids or seen.shapes[name][:2] in grids]
     places = [_place(name, seen.shapes[name], shape, seen) for name in maps if not _inside_attention(name, seen)]
     if not places:
         raise ValueError(

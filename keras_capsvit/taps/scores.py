@@ -246,7 +246,7 @@ class _Live:
 
     def forward(self, x, layers=(), attention=False, offsets=None, continued=False):
         recorder = Recorder(layers, attention=attention, offsets=offsets, keeps_floats=continued)
-        returned = self._run(x, recorder)
+        returned = self._selected(self._run(x, recorder))
         missing = [name for name in layers if name not in recorder.outputs]
         if missing:
             raise ValueError(f"Expected layers that {self._name} runs; received {missing}. See taps.layers.")
@@ -277,14 +277,24 @@ class _Live:
 
     def returns_lengths(self, x):
         recorder = Recorder()
-        output = self._run(x, recorder)
+        output = self._selected(self._run(x, recorder))
         return any(out is output and "lengths" in declared.own_names(model) for model, _, out in recorder.tapped)
 
     def _run(self, x, recorder):
         x = ops.convert_to_tensor(x)
         given = getattr(self._model, "input", None) if getattr(self._model, "inputs", None) else None
-        outputs = run(self._model, dict.fromkeys(given, x) if isinstance(given, dict) else x, recorder)
-        return self._selected(outputs)
+        try:
+            return run(self._model, dict.fromkeys(given, x) if isinstance(given, dict) else x, recorder)
+        except (NotImplementedError, TypeError, AttributeError, RuntimeError) as error:
+            traced = type(error).__name__.startswith("Tracer")  # of JAX
+            if keras.backend.backend() == "tensorflow":
+                traced = not autodiff.executes_eagerly()
+            if isinstance(self._model, keras.Layer) or not traced:
+                raise
+            raise ValueError(
+                f"Expected a model or a callable of tensors; {self._name} leaves {keras.backend.backend()} on the way "
+                f"to its scores, so that it has no gradient. Pass the model itself instead of its predict."
+            ) from error
 
     def _selected(self, outputs):
         names = getattr(self._model, "output_names", None) or ()

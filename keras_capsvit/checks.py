@@ -4,7 +4,6 @@ import keras
 import numpy as np
 from keras import ops
 
-
 TOLERANCE = 1e-6  # of the range of pixels, by which rounding may put a pixel outside
 _MOST_CLASSES = 2**31
 

@@ -49,6 +49,11 @@ def finite_array(values, name, axes, rank, *, empty=False):
         raise ValueError(f"Expected {name} of shape {axes}{'' if empty else ', not empty'}; received {values.shape}.")
     with np.errstate(over="ignore"):
         values = values.astype("float32")
+    return finite(values, name)
+
+
+def finite(values, name):
+    """Refuse an array with NaN or infinite values; otherwise return it. The message calls them ``name``."""
     if not np.isfinite(values).all():
         count = np.count_nonzero(~np.isfinite(values))
         raise ValueError(f"Expected finite {name}; received NaN or infinite values, {count} of {values.size}.")

@@ -127,7 +127,7 @@ def test_high_resolution_maps_sum_to_the_score_less_its_bias():
 def test_eigen_maps_know_no_class():
     explainer, x = explain.EigenCAM(network()), images(3, 9, 7, 2)
     np.testing.assert_array_equal(explainer(x, 1), explainer(x))
-    with pytest.raises(ValueError, match="targets between 0 and 3"):
+    with pytest.raises(ValueError, match="class ids between 0 and 3"):
         explainer(x, 4)
 
 
@@ -188,7 +188,7 @@ def test_one_sigmoid_has_two_classes():
     for target in (0, 1, None):
         np.testing.assert_allclose(explain.GradCAM(model)(x, target), explain.GradCAM(two)(x, target), atol=1e-6)
     assert explain.GradCAM(model)(x, 0).max() > 1e-3
-    with pytest.raises(ValueError, match="targets between 0 and 1; received values between 2 and 2"):
+    with pytest.raises(ValueError, match="class ids between 0 and 1; received values between 2 and 2"):
         explain.GradCAM(model)(x, 2)
 
 

@@ -38,7 +38,7 @@ def test_grid_of_the_input_size_is_the_attention_itself(small_model, resized):
 def test_says_what_is_wrong(small_model, resized):
     explainer = explain.GraphAttention(small_model())
     x = resized(3, 12)
-    with pytest.raises(ValueError, match="targets between 0 and 9; received values between 10 and 10"):
+    with pytest.raises(ValueError, match="class ids between 0 and 9; received values between 10 and 10"):
         explainer(x, target=10)
     with pytest.raises(ValueError, match=r"ids of shape \(3,\); received shape \(2,\)"):
         explainer(x, target=[1, 2])

@@ -209,7 +209,7 @@ def test_one_sigmoid_has_two_classes():
         np.testing.assert_allclose(explainer(x, target), np.stack([sign * kernel] * 4), rtol=1e-6)
     predicted = (ops.convert_to_numpy(model(x))[:, 0] > 0.5).astype(int)
     np.testing.assert_array_equal(explainer(x), explainer(x, predicted))
-    with pytest.raises(ValueError, match="targets between 0 and 1; received values between 2 and 2"):
+    with pytest.raises(ValueError, match="class ids between 0 and 1; received values between 2 and 2"):
         explainer(x, 2)
 
 
@@ -321,10 +321,10 @@ def test_says_what_is_wrong(make):
     with pytest.raises(ValueError, match=r"channels\); received \(9, 7, 2\)"):
         explainer(x[0])
     x[1, 2, 3, 0] = np.nan
-    with pytest.raises(ValueError, match="finite values; received 1 NaN"):
+    with pytest.raises(ValueError, match="finite images; received NaN or infinite values, 1 of"):
         explainer(x)
     x = images(2, 9, 7, 2)
-    with pytest.raises(ValueError, match="targets between 0 and 3; received values between 2 and 4"):
+    with pytest.raises(ValueError, match="class ids between 0 and 3; received values between 2 and 4"):
         explainer(x, [2, 4])
     with pytest.raises(ValueError, match="targets from 0; received -1"):
         explainer(x, -1)
@@ -340,11 +340,11 @@ def test_says_what_is_wrong(make):
 
 def test_refuses_settings_and_models():
     model, x = conv_net(), images(2, 9, 7, 2)
-    with pytest.raises(ValueError, match="batch_size must be an int, at least 1; received 0"):
+    with pytest.raises(ValueError, match="batch_size must be an integer from 1; received 0"):
         explain.Saliency(model, batch_size=0)
-    with pytest.raises(ValueError, match=r"steps must be an int, at least 1; received 2\.5"):
+    with pytest.raises(ValueError, match=r"steps must be an integer from 1; received 2\.5"):
         explain.IntegratedGradients(model, steps=2.5)
-    with pytest.raises(ValueError, match="samples must be an int, at least 1; received 0"):
+    with pytest.raises(ValueError, match="samples must be an integer from 1; received 0"):
         explain.SmoothGrad(explain.Saliency(model), 0)
     with pytest.raises(ValueError, match="noise must be a finite number, at least 0; received -1"):
         explain.SmoothGrad(explain.Saliency(model), noise=-1)

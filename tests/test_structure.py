@@ -28,7 +28,7 @@ ALLOWED = {
     "models": {"ops", "taps", "layers", "models"},
     "evaluate": {"ops", "taps", "autodiff", "caches", "checks", "patches", "evaluate"},
     "attacks": {"ops", "taps", "autodiff", "caches", "checks", "patches", "attacks"},
-    "explain": {"private", "ops", "taps", "autodiff", "explain"},
+    "explain": {"private", "ops", "taps", "autodiff", "checks", "explain"},
     "__init__": {"layers", "losses", "metrics", "models"},
 }
 BASES = {"CapsuleModel", "ConfiguredModel", "Routing"}  # of registered classes, not made themselves

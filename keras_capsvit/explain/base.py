@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_capsvit import autodiff, taps
+from keras_capsvit import autodiff, checks, taps
 
 PREDICTED = -1  # in the place of a class id
 
@@ -24,7 +24,7 @@ class Explainer:
     channels = False
 
     def __call__(self, x, target=None):
-        x = check_images(x)
+        x = checks.images(x)
         ids = check_target(target, len(x))
         if not len(x):
             return np.zeros(x.shape if self.channels else x.shape[:3], "float32")
@@ -87,7 +87,7 @@ class ModelExplainer(Explainer):
     """
 
     def __init__(self, model, batch_size, output=None):
-        self.batch_size = check_at_least_1("batch_size", batch_size)
+        self.batch_size = checks.positive_int("batch_size", batch_size)
         self.scores = taps.scores(model, output)
         self.variables = self.scores.variables
         self._scores = autodiff.compile(self.scores, self.variables)
@@ -108,7 +108,7 @@ class ModelExplainer(Explainer):
     def _check_classes(self, x, ids):
         if self._classes is None:
             self._classes = self._scores(x[:1]).shape[-1]
-        check_range(ids, self._classes)
+        checks.class_ids(ids, len(ids), self._classes, "Targets")
 
     def predicted(self, x):
         """Predicted classes ``(b,)`` of images ``(b, H, W, C)``."""
@@ -174,51 +174,16 @@ def check_tensorflow(what):
         )
 
 
-def check_images(x):
-    """Images ``(b, H, W, C)`` as a finite float32 array."""
-    x = np.asarray(ops.convert_to_numpy(x), "float32")
-    if x.ndim != 4:
-        raise ValueError(f"Expected images of shape (batch, height, width, channels); received {x.shape}.")
-    return check_finite(x)
-
-
-def check_finite(x):
-    """Refuse an array with NaN or infinite values; otherwise return it."""
-    if not np.isfinite(x).all():
-        count = np.count_nonzero(~np.isfinite(x))
-        raise ValueError(f"Expected finite values; received {count} NaN or infinite ones.")
-    return x
-
-
 def check_target(target, batch):
     """Class id, ids ``(batch,)``, or None as int32 ids ``(batch,)``, ``PREDICTED`` for None."""
     if target is None:
         return np.full(batch, PREDICTED, "int32")
-    ids = np.asarray(target)
-    if ids.shape not in ((), (batch,)) or not np.issubdtype(ids.dtype, np.integer):
+    if np.ndim(target) > 1:
         raise ValueError(
-            f"target must be a class id or integer ids of shape ({batch},); received shape {ids.shape} of {ids.dtype}. "
-            "Several ids per image, of shape (batch, k), are taken by LRP, CLRP, GuidedBackprop and DeconvNet."
+            f"Expected a class id or ids of shape ({batch},) as target; received shape {np.shape(target)}. Several ids "
+            "per image, of shape (batch, k), are taken by LRP, CLRP, GuidedBackprop and DeconvNet."
         )
-    ids = np.broadcast_to(ids, (batch,)).astype("int32")
-    if batch and ids.min() < 0:
-        raise ValueError(f"Expected targets from 0; received {ids.min()}.")
-    return ids
-
-
-def check_range(ids, classes):
-    """Refuse ids outside ``0 ... classes - 1``."""
-    if ids.size and not (ids.min() >= 0 and ids.max() < classes):
-        raise ValueError(
-            f"Expected targets between 0 and {classes - 1}; received values between {ids.min()} and {ids.max()}."
-        )
-
-
-def check_at_least_1(name, value):
-    """Refuse what is no int >= 1; otherwise return it."""
-    if not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} must be an int, at least 1; received {value!r}.")
-    return value
+    return checks.targets(target, batch)
 
 
 def in_batches(function, images, batch_size):

@@ -6,8 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_capsvit import taps
-from keras_capsvit.explain.base import check_finite, check_range, check_tensorflow
+from keras_capsvit import checks, taps
+from keras_capsvit.explain.base import check_tensorflow
 
 VARIANTS = ("others", "negated")
 
@@ -248,7 +248,7 @@ class LRP:
         x = np.asarray(x, self._engine.dtype)
         if x.ndim != len(self._shape) or any(s not in (None, n) for n, s in zip(x.shape, self._shape, strict=True)):
             raise ValueError(f"Expected input of shape {self._shape}; received {x.shape}.")
-        check_finite(x)
+        checks.finite(x, "input")
         low, high = self._engine.limits
         slack = 0.0 if self._engine.whole else 1e-4 * (high - low)
         if np.any(x < low - slack) or np.any(x > high + slack):
@@ -271,8 +271,7 @@ class LRP:
                 f"target must be a class id, or integer ids of shape ({count},) or ({count}, k); received shape "
                 f"{ids.shape} of {ids.dtype}."
             )
-        ids = ids.astype("int32")
-        check_range(ids, self._engine.classes)
+        ids = checks.class_ids(ids.ravel(), ids.size, self._engine.classes, "Targets").reshape(ids.shape)
         return ids if ids.ndim == 2 else np.broadcast_to(ids, (count,))[:, None]
 
     def _finished(self, maps):

@@ -3,12 +3,10 @@
 import numpy as np
 from keras import ops
 
-from keras_capsvit import autodiff
+from keras_capsvit import autodiff, checks
 from keras_capsvit.explain.base import (
     Explainer,
     ModelExplainer,
-    check_at_least_1,
-    check_finite,
     mean_over_samples,
     score_of,
 )
@@ -137,8 +135,8 @@ class IntegratedGradients(GradientExplainer):
 
     def __init__(self, model, *, steps=50, baseline=0.0, channels=False, output=None, batch_size=32):
         super().__init__(model, channels=channels, output=output, batch_size=batch_size)
-        self.steps = check_at_least_1("steps", steps)
-        self.baseline = check_finite(np.asarray(baseline, "float32"))
+        self.steps = checks.positive_int("steps", steps)
+        self.baseline = checks.finite_array(baseline, "baseline", "that broadcasts to an image", np.ndim(baseline))
 
     def attributions(self, x, ids):
         shape, start = x.shape[1:], self.baseline
@@ -177,7 +175,7 @@ class SmoothGrad(Explainer):
     """
 
     def __init__(self, base, samples=10, *, noise=0.15, seed=0):
-        self.base, self.samples, self.noise, self.seed = base, check_at_least_1("samples", samples), noise, seed
+        self.base, self.samples, self.noise, self.seed = base, checks.positive_int("samples", samples), noise, seed
         if not 0 <= noise < np.inf:
             raise ValueError(f"noise must be a finite number, at least 0; received {noise!r}.")
         self.channels = getattr(base, "channels", False)

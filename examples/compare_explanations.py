@@ -183,6 +183,7 @@ def main():
     )
     table.to_csv(args.out / "comparison.csv")
     options = {name: value for name, value in vars(args).items() if not isinstance(value, pathlib.Path)}
+    options["model"] = args.model and pathlib.Path(args.model).name
     table.to_json(args.out / "comparison.json", options=options, **how)
     plot.comparison(images, maps, titles=titles).savefig(args.out / "comparison.png", dpi=150)
     print(f"In {args.out}: comparison.png, comparison.csv, comparison.json")

@@ -171,12 +171,39 @@ def squeezenet_weights(tmp_path):
 def test_compare_explanations_on_squeezenet(tmp_path, squeezenet_weights):
     entries = {"one.png": {"mask": "one_mask.png"}}
     (tmp_path / "boxes.json").write_text(json.dumps(entries))
-    options = ("--squeezenet", squeezenet_weights, "--images", tmp_path, "--boxes", tmp_path / "boxes.json")
-    printed = run("compare_explanations.py", *options, "--out", tmp_path).splitlines()
-    names = [line.split("  ")[0] for line in printed[-7:-1]]
-    assert names == ["random", "gradient", "guided backprop", "LRP", "CLRP1", "CLRP2"]
+    options = ("--squeezenet", squeezenet_weights, "--pictures", tmp_path, "--boxes", tmp_path / "boxes.json")
+    only = ["random", "gradient", "Grad-CAM", "LRP", "CLRP1"]
+    printed = run("compare_explanations.py", *options, "--only", *only, "--out", tmp_path).splitlines()
+    assert [line.split("  ")[0] for line in printed[-6:-1]] == only
+    assert printed[-7].split("  ")[:3:2] == ["explainer", ""] and "energy in box se" in printed[-7]
     assert (tmp_path / "comparison.png").stat().st_size > 20_000
-    assert len((tmp_path / "comparison.csv").read_text().splitlines()) == 7
+    assert len((tmp_path / "comparison.csv").read_text().splitlines()) == 6
+
+
+@pytest.mark.tensorflow
+def test_compare_explanations_on_a_model_of_ones_own(tmp_path, squeezenet_weights):
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((16, 20, 3)),
+            layers.Rescaling(1 / 255),
+            layers.Conv2D(4, 3, activation="relu"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(1001, activation="softmax"),
+        ]
+    )
+    model.save(tmp_path / "model.keras")
+    things = [
+        {"imagenet_class": 7, "boxes_xywh": [[10, 5, 20, 10]]},
+        {"imagenet_class": 3, "boxes_xywh": [[0, 0, 1, 1]]},
+    ]
+    entries = {"one.png": {"width": 100, "height": 80, "scale": 0.5, "objects": things}}
+    (tmp_path / "boxes.json").write_text(json.dumps(entries))
+    options = ("--model", tmp_path / "model.keras", "--pictures", tmp_path, "--boxes", tmp_path / "boxes.json")
+    printed = run("compare_explanations.py", *options, "--only", "random", "LRP", "--out", tmp_path).splitlines()
+    assert [line.split("  ")[0] for line in printed[-3:-1]] == ["random", "LRP"]
+    result = json.loads((tmp_path / "comparison.json").read_text())
+    assert result["objects"] == 2 and result["options"]["model"] == "model.keras"
 
 
 @pytest.mark.tensorflow

@@ -337,7 +337,7 @@ def test_says_what_is_wrong():
         explain.GradCAM(model, layer="scores")
     with pytest.raises(ValueError, match=r"feature map \(b, h, w, c\) larger than 1x1, or tokens"):
         explain.GradCAM(keras.Sequential([keras.Input((4, 4, 1)), layers.Flatten(), layers.Dense(2)]))
-    with pytest.raises(ValueError, match=r"Several classes per image, \(2, k\), are explained by LRP and CLRP"):
+    with pytest.raises(ValueError, match=r"Several ids per image, of shape \(batch, k\), are taken by LRP, CLRP"):
         explainer(x, [[0, 1], [2, 3]])
 
 

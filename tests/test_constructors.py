@@ -40,7 +40,11 @@ def public_classes():
         module = importlib.import_module(f"keras_capsvit.{room}")
         for name in getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")]:
             thing = getattr(module, name)
-            if inspect.isclass(thing) and thing.__module__.startswith("keras_capsvit"):
+            if (
+                inspect.isclass(thing)
+                and not issubclass(thing, Exception)
+                and thing.__module__.startswith("keras_capsvit")
+            ):
                 yield f"{room}.{name}", thing
 
 

@@ -273,11 +273,13 @@ def test_changed_gradients_cut_at_relus():
     model = keras.Sequential([keras.Input((1, 4, 1)), layers.ReLU(), layers.Flatten(), layers.Dense(1, use_bias=False)])
     model.layers[-1].kernel.assign([[1.0], [-2.0], [3.0], [-4.0]])
     x = np.float32([1, 1, -1, -1]).reshape(1, 1, 4, 1)
-    np.testing.assert_allclose(explain.GuidedBackprop(model)(x, 0).ravel(), [1, 0, 0, 0])
-    np.testing.assert_allclose(explain.DeconvNet(model)(x, 0).ravel(), [1, 0, 3, 0])
-    assert explain.DeconvNet(model, channels=True)(x, 0).shape == (1, 1, 4, 1)
+    np.testing.assert_allclose(explain.GuidedBackprop(model)(x, 1).ravel(), [1, 0, 0, 0])
+    np.testing.assert_allclose(explain.DeconvNet(model)(x, 1).ravel(), [1, 0, 3, 0])
+    # The one output speaks for class 1, and with the opposite sign for class 0.
+    np.testing.assert_allclose(explain.DeconvNet(model)(x, 0).ravel(), [0, 2, 0, 4])
+    assert explain.DeconvNet(model, channels=True)(x, 1).shape == (1, 1, 4, 1)
     smooth = explain.SmoothGrad(explain.DeconvNet(model), 3, noise=0)
-    np.testing.assert_allclose(smooth(x).ravel(), [1, 0, 3, 0])
+    np.testing.assert_allclose(smooth(x, 1).ravel(), [1, 0, 3, 0])
 
 
 @pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="says that TensorFlow is needed")
@@ -326,13 +328,13 @@ def test_says_what_is_wrong(make):
     x = images(2, 9, 7, 2)
     with pytest.raises(ValueError, match="class ids between 0 and 3; received values between 2 and 4"):
         explainer(x, [2, 4])
-    with pytest.raises(ValueError, match="targets from 0; received -1"):
+    with pytest.raises(ValueError, match="class ids from 0; received values between -1"):
         explainer(x, -1)
     with pytest.raises(ValueError, match=r"ids of shape \(2,\); received shape \(3,\)"):
         explainer(x, [1, 2, 3])
     with pytest.raises(ValueError, match=r"received shape \(\) of float64"):
         explainer(x, 1.0)
-    with pytest.raises(ValueError, match=r"Several classes per image, \(2, k\), are explained by LRP and CLRP"):
+    with pytest.raises(ValueError, match=r"Several ids per image, of shape \(batch, k\), are taken by LRP, CLRP"):
         explainer(x, [[0, 1], [2, 3]])
     assert explainer(x[:0]).shape == (0, 9, 7)
     assert explainer(x[:0], 2).shape == (0, 9, 7)

@@ -152,7 +152,10 @@ def test_every_family_answers_where_the_package_is_not_installed(exported, tmp_p
                 for key, value in expected.items():
                     answer = found[f"{folder.parent.name}/{endpoint}/{n}/{key}"]
                     scale = max(1, np.abs(value).max())  # logits of random networks may be large
-                    np.testing.assert_allclose(answer, value, atol=1e-6 * scale, err_msg=f"{name} {endpoint} {key}")
+                    # In another order, float32 sums of n terms differ by about the root of n roundings; in a ResNet50 n
+                    # is 3 x 3 x 512.
+                    close = np.sqrt(4608) * np.finfo("float32").eps / 2 * scale
+                    np.testing.assert_allclose(answer, value, atol=close, err_msg=f"{name} {endpoint} {key}")
                     compared += 1
     assert compared == answers
 

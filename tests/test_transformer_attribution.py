@@ -165,7 +165,7 @@ def test_served_models_have_the_maps_of_live_ones(kind, tmp_path):
 
     model, x, ids = vit(), images(), np.array([3, 1])
     expected = kind(model)(x, ids)
-    serving.export(model, tmp_path / "ours", explainers={"map": kind(model)})
+    serving.export(model, tmp_path / "ours", input_range=None, explainers={"map": kind(model)})
     served = serving.load(tmp_path / "ours")
     np.testing.assert_allclose(served.explain(x, ids, endpoint="map")["maps"], expected, atol=1e-5)
     np.testing.assert_allclose(kind(served)(x, ids), expected, atol=1e-5)

@@ -169,7 +169,12 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+LARGE = ("ResNet50", "InceptionV3", "DenseNet121", "EfficientNetB0", "ConvNeXtTiny")
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in FAMILIES]
+)
 def test_architectures_are_explained(family):
     make, conserves = FAMILIES[family]
     keras.utils.set_random_seed(0)

@@ -56,6 +56,7 @@ def parse():
     parser.add_argument("--pictures", type=pathlib.Path, help="folder of pictures and masks: compare on these instead")
     parser.add_argument("--boxes", type=pathlib.Path, help="JSON file, see above")
     parser.add_argument("--rules", default="z_plus", help="of LRP and CLRP, see explain.LRP")
+    parser.add_argument("--fallback", choices=["flat", "w_square"], help="of z_plus, where nothing is positive")
     parser.add_argument("--only", nargs="+", help="explainers on pictures; all if not given")
     parser.add_argument("--class-offset", type=int, help="added to classes of the JSON; 1 for 1,001 scores")
     parser.add_argument("--names", type=pathlib.Path, help="JSON list of class names, or of [synset, name]")
@@ -153,7 +154,8 @@ def on_pictures(args):
 def picture_explainers(model, pixels, args):
     """All that fit any classifier, by name."""
     gradient = explain.Saliency(model)
-    settings = {"input_range": pixels, "rules": args.rules}
+    rules = [("*", "z_plus", {"fallback": args.fallback}), "z_plus"] if args.fallback else args.rules
+    settings = {"input_range": pixels, "rules": rules}
     explainers = {
         "random": explain.RandomMap(args.seed),
         "gradient": gradient,

@@ -248,6 +248,9 @@ def _convolution(node, inputs):
     if number == 1:
         return _emit(node, inputs)
     axis = groups.channel_axis(node)
+    if groups.is_depthwise(node, inputs[1].shape):
+        one = _emit(node, (inputs[0][..., :1], inputs[1][..., : inputs[1].shape[-1] // number]))
+        return _Stand(one, inputs, [groups.depthwise(node, *inputs)])
     ops = [_emit(node, pair) for pair in groups.separated(*inputs, number, axis)]
     return _Stand(ops[0], inputs, [tf.concat([op.outputs[0] for op in ops], axis)])
 

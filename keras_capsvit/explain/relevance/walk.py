@@ -254,6 +254,8 @@ class Layer(_View):
         number = groups.count(self._op.node_def, self.x.shape, weight.shape) if self._op.type in CONVOLUTIONS else 1
         if number == 1:
             return self._pull_back(self.x, gradient, weight)
+        if groups.is_depthwise(self._op.node_def, weight.shape):
+            return groups.depthwise_gradient(self._op.node_def, self.x, weight, gradient)
         axis = groups.channel_axis(self._op.node_def)
         own = groups.separated(self.x, weight, number, axis)
         gradients = tf.split(gradient, number, axis)

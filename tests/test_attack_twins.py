@@ -77,6 +77,7 @@ def test_pixels_up_to_255_are_attacked_as_those_up_to_1(name):
     np.testing.assert_allclose(result.norms["l2"] / 255, expected.norms["l2"], rtol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_bounds_of_each_channel(name):
     """Channels that a model standardises by itself, against channels that come standardised."""
@@ -143,6 +144,7 @@ def test_what_no_gradient_reaches_is_refused(name):
     attack_of(name)(rounded, x, (y + 1) % 4)  # fooled before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_weights_that_became_nan_are_refused(name):
     model = network()
@@ -155,6 +157,7 @@ def test_weights_that_became_nan_are_refused(name):
         evaluate.robust_accuracy(model, attack_of(name), (x, y))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_callables_that_leave_the_graph_are_refused(name):
     model = network()
@@ -225,6 +228,7 @@ def test_random_starts_depend_on_the_number_of_an_image_alone():
 HEADS = {"softmax": "logits", "sigmoid": "two logits of a sigmoid"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("name", KINDS)
 def test_a_model_that_returns_probabilities_is_attacked_like_its_logits(name, head):

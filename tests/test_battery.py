@@ -7,7 +7,10 @@ import pytest
 NAMES = [*battery.explainers(), *battery.attack_classes()]
 
 
-@pytest.mark.parametrize("kind", battery.STAND_FOR_ALL)
+@pytest.mark.parametrize(
+    "kind",
+    [battery.STAND_FOR_ALL[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in battery.STAND_FOR_ALL[1:])],
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_as_on_the_plain_twin_or_refused_by_name(name, kind):
     result = battery.outcome(name, kind)

@@ -58,6 +58,7 @@ def test_attack_benchmark_compares_with_what_is_installed():
 SMALL = ("--epochs", 1, "--image-size", 12, "--filters", 8, "--num-types", 2, "--examples", 8)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_vote_attack_and_detection_write_what_they_say(tmp_path):
     out = tmp_path / "votes"
@@ -81,6 +82,7 @@ def test_vote_attack_and_detection_write_what_they_say(tmp_path):
     assert json.loads((tmp_path / "detection" / "detection.json").read_text())["benign"] == 8
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_adversarial_training_compares_three_and_reuses_them(tmp_path):
     keras.utils.set_random_seed(0)

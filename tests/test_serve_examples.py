@@ -532,6 +532,7 @@ def test_serve_benchmark_compares_with_keras(main, tmp_path, monkeypatch):
     assert all(name in printed for name in (*names, "graph MB"))
 
 
+@pytest.mark.slow
 def test_served_benchmark_compares_with_the_live_model(main, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "examples" / "benchmarks")
     printed = main("served", "--models", "resnet20", "--batch-size", 1, "--rounds", 1)

@@ -139,6 +139,7 @@ print(len(found))
 """
 
 
+@pytest.mark.slow
 @tensorflow_only
 def test_every_family_answers_where_the_package_is_not_installed(exported, tmp_path, fresh_process):
     folders = {name: exported(name)[1] for name in FAMILIES}

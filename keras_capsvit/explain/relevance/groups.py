@@ -23,7 +23,7 @@ def separated(x, weight, groups, axis):
 
 
 def is_depthwise(node, weight):
-    """Whether every channel is a group of a convolution that the depthwise op can do; ``weight`` is a tf.TensorShape."""
+    """Whether every channel is a group, and the depthwise op can do them; ``weight`` is a tf.TensorShape."""
     strides, dilations = (list(node.attr[name].list.i) for name in ("strides", "dilations"))
     plain = channel_axis(node) == -1 and strides[1] == strides[2] and set(dilations) <= {1}
     return node.op == "Conv2D" and weight[-2] == 1 and plain

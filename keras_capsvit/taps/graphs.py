@@ -61,7 +61,7 @@ class Program:
         self._image = next(tensor.op.name for tensor in traced.inputs if tensor.op.name not in self._captures)
         self._versions, self._library = definition.versions, definition.library
         self._output = self._inputs[traced.outputs[0].op.name][0]
-        self._order = self._ancestors(self._output)
+        self._order = ancestors(self._inputs, [self._output])
         self.activation, self.ends_linearly = None, False
         self._traced = traced  # its variables live as long as it
         self._compiled = {}
@@ -179,18 +179,6 @@ class Program:
         computed = dict(zip(names, computed, strict=True))
         return [known[name] if name in known else computed[name] for name in fetches]
 
-    def _ancestors(self, output):
-        order, seen, stack = [], set(), [(node_of(output), False)]
-        while stack:
-            name, done = stack.pop()
-            if done:
-                order.append(name)
-            elif name not in seen:
-                seen.add(name)
-                stack.append((name, True))
-                stack += [(node_of(i), False) for i in self._inputs[name]]
-        return order
-
 
 def program_of(function, x):
     """Program of a function of images like ``x``, a tensor."""
@@ -215,6 +203,28 @@ def inlined(definition):
             node.input.extend(_follow(i, inside) for i in inputs)
         definition = flat
     return definition
+
+
+def ancestors(inputs, outputs):
+    """Names of the nodes that tensors are computed from, inputs first.
+
+    Args:
+        inputs: dict from names of nodes to names of the tensors that they read.
+        outputs: list of names of tensors.
+
+    Returns:
+        List of str.
+    """
+    order, seen, stack = [], set(), [(node_of(output), False) for output in outputs]
+    while stack:
+        name, done = stack.pop()
+        if done:
+            order.append(name)
+        elif name not in seen:
+            seen.add(name)
+            stack.append((name, True))
+            stack += [(node_of(i), False) for i in inputs[name]]
+    return order
 
 
 def node_of(tensor):

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from keras_capsvit.explain.relevance import groups, refusals
 from keras_capsvit.private import gradient_function
-from keras_capsvit.taps.graphs import inlined, key_of, node_of
+from keras_capsvit.taps.graphs import ancestors, inlined, key_of, node_of
 
 # Their outputs follow the shape of the input, or jump: no relevance passes them.
 _BLOCKING = {
@@ -48,7 +48,7 @@ class Graph:
         self._library = {one.signature.name: one for one in definition.library.function}
         nodes = {node.name: node for node in definition.node}
         self._inputs = {name: [key_of(i) for i in node.input if i[0] != "^"] for name, node in nodes.items()}
-        self.order = self._ancestors()
+        self.order = ancestors(self._inputs, self.outputs)
         self.nodes = {name: nodes[name] for name in self.order}
         self.dtype, self.limits = refusals.as_float(self, function.inputs[0].dtype)
         dtypes = [self.dtype, *(tensor.dtype for tensor in function.inputs[1:given])]
@@ -113,19 +113,6 @@ class Graph:
     def refresh(self):
         """Fold anew, with the present values of the variables."""
         self.constants = self._fold()
-
-    def _ancestors(self):
-        order, seen = [], set()
-        stack = [(node_of(output), False) for output in self.outputs]
-        while stack:
-            name, done = stack.pop()
-            if done:
-                order.append(name)
-            elif name not in seen:
-                seen.add(name)
-                stack.append((name, True))
-                stack += [(node_of(i), False) for i in self._inputs[name]]
-        return order
 
     def _emit_all(self, names, feed):
         """Add nodes, in their order, to the function that is being traced; ``feed`` are the other tensors by name."""

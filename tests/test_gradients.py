@@ -332,8 +332,8 @@ def test_says_what_is_wrong(make):
         explainer(x, -1)
     with pytest.raises(ValueError, match=r"ids of shape \(2,\); received shape \(3,\)"):
         explainer(x, [1, 2, 3])
-    with pytest.raises(ValueError, match=r"received shape \(\) of float64"):
-        explainer(x, 1.0)
+    with pytest.raises(ValueError, match=r"of float64, not all of them integers"):
+        explainer(x, 0.5)
     with pytest.raises(ValueError, match=r"Several ids per image, of shape \(batch, k\), are taken by LRP, CLRP"):
         explainer(x, [[0, 1], [2, 3]])
     assert explainer(x[:0]).shape == (0, 9, 7)

@@ -102,12 +102,15 @@ def _dense(units=CLASSES, activation=None):
     return layers.Dense(units, activation=activation, **_seeded(9), name="head")
 
 
-class Opposites(layers.Dense):
-    """Two logits, ``-z`` and ``z``, of the one unit that ``_dense(1)`` has."""
+class Opposites(keras.initializers.Initializer):
+    """Two columns, ``-w`` and ``w``, of the one column ``w`` that an initializer gives: logits ``-z`` and ``z``."""
 
-    def call(self, x):
-        z = super().call(x)
-        return ops.concatenate([-z, z], axis=-1)
+    def __init__(self, initializer):
+        self.initializer = initializer
+
+    def __call__(self, shape, dtype=None):
+        column = self.initializer((*shape[:-1], 1), dtype)
+        return ops.concatenate([-column, column], axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +152,8 @@ def _sigmoid(family, core, folder):
 
 
 def _two_logits(family, shape):
-    return family(shape, Opposites(1, **_seeded(9), name="head"))
+    opposite = {name: Opposites(initializer) for name, initializer in _seeded(9).items()}
+    return family(shape, layers.Dense(2, **opposite, name="head"))
 
 
 def _mixed(family, core, folder):
@@ -259,10 +263,10 @@ ATTACKS = {
     "MIM": {"steps": 4},
 }
 # (name or "*", kind or "*") → what the error says.
-REFUSALS = {}
+RELEVANCE = ("LRP", "CLRP", "GuidedBackprop", "DeconvNet")
+REFUSALS = {(name, "mixed precision"): "computes in float32 or float64.*received bfloat16" for name in RELEVANCE}
 if not TENSORFLOW:
-    RELEVANCE = ("LRP", "CLRP", "GuidedBackprop", "DeconvNet", "ScoreCAM")
-    REFUSALS |= {(name, "*"): "needs the tensorflow backend; received 'jax'" for name in RELEVANCE}
+    REFUSALS |= {(name, "*"): "needs the tensorflow backend; received 'jax'" for name in (*RELEVANCE, "ScoreCAM")}
 
 
 def _sized(model):

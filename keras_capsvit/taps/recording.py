@@ -45,7 +45,7 @@ class Recorder:
         if isinstance(output, keras.KerasTensor) or not ops.is_tensor(output):
             return output
         if getattr(operation, "taps", None):
-            self.tapped.append((operation, args[0], output))
+            self.tapped.append((operation, args[0] if args else next(iter(kwargs.values())), output))
         if outermost:
             return output
         self._calls[name] += 1

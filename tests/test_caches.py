@@ -229,8 +229,9 @@ def test_a_subclass_that_compiles_its_own_settings_gets_its_own_function():
     class Scaled(attacks.BIM):
         factor: float = 1.0
 
-        def within(self, x, moved, epsilon, limits):
-            return super().within(x, x + self.factor * (moved - x), epsilon, limits)
+        def within(self, x, epsilon, limits):
+            back = super().within(x, epsilon, limits)
+            return lambda moved: back(x + self.factor * (moved - x))
 
     model, x = Linear(0), images() / 2 + 0.25
     halves, wholes = (Scaled(0.1, steps=1, factor=f)(model.scores, x, LABELS) for f in (0.5, 1.0))

@@ -65,8 +65,9 @@ class Attack:
         return self, ()
 
     def limits(self, x):
-        """Bounds as an array ``(2, C)``, an argument of compiled functions."""
-        return np.stack(checks.limits(self.bounds, x.shape[-1]))
+        """Bounds as an array, an argument of compiled functions: ``(2,)``, or ``(2, C)`` where channels have their own."""
+        checks.limits(self.bounds, x.shape[-1])
+        return np.float32(self.bounds)  # not a row for equal channels, which backends spread over pixels slowly
 
     def unit(self, x):
         """The range of pixels, its mean over channels: what defaults without a unit are shares of."""

@@ -75,11 +75,11 @@ class DetectionAware(GradientAttack):
         gradient = autodiff.gradient(objective.loss_and_scores, has_aux=True)
         slope, norm = autodiff.gradient(self.error), NORMS[self.norm]
 
-        def move(x, y, images, momentum, sign, settings, limits):
-            epsilon, size, _, beta = (settings[k] for k in range(4))
+        def move(y, images, momentum, sign, settings, back):
+            size, beta = settings[1], settings[3]
             (losses, scores), towards = gradient(images, y)
-            images = self.within(x, images + beta * size * norm.direction(sign * towards), epsilon, limits)
-            images = self.within(x, images - (1 - beta) * size * norm.direction(slope(images)[1]), epsilon, limits)
+            images = back(images + beta * size * norm.direction(sign * towards))
+            images = back(images - (1 - beta) * size * norm.direction(slope(images)[1]))
             return images, momentum, losses, scores
 
         return move

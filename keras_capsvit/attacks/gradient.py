@@ -187,8 +187,10 @@ class GradientAttack(Attack):
         move = self.mover(objective)
 
         def loop(x, y, images, momentum, best, loss, fooled, steps, sign, settings, limits):
+            back = self.within(x, settings[0], limits)
+
             def step(i, images, momentum, *so_far):
-                moved, momentum, losses, scores = move(x, y, images, momentum, sign, settings, limits)
+                moved, momentum, losses, scores = move(y, images, momentum, sign, settings, back)
                 if self.keep == "best":
                     so_far = _better(images, losses, scores, y, sign, *so_far)
                 return i + 1, moved, momentum, *so_far
@@ -205,28 +207,28 @@ class GradientAttack(Attack):
             objective: Objective.
 
         Returns:
-            Callable ``(x, y, images, momentum, sign, settings, limits)`` of clean images, labels, where the step
-            begins, +1 or (targeted) -1, what ``_settings`` returns, and bounds ``(2, C)``; it returns the moved images,
-            the momentum, and losses and scores of the images before.
+            Callable ``(y, images, momentum, sign, settings, back)`` of labels, where the step begins, +1 or (targeted)
+            -1, what ``_settings`` returns, and what ``within`` returns; it returns the moved images, the momentum, and
+            losses and scores of the images before.
         """
         gradient, norm = autodiff.gradient(objective.loss_and_scores, has_aux=True), NORMS[self.norm]
 
-        def move(x, y, images, momentum, sign, settings, limits):
+        def move(y, images, momentum, sign, settings, back):
             (losses, scores), slope = gradient(images, y)
             direction = sign * slope
             if self.decay is not None:
                 direction = momentum = settings[2] * momentum + _by_l1(direction)
-            moved = images + settings[1] * norm.direction(direction)
-            return self.within(x, moved, settings[0], limits), momentum, losses, scores
+            return back(images + settings[1] * norm.direction(direction)), momentum, losses, scores
 
         return move
 
-    def within(self, x, moved, epsilon, limits):
-        """Images ``moved`` brought back into the ball around ``x`` and the bounds."""
+    def within(self, x, epsilon, limits):
+        """What brings moved images back into the ball around ``x`` and the bounds, a function of them."""
+        back = NORMS[self.norm].region(x, epsilon, limits)
         # Where the ball is no box, the order of the two matters a little; each attack has that of Cleverhans.
-        if self.decay is None:
-            moved = ops.clip(moved, limits[0], limits[1])
-        return ops.clip(x + NORMS[self.norm].project(moved - x, epsilon), limits[0], limits[1])
+        if self.norm == "linf" or self.decay is not None:
+            return back
+        return lambda moved: back(ops.clip(moved, limits[0], limits[1]))
 
 
 def _better(images, losses, scores, y, sign, best, loss, fooled):

@@ -15,6 +15,11 @@ class Linf:
         """The closest perturbation within the ball."""
         return ops.clip(perturbation, -epsilon, epsilon)
 
+    def region(self, x, epsilon, limits):
+        """What brings images into the ball around ``x`` and within limits (lowest, highest), a function of them."""
+        low, high = ops.maximum(x - epsilon, limits[0]), ops.minimum(x + epsilon, limits[1])
+        return lambda images: ops.minimum(ops.maximum(images, low), high)  # quicker than a clip by tensors
+
     def dual(self, gradients):
         """What a step of norm 1 changes at most: the L1 norms ``(b, k)`` of gradients ``(b, k, ...)``."""
         return ops.sum(ops.abs(gradients), axis=_axes(gradients)[1:])
@@ -37,6 +42,10 @@ class L2:
     def project(self, perturbation, epsilon):
         """The closest perturbation within the ball."""
         return perturbation * ops.minimum(1.0, epsilon / ops.maximum(_length(perturbation), 1e-12))
+
+    def region(self, x, epsilon, limits):
+        """What brings images into the ball around ``x``, then within limits (lowest, highest), a function of them."""
+        return lambda images: ops.clip(x + self.project(images - x, epsilon), limits[0], limits[1])
 
     def dual(self, gradients):
         """What a step of norm 1 changes at most: the L2 norms ``(b, k)`` of gradients ``(b, k, ...)``."""

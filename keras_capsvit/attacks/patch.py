@@ -129,9 +129,9 @@ class PatchAttack(Attack):
         return (self.early_stop,)
 
     def _step(self, x):
-        """Change of a pixel in a step, ``(C,)``."""
+        """Change of a pixel in a step, a number, or ``(C,)`` where channels have their own bounds."""
         if self.step_size is not None:
-            return np.full(x.shape[-1], self.step_size, "float32")
+            return np.float32(self.step_size)
         return np.float32(2 / 255) * (self.limits(x)[1] - self.limits(x)[0])
 
     def _positions(self, shape, seed, numbers=None):

@@ -403,7 +403,8 @@ def chosen_output(outputs, output, name):
         output = "outputs"
     if output not in by_name:
         raise ValueError(
-            f"Expected output= to name one of the outputs of {name}, {list(by_name)}; received {output!r}."
+            f"Expected output= to name one of the outputs of {name}, {list(by_name)}; received {output!r}. What has no "
+            "such argument takes taps.scores(model, output) in place of the model."
         )
     return by_name[output]
 

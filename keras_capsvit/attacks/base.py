@@ -65,7 +65,7 @@ class Attack:
         return self, ()
 
     def limits(self, x):
-        """Bounds as an array, an argument of compiled functions: ``(2,)``, or ``(2, C)`` where channels have their own."""
+        """Bounds, an argument of compiled functions: an array ``(2,)``, or ``(2, C)`` where channels have their own."""
         checks.limits(self.bounds, x.shape[-1])
         return np.float32(self.bounds)  # not a row for equal channels, which backends spread over pixels slowly
 

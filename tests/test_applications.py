@@ -36,6 +36,7 @@ def replicate(network, head, x):
     return features.reshape(len(x), -1, features.shape[-1]).mean(axis=1) @ kernel + bias
 
 
+@pytest.mark.slow
 def test_densenet_is_the_one_of_keras(x):
     model = DenseNet(input_shape=(32, 32, 3), mean=MEAN, std=STD)
     assert trainable(model) == 7_978_856  # as timm's densenet121
@@ -47,6 +48,7 @@ def test_densenet_is_the_one_of_keras(x):
     assert model.taps["features"].shape == (None, 1, 1, 1024)
 
 
+@pytest.mark.slow
 @pytest.mark.peers
 def test_swin_has_the_published_size_and_is_reloaded(swin, x, tmp_path):
     assert trainable(SwinTransformer()) == 28_288_354
@@ -64,6 +66,7 @@ def test_swin_has_the_published_size_and_is_reloaded(swin, x, tmp_path):
     assert again.get_config() == swin.get_config()
 
 
+@pytest.mark.slow
 @pytest.mark.peers
 def test_swin_learns(swin, x):
     swin.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))

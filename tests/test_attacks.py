@@ -373,6 +373,7 @@ def test_float_error_at_the_bounds_is_tolerated_and_an_empty_batch_is_fine():
     assert attacks.FGSM(0.1)(linear, X[:0], Y[:0]).shape == (0, 12, 12, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_a_served_model_is_attacked_like_the_live_one(capsnet, tmp_path):
     from keras_capsvit import serving

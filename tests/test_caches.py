@@ -105,6 +105,7 @@ def hidden():
     return weakref.ref(model)
 
 
+@pytest.mark.slow
 def test_a_changed_model_is_seen():
     model, attack = net("relu"), attacks.FGSM(0.1)
     attack(model, images(), LABELS)

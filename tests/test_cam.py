@@ -220,6 +220,7 @@ def test_served_models_have_the_maps_of_live_ones(kind, tmp_path):
     np.testing.assert_allclose(kind(foreign)(x, ids), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_maps_of_tokens():
     import tensorflow as tf

@@ -172,6 +172,7 @@ def test_published_sizes_of_networks_for_imagenet(name, parameters):
     assert model.output_shape == (None, 1000)
 
 
+@pytest.mark.slow
 def test_published_size_of_the_deepest():
     # With a quarter of the filters, scaled up: kernels have a sixteenth, but those of the first convolution and of the
     # dense layer a quarter, as normalisations have.

@@ -70,6 +70,7 @@ def test_no_image_goes_beyond_epsilon_or_moves_once_it_is_fooled():
     np.testing.assert_array_equal(attacks.DeepFool()(linear, X, wrong), X)
 
 
+@pytest.mark.slow
 def test_a_batch_is_its_images_one_by_one():
     keras.utils.set_random_seed(0)
     model = CapsNet((12, 12, 1), 5, kernel_size=3, filters=6, num_types=2, primary_dim=4, capsule_dim=5)

@@ -32,6 +32,7 @@ def test_error_is_the_distance_to_what_the_winning_capsule_decodes(capsnet):
         attacks.reconstruction_error(CapsNet((12, 12, 1), 3, **SETTINGS))
 
 
+@pytest.mark.slow
 def test_steps_are_equations_5_and_6(capsnet):
     error = attacks.reconstruction_error(capsnet)
     attack = attacks.DetectionAware(0.1, error=error, beta=0.3, step_size=0.02, steps=3, random_start=False)
@@ -51,6 +52,7 @@ def test_steps_are_equations_5_and_6(capsnet):
     np.testing.assert_allclose(attack(objective, X, Y), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_trades_fooling_for_hiding(capsnet):
     error = attacks.reconstruction_error(capsnet)
     objective = attacks.votes(capsnet)
@@ -134,6 +136,7 @@ def test_what_is_no_error_is_refused():
         evaluate.detection(model, brighter, [], error=brightness, threshold=1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_a_served_model_is_watched_like_the_live_one(capsnet, tmp_path):
     from keras_capsvit import serving

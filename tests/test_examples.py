@@ -23,6 +23,7 @@ def run(script, *args):
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_quickstart_writes_what_it_says(tmp_path):
     printed = run("quickstart.py", "--epochs", 1, "--image-size", 12, "--out", tmp_path).strip().splitlines()
@@ -36,6 +37,7 @@ def test_quickstart_writes_what_it_says(tmp_path):
     assert serving.load(tmp_path).input_shape == (None, 12, 12, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_train_step_benchmark_compares_the_two(tmp_path):
     printed = run("benchmarks/train_step.py", "--batch-size", 2, "--size", 9, "--rounds", 2).splitlines()
@@ -45,6 +47,7 @@ def test_train_step_benchmark_compares_the_two(tmp_path):
     assert 100 < megabytes < 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_attack_benchmark_compares_with_what_is_installed():
     printed = run("benchmarks/attacks.py", "--steps", 2, "--batch-size", 2, "--rounds", 1).splitlines()
@@ -130,6 +133,7 @@ def test_squeezenet_reads_its_weights(tmp_path, monkeypatch):
         importer.squeezenet(tmp_path / "less.npz")
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_explain_cnn_draws_saved_models(tmp_path):
     keras.utils.save_img(tmp_path / "one.png", np.random.default_rng(0).uniform(size=(40, 50, 3)))
@@ -144,6 +148,7 @@ def test_explain_cnn_draws_saved_models(tmp_path):
     assert (tmp_path / "maps.png").stat().st_size > 20_000
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_compare_explanations_on_a_capsule_network(tmp_path, small_model):
     small_model().save(tmp_path / "model.keras")
@@ -169,6 +174,7 @@ def squeezenet_weights(tmp_path):
     return tmp_path / "weights.npz"
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_compare_explanations_on_squeezenet(tmp_path, squeezenet_weights):
     entries = {"one.png": {"mask": "one_mask.png"}}
@@ -182,6 +188,7 @@ def test_compare_explanations_on_squeezenet(tmp_path, squeezenet_weights):
     assert len((tmp_path / "comparison.csv").read_text().splitlines()) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_compare_explanations_on_a_model_of_ones_own(tmp_path, squeezenet_weights):
     layers = keras.layers
@@ -208,6 +215,7 @@ def test_compare_explanations_on_a_model_of_ones_own(tmp_path, squeezenet_weight
     assert result["objects"] == 2 and result["options"]["model"] == "model.keras"
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_neurons_are_drawn(tmp_path, squeezenet_weights):
     options = ("--squeezenet", squeezenet_weights, "--layer", "fire2.conv1x1_1", "--neurons", 3)
@@ -217,6 +225,7 @@ def test_neurons_are_drawn(tmp_path, squeezenet_weights):
     assert (tmp_path / "neurons.png").stat().st_size > 20_000
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_relevance_benchmark_compares_with_the_gradient():
     options = ("--size", 32, "--batches", 1, "--rounds", 1)
@@ -227,6 +236,7 @@ def test_relevance_benchmark_compares_with_the_gradient():
     assert printed[-1].startswith("  peak memory ")
 
 
+@pytest.mark.slow
 @pytest.mark.peers
 @pytest.mark.tensorflow
 def test_patch_examples_compare_two_models_and_temperatures(tmp_path):
@@ -265,6 +275,7 @@ def test_patch_examples_compare_two_models_and_temperatures(tmp_path):
     assert "vit_width" not in found["options"]
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_patch_attack_benchmark_compares_with_the_gradients():
     printed = run("benchmarks/patch_attack.py", "--steps", 3, "--batch-size", 4, "--rounds", 1).splitlines()
@@ -273,6 +284,7 @@ def test_patch_attack_benchmark_compares_with_the_gradients():
     assert float(printed[2].split()[-1]) > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_python_in_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

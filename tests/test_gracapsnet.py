@@ -110,6 +110,7 @@ def test_unconditional_decoder_sees_every_capsule(small_model, resized):
         model.reconstruct(resized(2, 12), [1, 2])
 
 
+@pytest.mark.slow
 def test_a_model_with_decoder_trains_inside_another(small_model, resized, digits):
     inner = compiled(small_model(reconstruction="conditional"))
     x, y = resized(40, 12), digits[1][:40]

@@ -146,6 +146,7 @@ def two_inputs():
     return keras.Model([x, meta], layers.Dense(3, name="head")(joined))
 
 
+@pytest.mark.slow
 def test_fixed_inputs_are_batched_and_broadcast(two_inputs, tmp_path):
     x, rows = images(5, 4, 4, 3), images(5, 2, seed=1)
     weight = two_inputs.get_layer("head").get_weights()[0][:48, 1].reshape(4, 4, 3)
@@ -240,6 +241,7 @@ def test_pixels_out_of_the_range_are_refused():
 # Formats.
 
 
+@pytest.mark.slow
 def test_channels_first():
     keras.utils.set_random_seed(0)
     random = np.random.default_rng(0)
@@ -365,6 +367,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("onednn", "dtype"), [("0", "float32"), ("1", "float32"), ("0", "float64")])
 def test_grouped_convolutions_on_all_machines(onednn, dtype, fresh_process, monkeypatch):
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", onednn)

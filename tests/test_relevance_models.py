@@ -195,6 +195,7 @@ def test_architectures_are_explained(family):
     np.testing.assert_allclose(report.relevance + lost, report.rows[0].arrived, rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_transformer_is_explained_and_its_constants_keep_their_relevance():
     keras.utils.set_random_seed(0)
     model = networks.vit()

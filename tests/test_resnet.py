@@ -118,6 +118,7 @@ def test_standardised_kernels():
     np.testing.assert_allclose(layer(x), [convolved(image, standard) for image in x], atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [ResNet18, ResNet50])
 def test_group_norm_and_weight_standardisation_train_and_reload(make, tmp_path):
     x = np.random.default_rng(0).uniform(size=(2, 33, 21, 3)).astype("float32")
@@ -170,6 +171,7 @@ def test_resnet18_computes_what_loops_compute(x, saved):
     np.testing.assert_allclose(model(x), logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_batches_of_another_size_leave_memory_alone(fresh_process):
     # As strided convolutions, the shortcuts crashed the process here.
     code = """

@@ -113,6 +113,7 @@ def png(pixels):
     return encoded.getvalue()
 
 
+@pytest.mark.slow
 def test_c_api_answers_and_refuses_without_python_tensorflow(x, served, tmp_path, fresh_process):
     np.save(tmp_path / "x.npy", x)
     (tmp_path / "one.png").write_bytes(png(x[0]))
@@ -132,6 +133,7 @@ def test_c_api_answers_and_refuses_without_python_tensorflow(x, served, tmp_path
                 assert found[f"{endpoint}/{name}"].dtype == value.numpy().dtype
 
 
+@pytest.mark.slow
 def test_c_api_program_lists_and_answers(x, served, tmp_path):
     def run(*args):
         command = [sys.executable, str(SERVE / "c_api.py"), str(MODEL), *map(str, args)]
@@ -510,6 +512,7 @@ def test_export_writes_endpoints_card_and_warm_up(small_model, main, tmp_path):
     assert (tmp_path / "out" / "1" / "assets.extra" / "tf_serving_warmup_requests").is_file()
 
 
+@pytest.mark.slow
 def test_digits_model_is_made_by_its_script(main, tmp_path):
     pytest.importorskip("tensorflow_serving")
     printed = "\n".join(main("make_digits_model", "--epochs", 1, "--out", tmp_path))

@@ -216,6 +216,7 @@ def trained(small_model, resized, digits):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["keras", pytest.param("saved_model", marks=tensorflow_only)])
 def test_reload_in_a_fresh_process(trained, resized, tmp_path, fresh_process, kind):
     x = resized(8, 12)
@@ -237,6 +238,7 @@ def test_reload_in_a_fresh_process(trained, resized, tmp_path, fresh_process, ki
             assert float(steps) == 4
 
 
+@pytest.mark.slow
 @tensorflow_only
 def test_served_model_has_the_contract_of_the_live_one(both):
     live, served = both("gracapsnet")
@@ -259,6 +261,7 @@ def test_served_model_has_the_contract_of_the_live_one(both):
     assert served.card["input"] == {"name": "images", "shape": [None, 12, 12, 1], "dtype": "float32", "range": [0, 1]}
 
 
+@pytest.mark.slow
 @tensorflow_only
 @pytest.mark.parametrize(
     "name, goal", [("convnet_avg", "logits"), ("vit", "logits"), ("dynamic", "capsules"), ("dynamic", "votes")]
@@ -300,6 +303,7 @@ def test_explanations_are_those_of_the_live_model(both, name, explainer):
     np.testing.assert_allclose(two, one, atol=1e-6)
 
 
+@pytest.mark.slow
 @tensorflow_only
 def test_saved_model_cli_shows_and_runs_every_endpoint(exported, tmp_path, capsys, monkeypatch):
     model, folder = exported("gracapsnet")
@@ -466,6 +470,7 @@ print("survived")
 """
 
 
+@pytest.mark.slow
 @tensorflow_only
 @pytest.mark.parametrize("moment", ["while it is written", "before it is renamed"])
 def test_an_export_that_is_killed_leaves_no_version(tmp_path, moment):

@@ -203,6 +203,7 @@ for folder in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_answers_without_keras(tmp_path, fresh_process):
     x, folders = images(), {}
     np.save(tmp_path / "x.npy", x)
@@ -243,6 +244,7 @@ def test_mixed_precision_answers_in_float32(policy, tmp_path):
     np.testing.assert_allclose(taps.scores(loaded)(x), taps.scores(model)(x), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_taps_of_any_name(tmp_path):
     x = images(3, 12) / 255
     model = nested(vit(), layers.Softmax())
@@ -266,6 +268,7 @@ def test_taps_of_any_name(tmp_path):
         served(model, tmp_path, taps=["attention_7"])
 
 
+@pytest.mark.slow
 def test_taps_of_a_model_of_ours_inside_another(tmp_path):
     capsules = GraCapsNet((12, 12, 3), 4, **CAPSULES)
     scaled = keras.Sequential([keras.Input((12, 12, 3)), layers.Rescaling(1 / 255), capsules])
@@ -284,6 +287,7 @@ def test_taps_of_a_model_of_ours_inside_another(tmp_path):
     assert explained["outputs"].shape == (3, 3)
 
 
+@pytest.mark.slow
 def test_scores_of_a_model_inside_are_not_taken_for_those_of_the_exported_one(tmp_path):
     """A served model is asked for its tap ``logits``, if it has one."""
     inner, x = ResNet20((8, 8, 3), 4, filters=4), images() / 255

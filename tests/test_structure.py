@@ -93,6 +93,7 @@ def test_every_part_has_its_arrows_listed():
     assert {part(path) for path in FILES} == set(ALLOWED)
 
 
+@pytest.mark.slow
 def test_import_needs_neither_tensorflow_nor_matplotlib(fresh_process):
     code = """
 import os, sys

@@ -106,6 +106,7 @@ def test_scores_before_raw_tensorflow_ops_and_traced_functions():
         np.testing.assert_allclose(taps.scores(model)(x), plain(x), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_sigmoid_is_two_classes():
     x, plain = images(), network(1)
     z = ops.convert_to_numpy(plain(x))

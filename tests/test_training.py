@@ -31,6 +31,7 @@ def test_trains_and_writes_its_log(streams, small_model, tmp_path):
     assert float(model.optimizer.learning_rate) < 1e-6  # the end of the cosine
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_ends_where_it_would_have(streams, tmp_path, monkeypatch):
     recipe = training.Recipe(epochs=3, learning_rate=0.003, schedule="cosine", loss="cross_entropy")
 
@@ -167,6 +168,7 @@ def test_adversarial_training_reports_means_over_the_epoch(streams):
         assert history[name][0] == pytest.approx(expected[name], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_adversarial_training_makes_robust(streams):
     # So many steps that the network learns more than chance, which is 1 in 10, from adversarial examples alone.
     recipe = training.Recipe(epochs=40, learning_rate=0.005, loss="cross_entropy")
@@ -194,6 +196,7 @@ def test_adversarial_training_goes_on_where_no_gradient_reaches_a_batch(streams)
     assert np.any(model.get_weights()[-1])
 
 
+@pytest.mark.slow
 def test_an_interrupted_adversarial_training_ends_where_it_would_have(streams, tmp_path):
     recipe = training.Recipe(epochs=3, learning_rate=0.003, schedule="cosine", loss="cross_entropy")
     calls = 0

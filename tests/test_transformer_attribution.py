@@ -87,6 +87,7 @@ def per_image(lists):
     return zip(*[[list(each) for each in zip(*part, strict=True)] for part in lists], strict=True)
 
 
+@pytest.mark.slow
 def test_maps_of_a_foreign_transformer_are_those_of_loops():
     model, x, ids = vit(), images(3), [4, 0, 2]
     attentions, gradients = attention_and_gradients(model, x, ids)
@@ -156,6 +157,7 @@ def test_twins_have_the_same_maps(kind, twin):
     np.testing.assert_allclose(kind(TWINS[twin](model))(255 * x, 1), kind(model)(x, 1), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("kind", EXPLAINERS, ids=named)
 def test_served_models_have_the_maps_of_live_ones(kind, tmp_path):

@@ -73,6 +73,7 @@ def replica(model, image, temperature):
     return sum(heads) / 2, np.array(attention)
 
 
+@pytest.mark.slow
 def test_published_sizes():
     for model, count in [
         (DeiT("Ti/16"), 5_717_416),
@@ -143,6 +144,7 @@ def test_high_temperature_is_uniform_attention(x):
     np.testing.assert_allclose(taps.tap(model, "attention_1")(x), 1 / 13, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

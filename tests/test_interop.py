@@ -38,7 +38,7 @@ def test_their_pgd_on_the_votes_equals_ours(library, options, steps, attack_of, 
     features = keras.Sequential([keras.Input((12, 12, 1)), keras.layers.Conv2D(6, 3, strides=2, activation="tanh")])
     model = CapsNet((12, 12, 1), 10, backbone=features, kernel_size=3, num_types=2, primary_dim=4, capsule_dim=5)
     x, y = resized(8, 12), digits[1][:8]
-    pgd = attacks.PGD(0.1, step_size=0.03, steps=steps, random_start=False)
+    pgd = attacks.PGD(0.1, step_size=0.03, steps=steps, random_start=False, keep="last")  # as theirs do
     found = pgd(attacks.votes(model), x, y)
     assert (np.abs(found - x).max((1, 2, 3)) > 0.029).all()
     np.testing.assert_allclose(theirs(pgd, attacks.votes(model), x, y, **options), found, atol=1e-6)

@@ -348,6 +348,8 @@ def outcome(name, kind_name):
             received = run(name, kind, model, x, kind.scale)
         except (ValueError, NotImplementedError) as error:
             return _refused(error)
+        except Exception as error:
+            return f"FAILS: {type(error).__name__}: {' '.join(str(error).split())}"
     return _compared(expected, received, kind)
 
 

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 
 from keras_capsvit import GraCapsNet
 
-settings.register_profile("tests", max_examples=25, deadline=None)
+settings.register_profile("tests", max_examples=25, deadline=None, derandomize=True)
 settings.load_profile("tests")
 
 
@@ -29,8 +29,11 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def seed():
+def seed(request, monkeypatch):
+    """Every test draws the same numbers, whichever tests ran before it."""
     keras.utils.set_random_seed(0)
+    if hasattr(request.module, "rng"):
+        monkeypatch.setattr(request.module, "rng", np.random.default_rng(0))
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ class ScoreCAM(ModelExplainer):
     """Score-CAM (Wang et al. 2020) by tf-keras-vis: no gradients, but a forward pass per channel.
 
     Args:
-        model: see ModelExplainer; one that tells the size of its images.
+        model: see ModelExplainer.
         layer: see GradCAM.
         output: see ModelExplainer.
         batch_size: int >= 1, masked images per pass; all masked copies of one image are in memory at a time.
@@ -26,18 +26,27 @@ class ScoreCAM(ModelExplainer):
 
     Raises:
         ImportError: if tf-keras-vis is not installed.
-        ValueError: on a backend other than TensorFlow, for a model without a feature map or a size of its images.
+        ValueError: on a backend other than TensorFlow, and for a model without a feature map.
     """
 
     def __init__(self, model, *, layer=None, output=None, batch_size=32):
-        library = _tf_keras_vis("scorecam")
+        _tf_keras_vis("scorecam")
         super().__init__(model, batch_size, output)
-        place = taps.feature_map(self.scores, layer=layer, before_attention=True)
-        inputs = keras.Input(self.scores.input_shape)
-        features = _View(lambda x: place.on_grid(self.scores.intermediates(x, [place.layer])[0][0]))
-        scores = _View(self.scores)
-        features(inputs)
-        self._features, self._maps = features, library.Scorecam(keras.Model(inputs, scores(inputs)))
+        self._layer, self._of_shapes = layer, {}
+        shape = self.scores.input_shape
+        if shape is not None and None not in shape:
+            self._of_shape(shape)
+
+    def _of_shape(self, shape):
+        """The feature map as a layer, and tf-keras-vis's Score-CAM, for images ``shape`` (H, W, C)."""
+        if shape not in self._of_shapes:
+            inputs = keras.Input(shape)
+            place = taps.feature_map(self.scores, inputs, layer=self._layer, before_attention=True)
+            features = _View(lambda x: place.on_grid(self.scores.intermediates(x, [place.layer])[0][0]))
+            scores = _View(self.scores)
+            features(inputs)
+            self._of_shapes[shape] = features, _tf_keras_vis("scorecam").Scorecam(keras.Model(inputs, scores(inputs)))
+        return self._of_shapes[shape]
 
     def attributions(self, x, ids):
         ids = self.resolved(x, ids)
@@ -45,11 +54,12 @@ class ScoreCAM(ModelExplainer):
         return np.concatenate([ops.convert_to_numpy(each) for each in maps])
 
     def _map(self, image, of_class):
+        features, scorecam = self._of_shape(tuple(image.shape[1:]))
         score = _tf_keras_vis("utils.scores").CategoricalScore([int(of_class)])
         settings = {"seek_penultimate_conv_layer": False, "expand_cam": False, "normalize_cam": False}
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # progress of the forward passes
             warnings.filterwarnings("ignore", "The structure of `inputs`")  # it passes lists
-            maps = self._maps(score, image, penultimate_layer=self._features, batch_size=self.batch_size, **settings)
+            maps = scorecam(score, image, penultimate_layer=features, batch_size=self.batch_size, **settings)
         return enlarged(ops.cast(maps, "float32"), image.shape[1:3])
 
 
@@ -61,7 +71,7 @@ class _View(keras.layers.Layer):
         self._function = function
 
     def call(self, x):
-        return self._function(x)
+        return ops.cast(self._function(x), "float32")
 
 
 def _tf_keras_vis(module):

@@ -240,7 +240,7 @@ def test_mixed_precision_answers_in_float32(policy, tmp_path):
     x = images() / 255
     loaded = served(model, tmp_path, taps=["conv1"])
     assert loaded(x).dtype == loaded.taps["conv1"](x).dtype == "float32"
-    # The server fuses ops and rounds less often: by a rounding of a half-precision number or so after each of few layers.
+    # The server fuses ops and rounds less often: by a rounding of half precision or so after each of few layers.
     rounding = {"mixed_float16": 2**-10, "mixed_bfloat16": 2**-7}[policy]
     for received, expected in ((loaded(x), model(x)), (taps.scores(loaded)(x), taps.scores(model)(x))):
         expected = ops.convert_to_numpy(ops.cast(expected, "float32"))

@@ -77,11 +77,12 @@ def export(
         pathlib.Path of the new version folder, one above the highest version in ``path``.
 
     Raises:
-        ValueError: on a backend other than TensorFlow; for what is no Keras model, or one without scores, with several
-            inputs, with several outputs unless ``output`` names one, with channels in front, or that does not tell the
-            shape of its images or the range of their pixels; for taps that are none, names that other endpoints have,
-            explainers that cannot run in a graph, are of another model, or return no maps; for warm-up images of
-            another shape, and cards that are no JSON or contradict what is measured.
+        ValueError: on a backend other than TensorFlow; for what is no Keras model, or one without scores, with
+            variables or scores that are not finite, with several inputs, with several outputs unless ``output`` names
+            one, with channels in front, or that does not tell the shape of its images or the range of their pixels; for
+            taps that are none, names that other endpoints have, explainers that cannot run in a graph, are of another
+            model, or return no maps; for warm-up images of another shape, and cards that are no JSON or contradict what
+            is measured.
         ImportError: for ``warmup`` without tensorflow-serving-api.
 
     Example::
@@ -97,6 +98,7 @@ def export(
     card = _checked_card(card)
     if warmup is not None:
         warmup = warming.check(warmup, builder.images)
+        _check_finite(subject, warmup)
     for explainer in explainers.values():
         if hasattr(explainer, "refresh"):  # relevance has folded the weights of the time when it was made
             explainer.refresh()
@@ -190,7 +192,27 @@ def _checked_model(model, output, input_shape):
     if not model.built:
         model(blank(shape))
         subject = scores(model, output)  # with the variables that it has now
+    _check_finite(subject, subject.noise([size or 64 for size in shape])[:4])
     return subject, shape
+
+
+def _check_finite(subject, images):
+    """Refuse a model with NaN or infinite variables, or such scores of images."""
+    broken = [variable.path for variable in subject.model.variables if not _is_finite(variable)]
+    if broken:
+        raise ValueError(
+            f"Expected a model of finite variables; {subject.name} has NaN or infinite values in {len(broken)}: "
+            f"{', '.join(broken[:5])}{', ...' if len(broken) > 5 else ''}. Train it anew, or load weights that are."
+        )
+    if not _is_finite(subject(tf.constant(images))):
+        raise ValueError(
+            f"Expected a model of finite class scores; {subject.name} returns NaN or infinite ones. Evaluate it on "
+            "images that it was trained on."
+        )
+
+
+def _is_finite(values):
+    return bool(np.isfinite(keras.ops.convert_to_numpy(values).astype("float64")).all())
 
 
 def _checked_taps(subject, shape, output, wanted):

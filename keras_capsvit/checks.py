@@ -63,6 +63,16 @@ def finite(values, name):
     return values
 
 
+def finite_variables(model):
+    """Refuse a Keras model with NaN or infinite variables, which fused kernels may hide: their ReLU makes 0 of NaN."""
+    broken = [one.path for one in model.variables if not np.isfinite(np.float64(ops.convert_to_numpy(one))).all()]
+    if broken:
+        raise ValueError(
+            f"Expected a model of finite variables; {model.name} has NaN or infinite values in {len(broken)}: "
+            f"{', '.join(broken[:5])}{', ...' if len(broken) > 5 else ''}. Train it anew, or load weights that are."
+        )
+
+
 def images(x, *, bounds=None, empty=True):
     """Images ``(b, H, W, C)`` as a finite float32 array.
 

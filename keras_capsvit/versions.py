@@ -29,10 +29,12 @@ def warn_of_untested():
 def _installed(name):
     if name == "Python":
         return "{}.{}".format(*sys.version_info)
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    for package in (name, f"{name}-cpu"):  # TensorFlow has a release without GPUs under another name
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
 
 
 def _release(version):

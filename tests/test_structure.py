@@ -20,7 +20,7 @@ ALLOWED = {
     "patches": {"checks"},
     "data": {"checks", "patches", "data"},
     "plot": set(),
-    "serving": {"ops", "taps", "serving"},
+    "serving": {"ops", "taps", "checks", "serving"},
     "losses": {"ops", "checks"},
     "metrics": {"ops"},
     "training": {"losses", "metrics", "taps", "checks", "private"},

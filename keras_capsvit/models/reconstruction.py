@@ -140,9 +140,19 @@ class CapsuleModel(ConfiguredModel):
         return self._decode(tap(self, "capsules")(x), labels)
 
     def _decode(self, capsules, labels):
-        if self.reconstruction == "conditional":
-            capsules = self._mask(capsules, labels)
-        return self.decoder(capsules)
+        return self.decoder(self._seen(capsules, labels))
+
+    def _seen(self, capsules, labels):
+        """What the decoder sees of class capsules."""
+        return self._mask(capsules, labels) if self.reconstruction == "conditional" else capsules
+
+    def _error(self, capsules, labels, images):
+        """Squared error of decoded images, summed over pixels, ``(b,)``."""
+        seen = self._seen(capsules, labels)
+        decoded = self.decoder(seen)
+        error = ops.sum(ops.square(decoded - ops.cast(images, decoded.dtype)), axis=(1, 2, 3))
+        # On CPUs the decoder's ReLUs, fused with what is before them, make 0 of NaN.
+        return ops.where(ops.any(ops.isnan(seen), axis=(1, 2)), float("nan"), error)
 
     def _check_labels(self, labels):
         several = isinstance(labels, dict)
@@ -183,9 +193,9 @@ class CapsuleModel(ConfiguredModel):
         if self.reconstruction == "conditional" and isinstance(y, dict):
             error = 0.0
             for k in range(y["classes"].shape[1]):
-                error = error + _squared_error(self._decode(y_pred["capsules"], y["classes"][:, k]), y["parts"][:, k])
+                error = error + self._error(y_pred["capsules"], y["classes"][:, k], y["parts"][:, k])
         else:
-            error = _squared_error(self._decode(y_pred["capsules"], labels), x)
+            error = self._error(y_pred["capsules"], labels, x)
         if sample_weight is not None:
             error = error * ops.cast(ops.reshape(sample_weight, (-1,)), error.dtype)
         error = ops.mean(error)
@@ -219,7 +229,3 @@ class CapsuleModel(ConfiguredModel):
 
 def _scores(y_pred):
     return y_pred["scores"] if isinstance(y_pred, dict) else y_pred
-
-
-def _squared_error(decoded, images):
-    return ops.sum(ops.square(decoded - ops.cast(images, decoded.dtype)), axis=(1, 2, 3))

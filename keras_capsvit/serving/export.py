@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_capsvit import checks
 from keras_capsvit.serving import warmup as warming
 from keras_capsvit.serving.endpoints import BYTES, DEFAULT, EXPLAIN, Endpoints, blank
 from keras_capsvit.taps import input_range as range_of
@@ -198,21 +199,12 @@ def _checked_model(model, output, input_shape):
 
 def _check_finite(subject, images):
     """Refuse a model with NaN or infinite variables, or such scores of images."""
-    broken = [variable.path for variable in subject.model.variables if not _is_finite(variable)]
-    if broken:
-        raise ValueError(
-            f"Expected a model of finite variables; {subject.name} has NaN or infinite values in {len(broken)}: "
-            f"{', '.join(broken[:5])}{', ...' if len(broken) > 5 else ''}. Train it anew, or load weights that are."
-        )
-    if not _is_finite(subject(tf.constant(images))):
+    checks.finite_variables(subject.model)
+    if not np.isfinite(keras.ops.convert_to_numpy(subject(tf.constant(images)))).all():
         raise ValueError(
             f"Expected a model of finite class scores; {subject.name} returns NaN or infinite ones. Evaluate it on "
             "images that it was trained on."
         )
-
-
-def _is_finite(values):
-    return bool(np.isfinite(keras.ops.convert_to_numpy(values).astype("float64")).all())
 
 
 def _checked_taps(subject, shape, output, wanted):

@@ -1,5 +1,7 @@
 """Images of another size than a model takes, before and after it was called once."""
 
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from keras import ops
 from keras_capsvit import attacks, explain, models
 
 SIZES = r"Expected images .*received \(2, 12, 12, 1\)"
+KERAS = "incompatible|imensions must be equal"  # what Keras and backends say, of models that tell no size
 
 
 def images(size):
@@ -55,11 +58,14 @@ CALLS = {
 @pytest.mark.parametrize("of", MODELS)
 @pytest.mark.parametrize("name", CALLS)
 def test_another_size_is_refused_also_after_a_call(name, of):
-    call = CALLS[name](MODELS[of]())
-    for _ in range(2):
-        with pytest.raises(ValueError, match=SIZES):
-            call(images(12))
-        assert call(images(8)).shape[:3] == (2, 8, 8)
+    call, told = CALLS[name](MODELS[of]()), of in ("capsules", "convolutions")
+    with pytest.raises(ValueError, match=SIZES if told else f"{SIZES}|{KERAS}"):
+        call(images(12))
+    assert call(images(8)).shape[:3] == (2, 8, 8)
+    with pytest.raises(
+        ValueError, match=SIZES if told or not isinstance(call, types.FunctionType) else f"{SIZES}|{KERAS}"
+    ):
+        call(images(12))
 
 
 def test_maps_of_models_that_keep_their_size():

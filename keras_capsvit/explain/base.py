@@ -105,9 +105,11 @@ class ModelExplainer(Explainer):
     def _number_of_classes(self, x):
         try:
             return self._scores(x[:1]).shape[-1]
-        except ValueError:
-            raise
-        except Exception as error:  # the backend's own, which do not speak of images
+        except Exception as error:
+            # Of a model that took another size it is about the size; others, but for the backend's own, speak for
+            # themselves.
+            if isinstance(error, ValueError) and not self._classes:
+                raise
             raise checks.wrong_size(x, self.scores.name, error) from error
 
     def predicted(self, x):

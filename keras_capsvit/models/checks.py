@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from keras_capsvit.files import FileError
+
 
 def check_images(input_shape, num_classes, *, smallest=1):
     """Refuse shapes that are not images of at least ``smallest`` pixels each way, and fewer than two classes."""
@@ -68,4 +70,4 @@ def refuse_weights(problems, path, model, expected):
     if problems:
         shown = "; ".join(sorted(problems)[:10])
         more = f"; and {len(problems) - 10} more, {len(problems)} in all" if len(problems) > 10 else ""
-        raise ValueError(f"{path.name} does not fit {model.name}: {shown}{more}. {expected}")
+        raise FileError(f"{path.name} does not fit {model.name}: {shown}{more}. {expected}")

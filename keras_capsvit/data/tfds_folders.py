@@ -1,0 +1,82 @@
+"""Data sets in the folders of TensorFlow Datasets, which are checked to be whole before anything is made of them."""
+
+import functools
+import pathlib
+
+import tensorflow as tf
+
+from keras_capsvit.files import read_json, reading, refuse
+
+_KIND = "a file of a prepared TFDS folder"
+
+
+def read_tfds(name, data_dir, download):
+    """A callable from splits to unbatched streams of a data set in a TFDS folder.
+
+    Every file of a split is read once when the split is asked for, to compare its checksums and number of examples;
+    once per process, as long as the file stays as it is.
+
+    Args:
+        name: str, of the data set.
+        data_dir: path of the TFDS folders; None for TFDS's own default.
+        download: bool, let TFDS download and prepare what is missing.
+
+    Returns:
+        Callable ``split → tf.data.Dataset`` of examples ``(image, label)``.
+
+    Raises:
+        FileNotFoundError: if the folder, or a file of it, is missing and ``download`` is false; names it.
+        ValueError: for files that are damaged or were not written to their end, with their names; and splits that there
+            are not.
+    """
+    import tensorflow_datasets as tfds
+
+    where = pathlib.Path(data_dir) / name if data_dir is not None else f"the TFDS folder of {name}"
+    with reading(where, "a prepared TFDS folder", _remedy(name)):
+        builder = tfds.builder(name, data_dir=None if data_dir is None else str(data_dir))
+    if download:
+        builder.download_and_prepare()
+    folder = pathlib.Path(builder.data_dir)
+    if not (folder / "dataset_info.json").is_file():
+        raise FileNotFoundError(
+            f"Data set {name!r} was expected in the prepared TFDS folder {folder}, which does not exist or was not "
+            "written to its end. Prepare it there, name another folder with data_dir, or let TFDS fetch it with "
+            "download=True."
+        )
+    for file in ("dataset_info.json", "features.json"):
+        read_json(folder / file, _KIND)
+    with reading(folder / "dataset_info.json", _KIND, _remedy(name)):
+        lengths = {
+            str(path): length
+            for split in builder.info.splits.values()
+            for path, length in zip(split.filepaths, split.shard_lengths, strict=True)
+        }
+
+    def read(split):
+        with reading(folder / "dataset_info.json", f"{_KIND} with a split {split!r}", _remedy(name)):
+            files = [str(path) for path in builder.info.splits[split].filepaths]
+        missing = [file for file in files if not pathlib.Path(file).is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"Expected {len(files)} files of {name!r}; {len(missing)} are missing: {', '.join(missing[:10])}. "
+                f"{_remedy(name)}"
+            )
+        for file in files:
+            state = pathlib.Path(file).stat()
+            count = _examples(file, state.st_size, state.st_mtime_ns) if ".tfrecord" in file else lengths[file]
+            if count != lengths[file]:
+                refuse(file, _KIND, f"it has {count} examples, where {lengths[file]} are expected", _remedy(name))
+        return builder.as_dataset(split=split, as_supervised=True)
+
+    return read
+
+
+def _remedy(name):
+    return f"Delete the folder and let TFDS prepare {name!r} again with download=True, or copy it again."
+
+
+@functools.lru_cache(256)
+def _examples(file, size, changed):
+    """Number of examples in a file, whose checksums are compared; of a size and time of change."""
+    with reading(file, f"{_KIND} of {size:,} bytes"):
+        return int(tf.data.TFRecordDataset(file, buffer_size=2**20).reduce(0, lambda count, _: count + 1))

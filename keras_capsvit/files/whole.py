@@ -86,7 +86,7 @@ def _here():
 
 
 def _start(number):
-    """When a process of a number started, in the system's ticks, a str; "0" where that is not known or no process runs."""
+    """When a process of a number started, in ticks of the system, a str; "0" if that is not known or none runs."""
     try:
         # Behind the name, which is in brackets and may hold spaces: from the third field, the state, to the 22nd.
         fields = pathlib.Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()

@@ -30,8 +30,8 @@ def compare(model, explainers, dataset, metrics, *, target="predicted", batch_si
         Table, a row for each explainer: ``explainer``, for each metric its mean and, as ``"NAME std"`` and ``"NAME
         se"``, its standard deviation over images and the standard error of the mean (NaN of one image), ``images`` (how
         many) and ``seconds_per_image`` of explaining. The first batch of a call, in which functions are compiled, does
-        not count there unless there is no other. With ``per_image``, a pair of that and of a dict from explainers to dicts from
-        metrics to arrays ``(images,)``.
+        not count there unless there is no other. With ``per_image``, a pair of that and of a dict from explainers to
+        dicts from metrics to arrays ``(images,)``.
 
     Raises:
         ValueError: for no explainers or an empty data set; for maps and values of a wrong shape or not finite, with the

@@ -85,9 +85,8 @@ def fooling_rate(models, perturb, dataset, *, batch_size=128, work=None):
             taken = measured["iterations"][part][fooled] if batches else np.zeros(0)
             for kind in ("mean", "median"):
                 row[f"{kind}_iterations"] = float(getattr(np, kind)(taken)) if taken.size else float("nan")
-        rows.append(
-            {**row, "seconds_per_example": float(measured["seconds"][part].mean()) if batches else float("nan")}
-        )
+        seconds = float(measured["seconds"][part].mean()) if batches else float("nan")
+        rows.append({**row, "seconds_per_example": seconds})
     return Table(rows)
 
 

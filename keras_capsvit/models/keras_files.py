@@ -35,7 +35,7 @@ def load_keras_weights(model, path):
         ValueError: if tensors are missing, left over, of a wrong shape, not finite, or are negative variances, and for
             a file that cannot be read; leaves the model as it was.
     """
-    kind = f"a {''.join(path.suffixes[-2:])} file that Keras 3 wrote"
+    kind = _kind(path)
     with tempfile.TemporaryDirectory() as folder:
         own = pathlib.Path(folder) / "own.weights.h5"
         model.save_weights(own)
@@ -50,6 +50,18 @@ def load_keras_weights(model, path):
         for variable, values in before:
             variable.assign(values)
     refuse_weights(problems, path, model, EXPECTED)
+
+
+def stored_shapes(path):
+    """Shapes of the tensors of a ``.keras`` or ``.weights.h5`` file, by their names in it."""
+    with tempfile.TemporaryDirectory() as folder, reading(path, _kind(path), _REMEDY):
+        stored = _weights_file(path, folder, _kind(path))
+        with h5py.File(stored, "r") as file:
+            return {name: tensor.shape for name, tensor in _tensors(file).items()}
+
+
+def _kind(path):
+    return f"a {''.join(path.suffixes[-2:])} file that Keras 3 wrote"
 
 
 def _weights_file(path, folder, kind):

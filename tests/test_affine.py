@@ -41,7 +41,7 @@ def small_base(monkeypatch, digits):
     def read_tfds(name, data_dir, download):
         return lambda split: tf.data.Dataset.from_tensor_slices((arrays[name], digits[1][:40]))
 
-    monkeypatch.setattr(datasets, "_read_tfds", read_tfds)
+    monkeypatch.setattr(datasets, "read_tfds", read_tfds)
     return arrays, digits[1][:40]
 
 

@@ -475,6 +475,7 @@ def test_an_export_that_is_killed_leaves_no_version(tmp_path, moment):
     with pytest.raises(FileNotFoundError, match="found none"):
         serving.load(tmp_path)
     assert serving.export(flat(), tmp_path, input_range=(0, 1)) == tmp_path / "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]  # what was left is gone, where the system tells
 
 
 def flat():

@@ -70,6 +70,8 @@ class Npz(Arrays):
             with self._archive.open(entry) as part:
                 shape, _, dtype = self._header(part, name)
                 declared = part.tell() + math.prod(shape) * dtype.itemsize
+            if dtype.hasobject:
+                self._refuse(f"{name!r} holds objects of Python, which are never unpickled")
             self.shapes[name] = shape
             if dtype.kind not in _PLAIN:
                 continue

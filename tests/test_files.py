@@ -82,7 +82,7 @@ def npy(shape, dtype="<f4", values=b"", version=1):
         (npy((2**40, 2**40), values=bytes(4)), "of shape .* needs 4,835,703,278,458"),
         (npy((-2, -1), values=bytes(8)), r"float32 of shape \(-2, -1\)"),
         (npy((2,), values=bytes(8), version=2), "'a' is no array of plain numbers"),
-        (npy("(" * 300), "ValueError: Cannot parse header"),
+        (npy("(" * 300), "(TokenError|Cannot parse header)"),
         (b"\x93NUMPY", "ValueError: EOF"),
     ],
 )

@@ -244,9 +244,7 @@ def test_everything_that_does_not_fit_is_listed_and_nothing_changes(saved):
 
 def test_files_that_cannot_be_read(saved, tmp_path, monkeypatch):
     model = ResNet20((8, 8, 3), 10, filters=4)
-    with pytest.raises(
-        FileNotFoundError, match=r"Expected an .npz file .* at .*missing.npz; there is no such"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"Expected an .npz file .* at .*missing.npz; there is no such"):
         load_weights(model, tmp_path / "missing.npz")
     with pytest.raises(ValueError, match=r"Expected a .npz or .safetensors file; received weights.pth"):
         load_weights(model, tmp_path / "weights.pth")

@@ -127,7 +127,7 @@ def load(
         make = functools.partial(affnist.affnist, data_dir=data_dir)
         read = str  # it reads by the name of the split
     else:
-        read = _read_digits() if name == "digits" else read_tfds(base, data_dir, download)
+        read = _read_digits() if name == "digits" else read_tfds(base, data_dir, download, info(base).image_shape)
         make = make or functools.partial(_batches, shape=shape)
     splits = (split,) if isinstance(split, str) else split
     streams = tuple(

@@ -1,6 +1,7 @@
 """Data sets in the folders of TensorFlow Datasets, which are checked to be whole before anything is made of them."""
 
 import functools
+import math
 import pathlib
 
 import tensorflow as tf
@@ -10,7 +11,7 @@ from keras_capsvit.files import read_json, reading, refuse
 _KIND = "a file of a prepared TFDS folder"
 
 
-def read_tfds(name, data_dir, download):
+def read_tfds(name, data_dir, download, image_shape):
     """A callable from splits to unbatched streams of a data set in a TFDS folder.
 
     Every file of a split is read once when the split is asked for, to compare its checksums and number of examples;
@@ -20,6 +21,7 @@ def read_tfds(name, data_dir, download):
         name: str, of the data set.
         data_dir: path of the TFDS folders; None for TFDS's own default.
         download: bool, let TFDS download and prepare what is missing.
+        image_shape: ``(H, W, C)``; an example of many more bytes is refused, before its picture is decoded.
 
     Returns:
         Callable ``split → tf.data.Dataset`` of examples ``(image, label)``.
@@ -62,10 +64,14 @@ def read_tfds(name, data_dir, download):
                 f"{_remedy(name)}"
             )
         for file in files:
+            if ".tfrecord" not in file:
+                continue
             state = pathlib.Path(file).stat()
-            count = _examples(file, state.st_size, state.st_mtime_ns) if ".tfrecord" in file else lengths[file]
+            count, longest = _examples(file, state.st_size, state.st_mtime_ns)
             if count != lengths[file]:
                 refuse(file, _KIND, f"it has {count} examples, where {lengths[file]} are expected", _remedy(name))
+            if longest > 2 * math.prod(image_shape) + 1024:
+                refuse(file, _KIND, f"an example has {longest:,} bytes for images of {image_shape}", _remedy(name))
         return builder.as_dataset(split=split, as_supervised=True)
 
     return read
@@ -77,6 +83,10 @@ def _remedy(name):
 
 @functools.lru_cache(256)
 def _examples(file, size, changed):
-    """Number of examples in a file, whose checksums are compared; of a size and time of change."""
+    """Number of examples in a file of a size and time of change, and bytes of the longest; compares all checksums."""
+
+    def add(state, example):
+        return state[0] + 1, tf.maximum(state[1], tf.strings.length(example))
+
     with reading(file, f"{_KIND} of {size:,} bytes"):
-        return int(tf.data.TFRecordDataset(file, buffer_size=2**20).reduce(0, lambda count, _: count + 1))
+        return tuple(map(int, tf.data.TFRecordDataset(file, buffer_size=2**20).reduce((0, 0), add)))

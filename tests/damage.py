@@ -16,6 +16,7 @@ import collections
 import multiprocessing
 import os
 import pathlib
+import random
 import sys
 import tempfile
 import time
@@ -30,10 +31,11 @@ BAD = ("UNDOCUMENTED", "WRONG", "CODE RAN", "MEMORY", "HANG", "ENDED")
 
 
 def trials(files, seed, kinds):
-    """Kind, damage and seed of each file: all pairs in turn, so that each comes as often as any other."""
+    """Kind, damage and seed of each file: all pairs in turn, in a drawn order, so that each comes as often as others."""
     from damaged.kinds import KINDS
 
     pairs = [(kind, damage) for kind in kinds or KINDS for damage in KINDS[kind].damages]
+    random.Random(seed).shuffle(pairs)
     return [(*pairs[number % len(pairs)], seed + number) for number in range(files)]
 
 

@@ -31,7 +31,7 @@ BAD = ("UNDOCUMENTED", "WRONG", "CODE RAN", "MEMORY", "HANG", "ENDED")
 
 
 def trials(files, seed, kinds):
-    """Kind, damage and seed of each file: all pairs in turn, in a drawn order, so that each comes as often as others."""
+    """Kind, damage and seed of each file: all pairs in turn, in a drawn order, each as often as any other."""
     from damaged.kinds import KINDS
 
     pairs = [(kind, damage) for kind in kinds or KINDS for damage in KINDS[kind].damages]

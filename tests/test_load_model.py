@@ -10,14 +10,15 @@ import pytest
 
 from keras_capsvit import CapsNet, ConvNetFC, DeiT, GraCapsNet, MLPMixer, ResNet18, VisionTransformer, load_model
 
+SMALL = {"input_shape": (8, 8, 1), "num_classes": 3, "width": 8}
 MODELS = {
     "gracapsnet": lambda: GraCapsNet((9, 9, 1), 3, filters=8, num_heads=2, reconstruction="conditional"),
     "capsnet": lambda: CapsNet((14, 14, 1), 3, filters=8, num_types=2, kernel_size=5),
     "convnet": lambda: ConvNetFC((14, 14, 1), 3, filters=(4, 4, 4)),
     "resnet": lambda: ResNet18((16, 16, 3), 3, filters=4, mean=(0.5, 0.5, 0.5), std=(1.0, 1.0, 1.0)),
-    "vit": lambda: VisionTransformer("Ti/4", (8, 8, 1), 3, width=8, depth=1, num_heads=2, dropout=0.1),
-    "deit": lambda: DeiT("Ti/4", (8, 8, 1), 3, width=8, depth=1, num_heads=2, distilled=True),
-    "mixer": lambda: MLPMixer("S/4", (8, 8, 1), 3, width=8, depth=1, token_units=4, channel_units=4),
+    "vit": lambda: VisionTransformer("Ti/4", **SMALL, depth=1, num_heads=2, dropout=0.1),
+    "deit": lambda: DeiT("Ti/4", **SMALL, depth=1, num_heads=2, distilled=True),
+    "mixer": lambda: MLPMixer("S/4", **SMALL, depth=1, token_units=4, channel_units=4),
     "keras": lambda: keras.Sequential(
         [keras.Input((8, 8, 1)), keras.layers.Conv2D(3, 3), keras.layers.BatchNormalization(), keras.layers.Flatten()]
     ),
@@ -38,12 +39,12 @@ def test_models_are_as_they_were_saved(kind, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = load_model(tmp_path / "model.keras")
     assert type(loaded) is type(model)
-    assert loaded.get_config() == model.get_config()
+    assert json.dumps(loaded.get_config()) == json.dumps(model.get_config())
     assert loaded.compiled
     for before, after in zip(model.weights, loaded.weights, strict=True):
         np.testing.assert_array_equal(before, after, err_msg=before.path)
     x = np.random.default_rng(0).uniform(size=(2, *model.input_shape[1:])).astype("float32")
-    np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+    np.testing.assert_array_equal(loaded(x), model(x))
 
 
 def rewrite(path, change):
@@ -73,7 +74,7 @@ def inside(value):
         ),
         (inside({"class_name": "Popen", "module": "subprocess", "config": {}}), "names subprocess.Popen, which is not"),
         (
-            lambda config: {**config, "class_name": "Adam", "module": "keras.optimizers"},
+            lambda config: {**config, "class_name": "Adam", "module": "keras.optimizers", "registered_name": None},
             "cannot be read as a .keras file",
         ),
         (lambda config: [], "describes no model, but a list"),

@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras_capsvit.files import read_json, reading, refuse
 
 _KIND = "a file of a prepared TFDS folder"
+_REMEDY = "Delete the folder and let TFDS prepare it again with download=True, or copy it again."
 
 
 def read_tfds(name, data_dir, download, image_shape):
@@ -34,7 +35,7 @@ def read_tfds(name, data_dir, download, image_shape):
     import tensorflow_datasets as tfds
 
     where = pathlib.Path(data_dir) / name if data_dir is not None else f"the TFDS folder of {name}"
-    with reading(where, "a prepared TFDS folder", _remedy(name)):
+    with reading(where, "a prepared TFDS folder", _REMEDY):
         builder = tfds.builder(name, data_dir=None if data_dir is None else str(data_dir))
     if download:
         builder.download_and_prepare()
@@ -47,7 +48,7 @@ def read_tfds(name, data_dir, download, image_shape):
         )
     for file in ("dataset_info.json", "features.json"):
         read_json(folder / file, _KIND)
-    with reading(folder / "dataset_info.json", _KIND, _remedy(name)):
+    with reading(folder / "dataset_info.json", _KIND, _REMEDY):
         lengths = {
             str(path): length
             for split in builder.info.splits.values()
@@ -55,13 +56,13 @@ def read_tfds(name, data_dir, download, image_shape):
         }
 
     def read(split):
-        with reading(folder / "dataset_info.json", f"{_KIND} with a split {split!r}", _remedy(name)):
+        with reading(folder / "dataset_info.json", f"{_KIND} with a split {split!r}", _REMEDY):
             files = [str(path) for path in builder.info.splits[split].filepaths]
         missing = [file for file in files if not pathlib.Path(file).is_file()]
         if missing:
             raise FileNotFoundError(
                 f"Expected {len(files)} files of {name!r}; {len(missing)} are missing: {', '.join(missing[:10])}. "
-                f"{_remedy(name)}"
+                f"{_REMEDY}"
             )
         for file in files:
             if ".tfrecord" not in file:
@@ -69,16 +70,12 @@ def read_tfds(name, data_dir, download, image_shape):
             state = pathlib.Path(file).stat()
             count, longest = _examples(file, state.st_size, state.st_mtime_ns)
             if count != lengths[file]:
-                refuse(file, _KIND, f"it has {count} examples, where {lengths[file]} are expected", _remedy(name))
+                refuse(file, _KIND, f"it has {count} examples, where {lengths[file]} are expected", _REMEDY)
             if longest > 2 * math.prod(image_shape) + 1024:
-                refuse(file, _KIND, f"an example has {longest:,} bytes for images of {image_shape}", _remedy(name))
+                refuse(file, _KIND, f"an example has {longest:,} bytes for images of {image_shape}", _REMEDY)
         return builder.as_dataset(split=split, as_supervised=True)
 
     return read
-
-
-def _remedy(name):
-    return f"Delete the folder and let TFDS prepare {name!r} again with download=True, or copy it again."
 
 
 @functools.lru_cache(256)
@@ -88,5 +85,5 @@ def _examples(file, size, changed):
     def add(state, example):
         return state[0] + 1, tf.maximum(state[1], tf.strings.length(example))
 
-    with reading(file, f"{_KIND} of {size:,} bytes"):
+    with reading(file, f"{_KIND} of {size:,} bytes", _REMEDY):
         return tuple(map(int, tf.data.TFRecordDataset(file, buffer_size=2**20).reduce((0, 0), add)))

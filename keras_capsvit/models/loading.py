@@ -48,7 +48,7 @@ def load_model(path):
         _check_objects(config, path)
         # Without values: as many variables as the configuration asks for may not fit into memory.
         with keras.StatelessScope(initialize_variables=False):
-            model = _made(config)
+            model = _made(_without_compiling(config))
             asked = sum(math.prod(variable.shape) for variable in model.weights)
         there = sum(map(math.prod, stored_shapes(path).values()))
         if asked > there:
@@ -63,6 +63,15 @@ def _made(config):
     if not isinstance(model, keras.Model):
         raise ValueError(f"it describes no model, but a {type(model).__name__}")
     return model
+
+
+def _without_compiling(config):
+    """A configuration without what makes an optimizer and metrics, which have to have values."""
+    if isinstance(config, list):
+        return [_without_compiling(part) for part in config]
+    if not isinstance(config, dict):
+        return config
+    return {name: _without_compiling(part) for name, part in config.items() if name != "compile_config"}
 
 
 def _config(path):

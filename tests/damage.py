@@ -74,7 +74,9 @@ def watched(planned, megabytes):
 def _work(link):
     from damaged.trial import Trials
 
-    with tempfile.TemporaryDirectory() as folder:
+    # What is read may show progress bars.
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
+        sys.stdout = sys.stderr = nowhere
         made = Trials(folder)
         link.send("ready")
         while True:

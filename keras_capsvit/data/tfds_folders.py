@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 import pathlib
 
 import tensorflow as tf
@@ -34,9 +35,13 @@ def read_tfds(name, data_dir, download, image_shape):
     """
     import tensorflow_datasets as tfds
 
-    where = pathlib.Path(data_dir) / name if data_dir is not None else f"the TFDS folder of {name}"
-    with reading(where, "a prepared TFDS folder", _REMEDY):
-        builder = tfds.builder(name, data_dir=None if data_dir is None else str(data_dir))
+    root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    with reading(root / name, "a prepared TFDS folder", _REMEDY):
+        try:
+            builder = tfds.builder(name, data_dir=None if data_dir is None else str(data_dir))
+        except Exception:
+            _check_descriptions(root / name)  # to name the file
+            raise
     if download:
         builder.download_and_prepare()
     folder = pathlib.Path(builder.data_dir)
@@ -46,8 +51,7 @@ def read_tfds(name, data_dir, download, image_shape):
             "written to its end. Prepare it there, name another folder with data_dir, or let TFDS fetch it with "
             "download=True."
         )
-    for file in ("dataset_info.json", "features.json"):
-        read_json(folder / file, _KIND)
+    _check_descriptions(folder)
     with reading(folder / "dataset_info.json", _KIND, _REMEDY):
         lengths = {
             str(path): length
@@ -76,6 +80,12 @@ def read_tfds(name, data_dir, download, image_shape):
         return builder.as_dataset(split=split, as_supervised=True)
 
     return read
+
+
+def _check_descriptions(folder):
+    for name in ("dataset_info.json", "features.json"):
+        for file in sorted(folder.rglob(name)):
+            read_json(file, _KIND)
 
 
 @functools.lru_cache(256)

@@ -58,6 +58,7 @@ def test_arrays_are_read_as_numpy_wrote_them(tmp_path):
         with files.arrays_of(tmp_path / "a.npz") as arrays:
             assert arrays.shapes == {name: array.shape for name, array in written.items()}
             assert arrays.floats == {"a.weight", "b", "none"}
+            assert arrays.compressed == (set(written) if save is np.savez_compressed else set())
             for name, array in written.items():
                 np.testing.assert_array_equal(arrays.read(name), array)
 

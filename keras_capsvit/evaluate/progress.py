@@ -104,8 +104,10 @@ class Progress:
     def _read(self):
         try:
             with arrays_of(self.path) as arrays:
+                if arrays.compressed:
+                    raise KeyError("arrays as they are, not compressed")
                 stored = {name: arrays.read(name) for name in arrays}
-            settings = json.loads(stored.pop(_SETTINGS).tobytes())
+            settings = dict(json.loads(stored.pop(_SETTINGS).tobytes()))
             sizes = stored.pop(_SIZES)
             self._digests = [key.tobytes() for key in stored.pop(_BATCHES)]
             ends = np.cumsum(sizes)

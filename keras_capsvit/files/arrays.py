@@ -18,13 +18,14 @@ class Arrays:
         path: pathlib.Path of the file.
         shapes: dict from names to tuples of ints, as the file claims.
         floats: set of the names of arrays of floats.
+        compressed: set of the names of those that may take far more memory than the file is large.
     """
 
     kind = ""
 
     def __init__(self, path):
         self.path = pathlib.Path(path)
-        self.shapes, self.floats = {}, set()
+        self.shapes, self.floats, self.compressed = {}, set(), set()
         check_exists(self.path, self.kind)
         with reading(self.path, self.kind):
             self._open()
@@ -78,6 +79,8 @@ class Npz(Arrays):
             if declared != entry.file_size or min(shape, default=0) < 0:
                 self._refuse(f"{name!r} has {entry.file_size:,} bytes, {dtype} of shape {shape} needs {declared:,}")
             self._numbers.add(name)
+            if entry.compress_type != zipfile.ZIP_STORED:
+                self.compressed.add(name)
             if dtype.kind == "f":
                 self.floats.add(name)
 

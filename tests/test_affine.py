@@ -38,7 +38,7 @@ def small_base(monkeypatch, digits):
     colour = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype="uint8")
     arrays = {"mnist": np.uint8(np.round(255 * grey)), "cifar10": colour}
 
-    def read_tfds(name, data_dir, download):
+    def read_tfds(name, data_dir, download, image_shape):
         return lambda split: tf.data.Dataset.from_tensor_slices((arrays[name], digits[1][:40]))
 
     monkeypatch.setattr(datasets, "read_tfds", read_tfds)

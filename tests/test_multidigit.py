@@ -114,7 +114,7 @@ def test_a_thousand_pairs_per_image_are_streamed(base):
 def test_it_is_loaded_by_name(base, monkeypatch):
     asked = []
 
-    def read_tfds(name, data_dir, download):
+    def read_tfds(name, data_dir, download, image_shape):
         asked.append(name)
         return lambda split: tf.data.Dataset.from_tensor_slices(base)
 

@@ -11,9 +11,7 @@ on after the last finished epoch. Prints Table 6.2 and writes OUT/training.csv, 
 import trained_capsnet  # first, because it sets up TensorFlow
 
 # isort: split
-import keras
-
-from keras_capsvit import attacks, data, evaluate, training
+from keras_capsvit import attacks, data, evaluate, load_model, training
 
 
 def capsules_and_votes(model):
@@ -28,7 +26,7 @@ def trained(name, args, train, test):
     """The network trained by one of TRAININGS, or read from OUT if it is there."""
     folder = args.out / name.replace(" ", "")
     if (folder / "model.keras").exists():
-        return keras.saving.load_model(folder / "model.keras")
+        return load_model(folder / "model.keras")
     model = trained_capsnet.new(args, train.element_spec[0].shape[1:])
     if name == "natural":
         training.fit(model, train, test, trained_capsnet.recipe(args), work=folder)

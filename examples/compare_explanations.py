@@ -27,7 +27,7 @@ import keras
 import numpy as np
 import pictures
 
-from keras_capsvit import GraCapsNet, MarginLoss, data, evaluate, explain, plot, taps
+from keras_capsvit import GraCapsNet, MarginLoss, data, evaluate, explain, load_model, plot, taps
 
 METHODS = ("Graph-Att", "Grad", "IG", "Grad-SG", "IG-SG", "Random")
 KEPT = (10, 25, 50)  # percent of the energy of a map
@@ -82,7 +82,7 @@ def on_capsules(args):
     batch_size = 32 if args.dataset == "digits" else 128
     where = {"data_dir": args.data_dir, "image_size": args.image_size, "seed": args.seed}
     train, test = data.load(args.dataset, batch_size=batch_size, **where)
-    model = keras.saving.load_model(args.model) if args.model else trained(args, train)
+    model = load_model(args.model) if args.model else trained(args, train)
     x, y = data.take(test, args.examples)
     explainers = capsule_explainers(model, args)
 

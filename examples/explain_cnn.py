@@ -12,7 +12,6 @@ they share relevance evenly among all that global average pooling averages, also
 """
 
 import argparse
-import json
 import os
 import pathlib
 import sys
@@ -22,10 +21,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
+import pictures
 import squeezenet
 import tensorflow as tf
 
 from keras_capsvit import explain, plot
+from keras_capsvit.files import reading
 
 
 def parse():
@@ -57,7 +58,8 @@ def classifier(args):
     if args.squeezenet or hasattr(keras.applications, args.model):
         model, size, preprocess = keras_model(args)
         return model, model, size, preprocess
-    model = tf.saved_model.load(args.model)
+    with reading(args.model, "a SavedModel"):
+        model = tf.saved_model.load(args.model)
     served = model.signatures["serving_default"]
     ((name, spec),) = served.structured_input_signature[1].items()
     low, high = args.range
@@ -66,7 +68,8 @@ def classifier(args):
 
 def read(path, size):
     """Pixels ``(size, size, 3)`` in [0, 1]."""
-    image = tf.io.decode_image(path.read_bytes(), channels=3, expand_animations=False)
+    with pictures.opened(path), reading(path, "a picture"):
+        image = tf.io.decode_image(path.read_bytes(), channels=3, expand_animations=False)
     return tf.image.resize(tf.cast(image, "float32") / 255, (size, size), antialias=True).numpy().clip(0, 1)
 
 
@@ -79,8 +82,7 @@ def input_range(preprocess, size):
 def named(path):
     if path is None:
         return str
-    names = json.loads(path.read_text())
-    return lambda number: (names[number] if isinstance(names[number], str) else names[number][-1]).replace("_", " ")
+    return pictures.names_of(path)
 
 
 def main():

@@ -10,7 +10,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 
-from keras_capsvit import data, evaluate, training
+from keras_capsvit import data, evaluate, load_model, training
 from keras_capsvit.models import ResNet18, VisionTransformer
 
 CIFAR10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.247, 0.2435, 0.2616)}
@@ -49,7 +49,7 @@ def streams(args):
 def models(args, train, test):
     """The models by name: those of ``--models``, or those in WORK, trained if they are not there yet."""
     if args.models:
-        return {path.stem: keras.saving.load_model(path) for path in args.models}
+        return {path.stem: load_model(path) for path in args.models}
     epochs = {f"resnet_{count}": count for count in args.resnet_epochs or ()} or {"resnet": args.epochs}
     return {name: _trained(name, count, args, train, test) for name, count in {"vit": args.epochs, **epochs}.items()}
 
@@ -57,7 +57,7 @@ def models(args, train, test):
 def _trained(name, epochs, args, train, test):
     path = args.work / f"{name}.keras"
     if path.exists():
-        return keras.saving.load_model(path)
+        return load_model(path)
     keras.utils.set_random_seed(args.seed)
     model = _new(name, args, train.element_spec[0].shape[1:])
     print(f"{name}: {model.count_params():,} parameters")

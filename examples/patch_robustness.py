@@ -4,10 +4,11 @@
     python examples/patch_robustness.py --models vit.keras resnet.keras --parts natural adversarial
     python examples/patch_robustness.py --dataset digits --epochs 10 --steps 200       # no download, some minutes
 
-Interrupted, training goes on after the last finished epoch. Each part of the comparison writes OUT/PART.csv and .json:
-natural (Table 7.2 left), adversarial (right; also patches anywhere, larger ones, and within 8/255), targeted (7.7),
-positions (Fig. 7.6), shift (Table 7.4), transfer (7.7, 7.8), attention (shares of rollout or feature map, and of
-gradients as in Table 7.3, on the patch; OUT/attention.png is Fig. 7.4 and 7.5). Corruptions need
+Interrupted, training goes on after the last finished epoch, and attacks after the last batch, which is in OUT/work;
+what is finished is not attacked again. Each part of the comparison writes OUT/PART.csv and .json: natural (Table 7.2
+left), adversarial (right; also patches anywhere, larger ones, and within 8/255), targeted (7.7), positions (Fig. 7.6),
+shift (Table 7.4), transfer (7.7, 7.8), attention (shares of rollout or feature map, and of gradients as in Table 7.3,
+on the patch; OUT/attention.png is Fig. 7.4 and 7.5). Corruptions need
 ``pip install -e ".[corruptions]"``.
 """
 
@@ -15,6 +16,7 @@ import patch_models  # first, because it sets up TensorFlow
 
 # isort: split
 import dataclasses
+import functools
 import time
 
 import numpy as np
@@ -22,8 +24,10 @@ from matplotlib.patches import Rectangle
 
 from keras_capsvit import attacks, evaluate, explain, plot, taps
 from keras_capsvit.data.corruptions import CORRUPTIONS, corrupt_patches
+from keras_capsvit.evaluate.progress import Progress, place
 from keras_capsvit.patches import PatchGrid, boxes
 
+BATCH = 64  # images attacked between two looks at what is kept
 SHOWN = 6  # images in the figure, those first that fool all models
 
 
@@ -51,8 +55,25 @@ class Setting:
         """What an attack, the one on a patch by default, finds on each model."""
         attack = attack or self.attack
         if attack not in self._found:
-            self._found[attack] = {name: attack.run(model, self.x, self.y) for name, model in self.models.items()}
+            self._found[attack] = {name: self.run(attack, name, self.y) for name in self.models}
         return self._found[attack]
+
+    def run(self, attack, name, y, targeted=False):
+        """What an attack finds on a model, a PatchResult; interrupted, it goes on after the last batch of images."""
+        settings = {"model": self.models[name], "attack": attack, "targeted": targeted}
+        kind = f"patches of {attack.patch_size[0]}{', targeted' if targeted else ''}"
+        starts = range(0, len(y), BATCH)
+        with Progress(self.work(name, kind), "patches", settings, total=len(starts)) as progress:
+            for first in starts:
+                numbers = np.arange(first, min(first + BATCH, len(y)))
+                x, ids = self.x[numbers], y[numbers]
+                found = functools.partial(attack.run, self.models[name], x, ids, targeted, numbers=numbers)
+                progress.batch(lambda found=found: vars(found()), x, ids)
+        return attacks.PatchResult(**progress.results())
+
+    def work(self, *names):
+        """Folder in which what was measured is kept."""
+        return place(self.args.out, "work", *names)
 
 
 def natural(setting):
@@ -94,7 +115,8 @@ def adversarial(setting):
         larger *= 2
     rows = []
     for name, one in kinds.items():
-        found = evaluate.fooling_rate(setting.models, one, (setting.x, setting.y))
+        work = setting.work("adversarial", name)
+        found = evaluate.fooling_rate(setting.models, one, (setting.x, setting.y), work=work)
         rows += [{"patches": name, **row} for row in found.rows]
     return evaluate.Table(rows)
 
@@ -105,8 +127,8 @@ def targeted(setting):
     others = np.random.default_rng(setting.args.seed).integers(1, classes, len(setting.y))
     wanted = (setting.y + others) % classes
     rows = []
-    for name, model in setting.models.items():
-        result = setting.attack.run(model, setting.x, wanted, targeted=True)
+    for name in setting.models:
+        result = setting.run(setting.attack, name, wanted, targeted=True)
         taken = {"mean_iterations": mean(result.iterations[result.fooled])}
         rows.append({"model": name, "examples": len(wanted), "success_rate": mean(result.fooled), **taken})
     return evaluate.Table(rows)
@@ -117,7 +139,8 @@ def positions(setting):
     few = slice(setting.args.map_examples)
     rows = []
     for name, model in setting.models.items():
-        found = evaluate.position_map(model, setting.attack, (setting.x[few], setting.y[few]), setting.grid)
+        examples, work = (setting.x[few], setting.y[few]), setting.work("positions", name)
+        found = evaluate.position_map(model, setting.attack, examples, setting.grid, work=work)
         rows += [
             {"model": name, "row": i, "column": j, "examples": len(setting.x[few]), "fooling_rate": float(rate)}
             for (i, j), rate in np.ndenumerate(found)

@@ -1,9 +1,10 @@
 """Pictures from files, where their objects lie, and classifiers that look at them: what the examples share."""
 
+import contextlib
 import dataclasses
-import json
 import pathlib
 import sys
+import warnings
 from collections.abc import Callable
 
 import keras
@@ -11,7 +12,12 @@ import numpy as np
 import squeezenet
 from PIL import Image
 
-from keras_capsvit import serving, taps
+from keras_capsvit import load_model, serving, taps
+from keras_capsvit.files import check_exists, read_json, reading, refuse
+
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")  # none that runs another program
+MOST_PIXELS = 2**26  # of a picture
+_KIND = "a picture"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +54,7 @@ def classifier(args):
         return Classifier(squeezenet.squeezenet(args.squeezenet), size, squeezenet.preprocess, squeezenet.input_range())
     if hasattr(keras.applications, args.model):
         return _application(args)
-    model = keras.saving.load_model(args.model) if args.model.endswith(".keras") else serving.load(args.model)
+    model = load_model(args.model) if args.model.endswith(".keras") else serving.load(args.model)
     pixels = args.range or taps.input_range(model) or getattr(model, "card", {}).get("input", {}).get("range")
     if pixels is None:
         raise SystemExit(f"{args.model} does not tell the range of its pixels; pass --range LOW HIGH.")
@@ -71,9 +77,24 @@ def _application(args):
     return Classifier(model, tuple(model.input_shape[1:3]), preprocess, (np.minimum(*ends), np.maximum(*ends)))
 
 
+@contextlib.contextmanager
+def opened(path):
+    """A picture file as a PIL image; refused by name if it is damaged, none, or of more than MOST_PIXELS."""
+    check_exists(path, _KIND)
+    with reading(path, _KIND), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = Image.open(path, formats=FORMATS)
+    with image:
+        if image.width * image.height > MOST_PIXELS:
+            refuse(path, _KIND, f"it has {image.width} x {image.height} pixels", f"Give it at most {MOST_PIXELS:,}.")
+        with reading(path, _KIND):
+            image.load()
+        yield image
+
+
 def read(path, size):
-    """Pixels ``(height, width, 3)`` in [0, 1] of a picture of any size."""
-    with Image.open(path) as image:
+    """Pixels ``(height, width, 3)`` in [0, 1] of a picture of any size up to MOST_PIXELS."""
+    with opened(path) as image:
         resized = image.convert("RGB").resize(size[::-1], Image.Resampling.BICUBIC)
     return np.asarray(resized, "float32") / 255
 
@@ -92,34 +113,35 @@ def objects(folder, file, size):
     Returns:
         List of tuples, one per object: name of the picture, class id or None, mask ``(height, width)`` of bool.
     """
-    found = []
-    for name, entry in json.loads(pathlib.Path(file).read_text()).items():
+    with reading(file, "a JSON file of objects in pictures"):
+        return list(_objects(folder, read_json(file, "a JSON file of objects in pictures"), size))
+
+
+def _objects(folder, entries, size):
+    for name, entry in entries.items():
         if "objects" in entry:
             shape = (entry["height"], entry["width"])
             for thing in entry["objects"]:
                 boxes = [(y, x, y + h, x + w) for x, y, w, h in thing["boxes_xywh"]]
-                found.append((name, thing["imagenet_class"], _resized(_filled(boxes, shape), size)))
+                yield name, thing["imagenet_class"], _resized(_filled(boxes, shape), size)
             continue
         if "mask" in entry:
-            with Image.open(folder / entry["mask"]) as image:
+            with opened(folder / entry["mask"]) as image:
                 mask = np.isin(np.asarray(image.convert("L")), entry.get("values", list(range(1, 256))))
         else:
-            with Image.open(folder / name) as image:
+            with opened(folder / name) as image:
                 mask = _filled(entry["boxes"], image.size[::-1])
-        found.append((name, entry.get("class"), _resized(mask, size)))
-    return found
+        yield name, entry.get("class"), _resized(mask, size)
 
 
 def names_of(path):
     """Callable from class ids to names, of a JSON list of names or of ``[synset, name]``."""
     if path is None:
         return lambda number: f"class {number}"
-    names = json.loads(pathlib.Path(path).read_text())
-
-    def name(number):
-        return (names[number] if isinstance(names[number], str) else names[number][-1]).replace("_", " ")
-
-    return name
+    kind = "a JSON list of class names"
+    with reading(path, kind):
+        names = [name if isinstance(name, str) else name[-1] for name in read_json(path, kind)]
+    return lambda number: names[number].replace("_", " ")
 
 
 def _filled(boxes, shape):

@@ -18,7 +18,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 
-from keras_capsvit import GraCapsNet, MarginLoss, attacks, data, evaluate, explain, plot, serving
+from keras_capsvit import GraCapsNet, MarginLoss, attacks, data, evaluate, explain, load_model, plot, serving
 
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10", "svhn_cropped")
 
@@ -73,7 +73,7 @@ def main():
 
     model.save(args.out / "model.keras")
     version = serving.export(model, args.out)
-    reloaded = keras.saving.load_model(args.out / "model.keras")
+    reloaded = load_model(args.out / "model.keras")
     served = serving.load(args.out)
     np.testing.assert_array_equal(reloaded.predict(x, batch_size=64, verbose=0), lengths)
     np.testing.assert_array_equal(served.predict(x, batch_size=64), lengths)

@@ -3,6 +3,8 @@
 import keras
 import numpy as np
 
+from keras_capsvit.files import arrays_of
+
 layers = keras.layers
 MEAN = np.array([104.0, 117.0, 123.0], "float32")  # of blue, green and red
 SIZE = 227
@@ -29,7 +31,7 @@ def squeezenet(path):
         keras.Model.
 
     Raises:
-        ValueError: for a file that lacks an array.
+        ValueError: for a file that is damaged, lacks an array, or has one of another shape.
     """
     images = keras.Input((SIZE, SIZE, 3))
     x = _pool(_conv(images, 96, 7, "conv1", strides=2))
@@ -41,13 +43,16 @@ def squeezenet(path):
     x = _fire(_pool(x), 9, 64, 256)
     x = _conv(layers.ZeroPadding2D(1)(x), 1000, 1, "conv_final")
     model = keras.Model(images, layers.GlobalAveragePooling2D()(x), name="squeezenet")
-    with np.load(path, allow_pickle=False) as arrays:
+    with arrays_of(path) as arrays:
         for layer in model.layers:
-            names = [f"{layer.name.replace('.', '/')}/{variable.name}" for variable in layer.weights]
-            missing = [name for name in names if name not in arrays]
-            if missing:
-                raise ValueError(f"Expected arrays {missing} in {path}; it has {arrays.files}.")
-            layer.set_weights([arrays[name] for name in names])
+            shapes = {f"{layer.name.replace('.', '/')}/{each.name}": tuple(each.shape) for each in layer.weights}
+            others = [name for name, shape in shapes.items() if arrays.shapes.get(name) != shape]
+            if others:
+                raise ValueError(
+                    f"Expected arrays {', '.join(f'{name} of shape {shapes[name]}' for name in others)} in {path}; it "
+                    f"has {arrays.shapes}."
+                )
+            layer.set_weights([arrays.read(name) for name in shapes])
     return model
 
 

@@ -9,7 +9,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 
-from keras_capsvit import CapsNet, data, training
+from keras_capsvit import CapsNet, data, load_model, training
 
 
 def options(description, *, epochs, examples, out):
@@ -53,7 +53,7 @@ def new(args, image_shape):
 def trained(args, train, test):
     """The capsule network of ``--model``; or a new one, trained and written to OUT/model.keras."""
     if args.model is not None:
-        return keras.saving.load_model(args.model)
+        return load_model(args.model)
     model = new(args, train.element_spec[0].shape[1:])
     print(f"{model.name}: {model.count_params():,} parameters")
     training.fit(model, train, test, recipe(args), work=args.out)

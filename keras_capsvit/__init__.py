@@ -44,6 +44,7 @@ from keras_capsvit.models import (
     ResNet152,
     SwinTransformer,
     VisionTransformer,
+    load_model,
     load_weights,
     load_weights_from,
 )
@@ -112,6 +113,7 @@ __all__ = [
     "TransformerBlock",
     "UniformRouting",
     "VisionTransformer",
+    "load_model",
     "load_weights",
     "load_weights_from",
     *_SUBMODULES,

@@ -38,10 +38,10 @@ def small_base(monkeypatch, digits):
     colour = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype="uint8")
     arrays = {"mnist": np.uint8(np.round(255 * grey)), "cifar10": colour}
 
-    def read_tfds(name, data_dir, download):
+    def read_tfds(name, data_dir, download, image_shape):
         return lambda split: tf.data.Dataset.from_tensor_slices((arrays[name], digits[1][:40]))
 
-    monkeypatch.setattr(datasets, "_read_tfds", read_tfds)
+    monkeypatch.setattr(datasets, "read_tfds", read_tfds)
     return arrays, digits[1][:40]
 
 
@@ -294,10 +294,11 @@ def write_affnist(file, images, labels):
 @pytest.fixture
 def published(tmp_path):
     rng = np.random.default_rng(0)
-    images, labels = rng.integers(0, 256, (12, 40, 40), dtype="uint8"), np.arange(12) % 10
+    images, labels = rng.integers(0, 256, (64, 40, 40), dtype="uint8"), np.arange(64) % 10
     for split in ("training_and_validation_batches", "test_batches"):
-        for number, part in enumerate(np.split(np.arange(12), 2), start=1):
-            write_affnist(tmp_path / "affnist" / "transformed" / split / f"{number}.mat", images[part], labels[part])
+        folder = tmp_path / "affnist" / "transformed" / split
+        for number, part in zip(sorted(range(1, 33), key=str), np.split(np.arange(64), 32), strict=True):
+            write_affnist(folder / f"{number}.mat", images[part], labels[part])
     return tmp_path, images, labels
 
 
@@ -305,14 +306,43 @@ def published(tmp_path):
 def test_affnist_files_are_read_as_published(published, inside):
     folder, images, labels = published
     train, test = data.load("affnist", data_dir=folder / inside, batch_size=5)
-    x, y = data.take(test, 12)
+    x, y = data.take(test, 64)
     np.testing.assert_allclose(x, images[..., None] / 255, atol=1e-6)
     np.testing.assert_array_equal(y, labels)
     assert (x.dtype, y.dtype) == ("float32", "int64")
-    orders = [data.take(train, 12)[1] for _ in range(2)]
+    orders = [data.take(train, 64)[1] for _ in range(2)]
     assert sorted(orders[0]) == sorted(orders[1]) == sorted(labels)
     assert (orders[0] != orders[1]).any()
-    np.testing.assert_array_equal([data.take(data.load("affnist", split="train", data_dir=folder), 12)[1]], orders[:1])
+    np.testing.assert_array_equal([data.take(data.load("affnist", split="train", data_dir=folder), 64)[1]], orders[:1])
+
+
+def test_an_incomplete_affnist_is_refused_or_asked_for(published):
+    folder, images, _ = published
+    batches = folder / "affnist" / "transformed" / "test_batches"
+    for number in (3, 17):
+        (batches / f"{number}.mat").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1.mat to 32.mat .*_batches; 2 are missing: 3.mat, 17.mat. Unpack"):
+        data.load("affnist", split="test", data_dir=folder)
+    there = data.load("affnist", split="test", data_dir=folder, allow_missing=True)
+    assert sum(len(y) for _, y in there) == len(images) - 4
+    (batches / "3.mat").write_bytes((batches / "4.mat").read_bytes())
+    (batches / "17.mat").write_bytes((batches / "4.mat").read_bytes())
+    (batches / "copy.mat").write_bytes((batches / "4.mat").read_bytes())
+    with pytest.raises(FileNotFoundError, match=r"test_batches; there are others: copy.mat. Unpack the whole set"):
+        data.load("affnist", split="test", data_dir=folder)
+
+
+def test_a_damaged_affnist_file_is_named_before_or_while_it_is_read(published):
+    folder, _, _ = published
+    file = folder / "affnist" / "transformed" / "test_batches" / "7.mat"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-8])
+    with pytest.raises(ValueError, match=r"7.mat cannot be read as a MATLAB 5 file: it ends 8 bytes too early"):
+        data.load("affnist", split="test", data_dir=folder)
+    file.write_bytes(whole.replace(b"label_int", b"label_Int"))
+    stream = data.load("affnist", split="test", data_dir=folder)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"7.mat cannot be read as .*: .*arrays \['image'\]"):
+        data.take(stream, 64)
 
 
 def test_affnist_is_looked_for_in_the_folder_of_tfds_and_the_single_test_file_is_known(tmp_path, monkeypatch):
@@ -335,14 +365,14 @@ def test_files_of_another_format_are_refused_before_training(tmp_path):
 
     file = tmp_path / "test.mat"
     write_affnist(file, np.zeros((2, 28, 28), "uint8"), np.array([3, 4]))
-    with pytest.raises(ValueError, match=r"no AffNIST file: expected .* \(1600, n\).*; received \(784, 2\) of uint8"):
+    with pytest.raises(ValueError, match=r"AffNIST file: expected .* \(1600, n\).*; received \(784, 2\) of uint8"):
         load()
     write_affnist(file, np.zeros((2, 40, 40)), np.array([3, 4]))
     with pytest.raises(ValueError, match="of float64"):
         load()
     savemat(file, {"images": np.zeros(3)})
-    with pytest.raises(ValueError, match=r"test.mat is no AffNIST file: .*failed with KeyError\('affNISTdata'\)"):
+    with pytest.raises(ValueError, match=r"test.mat cannot be read as .*: it has no variable 'affNISTdata'"):
         load()
     file.write_text("not a MATLAB file, but long enough for a header" * 9)
-    with pytest.raises(ValueError, match=r"test\.mat is no AffNIST file"):
+    with pytest.raises(ValueError, match=r"test\.mat cannot be read as a MATLAB 5 file: it does not begin like one"):
         load()

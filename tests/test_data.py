@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -75,6 +77,66 @@ def test_tfds_folders(data_dir, name):
 def test_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=rf"'mnist' was expected .*{tmp_path}.*mnist.*download=True"):
         data.load("mnist", data_dir=tmp_path)
+
+
+@pytest.fixture
+def copied(data_dir, tmp_path):
+    """The folder of one prepared data set, to be damaged."""
+    return shutil.copytree(data_dir / "mnist", tmp_path / "mnist")
+
+
+def file_of(folder, pattern):
+    (file,) = folder.rglob(pattern)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda content: content[:-3], "truncated record|corrupted record"),
+        (
+            lambda content: content[: 16 + int.from_bytes(content[:8], "little")],
+            "it has 1 examples, where 4 are",
+        ),
+        (lambda content: content[:99] + bytes([content[99] ^ 1]) + content[100:], "corrupted record"),
+        (lambda content: b"", "it has 0 examples, where 4 are expected"),
+    ],
+)
+def test_records_that_are_damaged_are_found_when_they_are_asked_for(copied, damage, message):
+    record = file_of(copied, "*test.tfrecord*")
+    record.write_bytes(damage(record.read_bytes()))
+    with pytest.raises(ValueError, match=rf"test\.tfrecord-\d+-of-\d+ cannot be read as .*({message}).*download=True"):
+        data.load("mnist", split="test", data_dir=copied.parent)
+    assert len(data.take(data.load("mnist", split="train", data_dir=copied.parent), 12)[1]) == 12  # which is whole
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda content: b""])
+def test_descriptions_of_a_folder_that_are_damaged_are_named(copied, name, damage):
+    file = file_of(copied, name)
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ValueError, match=rf"{name} cannot be read as a file of a prepared TFDS folder"):
+        data.load("mnist", data_dir=copied.parent)
+
+
+def test_folders_that_were_not_written_to_their_end(copied):
+    file_of(copied, "*train.tfrecord*").unlink()
+    with pytest.raises(FileNotFoundError, match=r"Expected 1 files of 'mnist'; 1 are missing: .*train\.tfrecord"):
+        data.load("mnist", data_dir=copied.parent)
+    file_of(copied, "dataset_info.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"'mnist' was expected .* or was not written to its end"):
+        data.load("mnist", data_dir=copied.parent)
+
+
+def test_an_example_that_is_far_too_long_is_not_decoded(copied):
+    record = file_of(copied, "*test.tfrecord*")
+    feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[bytes(5000)]))
+    with tf.io.TFRecordWriter(str(record)) as writer:
+        for _ in range(4):
+            example = tf.train.Example(features=tf.train.Features(feature={"image": feature}))
+            writer.write(example.SerializeToString())
+    with pytest.raises(ValueError, match=r"an example has 5,0\d\d bytes for images of \(28, 28, 1\)"):
+        data.load("mnist", split="test", data_dir=copied.parent)
 
 
 def test_unknown_names():

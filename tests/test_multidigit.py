@@ -114,11 +114,11 @@ def test_a_thousand_pairs_per_image_are_streamed(base):
 def test_it_is_loaded_by_name(base, monkeypatch):
     asked = []
 
-    def read_tfds(name, data_dir, download):
+    def read_tfds(name, data_dir, download, image_shape):
         asked.append(name)
         return lambda split: tf.data.Dataset.from_tensor_slices(base)
 
-    monkeypatch.setattr(datasets, "_read_tfds", read_tfds)
+    monkeypatch.setattr(datasets, "read_tfds", read_tfds)
     train, test = data.load("multi_mnist", pairs=3, batch_size=30, seed=2)
     assert asked == ["mnist"]
     assert [len(list(one)) for one in (train, test)] == [3, 3]

@@ -246,7 +246,7 @@ def test_everything_that_does_not_fit_is_listed_and_nothing_changes(saved):
 
 def test_files_that_cannot_be_read(saved, tmp_path, monkeypatch):
     model = ResNet20((8, 8, 3), 10, filters=4)
-    with pytest.raises(FileNotFoundError, match=r"No weights at .*missing.npz; give the path"):
+    with pytest.raises(FileNotFoundError, match=r"Expected an .npz file .* at .*missing.npz; there is no such"):
         load_weights(model, tmp_path / "missing.npz")
     with pytest.raises(ValueError, match=r"Expected a .npz or .safetensors file; received weights.pth"):
         load_weights(model, tmp_path / "weights.pth")
@@ -257,7 +257,7 @@ def test_files_that_cannot_be_read(saved, tmp_path, monkeypatch):
         tmp_path / "empty.npz",
         saved({"conv1.weight": np.array([{"an": "object"}])}, "objects.npz"),
     ):
-        with pytest.raises(ValueError, match=f"{path.name} is not a .npz file of plain arrays"):
+        with pytest.raises(ValueError, match=f"{path.name} cannot be read as an .npz file of plain arrays"):
             load_weights(model, path)
     (tmp_path / "weights.safetensors").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "safetensors", None)
@@ -275,5 +275,5 @@ def test_safetensors(x, tmp_path):
         np.testing.assert_array_equal(variable, arrays[name])
     assert np.isfinite(model(x)).all()
     (tmp_path / "broken.safetensors").write_bytes(b"no header")
-    with pytest.raises(ValueError, match=r"broken\.safetensors is not a \.safetensors file"):
+    with pytest.raises(ValueError, match=r"broken\.safetensors cannot be read as a \.safetensors file"):
         load_weights(model, tmp_path / "broken.safetensors")

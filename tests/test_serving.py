@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -480,6 +481,7 @@ def test_an_export_that_is_killed_leaves_no_version(tmp_path, moment):
     with pytest.raises(FileNotFoundError, match="found none"):
         serving.load(tmp_path)
     assert serving.export(flat(), tmp_path, input_range=(0, 1)) == tmp_path / "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]  # what was left is gone, where the system tells
 
 
 def flat():
@@ -505,6 +507,49 @@ def test_versions_do_not_disturb_each_other(tmp_path, monkeypatch):
     assert serving.load(tmp_path).card["version"] == 3
     np.testing.assert_array_equal(serving.load(tmp_path, version=1)(x), before)
     assert not list(tmp_path.glob(".tmp-*"))
+
+
+@tensorflow_only
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda text: text[: len(text) // 2], "JSONDecodeError"),
+        (lambda text: "", "it is empty"),
+        (lambda text: "[1, 2]", "it is no object with a name and an input range"),
+        (lambda text: text.replace('"range": [', '"range": [NaN, '), "NaN is no number in JSON"),
+        (lambda text: text.replace('"range": [', '"range": [5, '), "it is no object with a name and an input range"),
+        (lambda text: text.replace('"name": "', '"name": 3, "other": "', 1), "it is no object with a name"),
+    ],
+)
+def test_a_damaged_model_card_is_left_out_with_a_warning(exported_flat, tmp_path, damage, reason):
+    folder, model, x = exported_flat
+    path = shutil.copytree(folder, tmp_path / "copy")
+    card = path / "1" / "model_card.json"
+    card.write_text(damage(card.read_text()))
+    with pytest.warns(UserWarning, match=rf"loaded without its card, so .*model_card.json cannot be read .*{reason}"):
+        served = serving.load(path)
+    assert (served.card, served.name) == ({}, "served_model")
+    np.testing.assert_array_equal(served(x), model(x))
+
+
+@tensorflow_only
+@pytest.mark.parametrize(
+    "file", ["saved_model.pb", "variables/variables.index", "variables/variables.data-00000-of-00001"]
+)
+def test_a_damaged_saved_model_is_named(exported_flat, tmp_path, file):
+    path = shutil.copytree(exported_flat[0], tmp_path / "copy")
+    content = (path / "1" / file).read_bytes()
+    (path / "1" / file).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=rf"{path}/1 cannot be read as a SavedModel: .*Export the model again"):
+        serving.load(path)
+
+
+@pytest.fixture(scope="module")
+def exported_flat(tmp_path_factory):
+    """Folder of a small exported model, the model, and images."""
+    model, folder = flat(), tmp_path_factory.mktemp("flat")
+    serving.export(model, folder, input_range=(0, 1))
+    return folder, model, np.random.default_rng(0).uniform(size=(2, 8, 8, 1)).astype("float32")
 
 
 @tensorflow_only

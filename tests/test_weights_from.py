@@ -218,14 +218,14 @@ def test_files_of_keras(tmp_path, file):
     for ours, theirs in zip(other.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert other.temperature == 2.0  # a setting, not a weight
-    with pytest.raises(FileNotFoundError, match=rf"No weights at .*missing\.{file}; give the path"):
+    with pytest.raises(FileNotFoundError, match=rf"Expected a .* file at .*missing\.{file}; there is no such file"):
         load_weights_from(model, tmp_path / f"missing.{file}")
     with pytest.raises(ValueError, match=rf"skip and interpolate_positions are .* received {file}, which Keras wrote"):
         load_weights_from(model, tmp_path / file, skip=["head.*"])
     with pytest.raises(ValueError, match=r"Expected a .npz, .* or .weights.h5 file; received weights.h5"):
         load_weights_from(model, tmp_path / "weights.h5")
     (tmp_path / file).write_text("something else")
-    with pytest.raises(ValueError, match=rf"{file} is not a {file[5:]} file that Keras 3 wrote"):
+    with pytest.raises(ValueError, match=rf"{file} cannot be read as a {file[5:]} file that Keras 3 wrote"):
         load_weights_from(model, tmp_path / file)
 
 

@@ -4,12 +4,11 @@
 
 Every model gets the same budget. The default is one that two CPU cores can do: a quarter of the thesis's channels and
 capsule types, fewer images and epochs. The thesis's is
-``--filters 256 --num-types 32 --train 60000 --epochs 100 --stop-at 0.9922``. Interrupted, the same command goes on with
-the next model. Writes results/affine.json.
+``--filters 256 --num-types 32 --train 60000 --epochs 100 --stop-at 0.9922``. Interrupted, the same command goes on
+after the last finished epoch; "seconds" count from there. Writes results/affine.json.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import time
@@ -18,7 +17,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
-from provenance import write_json
+from provenance import read_rows, write_json
 
 from keras_capsvit import data, training
 from keras_capsvit.models import AffCapsNet, CapsNet, ConvNetAvg, ConvNetFC
@@ -61,11 +60,12 @@ def main():
     parser.add_argument("--stop-at", type=float, help="accuracy on expanded_mnist at which training ends")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--data-dir")
+    parser.add_argument("--work", type=pathlib.Path, default="saved_models/affine", help="for checkpoints")
     parser.add_argument(
         "--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results" / "affine.json", help="JSON file"
     )
     args = parser.parse_args()
-    rows = json.loads(args.out.read_text())["result"] if args.out.exists() else []
+    rows = read_rows(args.out, args, more=("seeds", "models"))
     for seed in args.seeds:
         for name in args.models:
             if any((row["model"], row["seed"]) == (name, seed) for row in rows):
@@ -80,15 +80,16 @@ def main():
             loss = "margin" if "Caps" in name else "cross_entropy"
             recipe = training.Recipe(args.epochs, learning_rate=args.learning_rate, loss=loss, stop_at=args.stop_at)
             started = time.perf_counter()
-            history = training.fit(model, train, clean, recipe, verbose=2).history
+            work = args.work / f"{name}_seed_{seed}"
+            history = training.fit(model, train, clean, recipe, work=work, verbose=2)
             seconds = round(time.perf_counter() - started)
             rows.append(
                 {
                     "model": name,
                     "seed": seed,
                     "parameters": model.count_params(),
-                    "epochs": len(history["loss"]),
-                    "accuracy": history["val_accuracy"][-1],
+                    "epochs": history.epoch[-1] + 1,
+                    "accuracy": history.history["val_accuracy"][-1],
                     "affine_accuracy": model.evaluate(affine, verbose=0, return_dict=True)["accuracy"],
                     "mild_shear_accuracy": model.evaluate(mild, verbose=0, return_dict=True)["accuracy"],
                     "published": PUBLISHED[name],

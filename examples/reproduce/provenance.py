@@ -3,6 +3,7 @@
 import json
 
 from keras_capsvit import evaluate
+from keras_capsvit.files import read_json, reading, write_text
 
 PLACES = ("out", "work", "data_dir")  # options that say where, not how
 
@@ -16,7 +17,37 @@ def write_json(path, *, result, options, **how):
         options: argparse.Namespace, the script's options; those that name places are left out.
         **how: model, sample counts, seconds.
     """
-    options = {name: value for name, value in vars(options).items() if name not in PLACES}
-    path.parent.mkdir(parents=True, exist_ok=True)
     how |= {"versions": evaluate.versions()}
-    path.write_text(json.dumps({"result": result, "options": options, **how}, indent=1) + "\n")
+    write_text(path, json.dumps({"result": result, "options": _how(options), **how}, indent=1) + "\n")
+
+
+def read_rows(path, options, *, more):
+    """Rows that an interrupted run wrote, or one that this run adds to.
+
+    Args:
+        path: pathlib.Path of the JSON file of ``write_json``, which need not exist.
+        options: argparse.Namespace, the script's options.
+        more: names of options that only say which rows there are to be.
+
+    Returns:
+        List of dicts.
+
+    Raises:
+        ValueError: for a file that is damaged, or that was obtained with other options; names both.
+    """
+    if not path.exists():
+        return []
+    kind = "a JSON file of results"
+    stored = read_json(path, kind)
+    with reading(path, kind, "Delete it, or pass another one as --out."):
+        rows, before = stored["result"], stored["options"]
+    here = json.loads(json.dumps(_how(options)))
+    others = [name for name in {**before, **here} if name not in more and before.get(name) != here.get(name)]
+    if others:
+        there = "; ".join(f"{name} {before.get(name)} there, {here.get(name)} here" for name in others)
+        raise ValueError(f"{path} holds rows of other options: {there}. Delete it, or pass another one as --out.")
+    return rows
+
+
+def _how(options):
+    return {name: value for name, value in vars(options).items() if name not in PLACES}

@@ -1,7 +1,6 @@
 """Compare variants of a model at one small budget, the same for all; an interrupted comparison goes on."""
 
 import argparse
-import json
 import os
 import pathlib
 import time
@@ -10,7 +9,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
-from provenance import write_json
+from provenance import read_rows, write_json
 
 from keras_capsvit import data, training
 
@@ -42,7 +41,7 @@ def compare(args, variants, build):
     """
     about = data.info(args.dataset)
     splits = (f"train[:{args.train}]", f"train[-{args.validation}:]")
-    rows = json.loads(args.out.read_text())["result"] if args.out.exists() else []
+    rows = read_rows(args.out, args, more=("seeds",))
     for seed in args.seeds:
         for variant in variants:
             key = {**variant, "seed": seed}

@@ -13,10 +13,9 @@ import pathlib
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import keras
 import numpy as np
 
-from keras_capsvit import data, explain, serving
+from keras_capsvit import data, explain, load_model, serving
 from keras_capsvit.taps import input_range
 
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10", "svhn_cropped")
@@ -88,7 +87,7 @@ def main():
     parser.add_argument("--taps", nargs="*", help="intermediates with endpoints of their own; default: all")
     parser.add_argument("--trained", help="for the model card: how it was trained")
     args = parser.parse_args()
-    model = keras.saving.load_model(args.model)
+    model = load_model(args.model)
     where = {"data_dir": args.data_dir, "image_size": model.input_shape[1:3]}
     test = data.load(args.dataset, split="test", **where)
     how = {"explainers": args.explainers, "taps": args.taps, "trained": args.trained}

@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-import pathlib
 
 import numpy as np
 import tensorflow as tf
 
 from keras_capsvit import checks
 from keras_capsvit.data import affine_sets, affnist, multidigit
+from keras_capsvit.data.tfds_folders import read_tfds
 from keras_capsvit.patches import pair
 
 
@@ -87,7 +87,8 @@ def load(
     ``shear``, ``scale``, ``translation``), ``"expanded_mnist"``, ``"affine_cifar10"`` (``rotation``, ``translation``)
     and ``"multi_mnist"`` (``pairs``, ``parts``); ``data.affine_sets`` and ``data.multidigit`` describe them.
     ``"affnist"`` reads the files that the University of Toronto publishes (32 versions of each of 60,000 and 10,000
-    digits), from ``data_dir``, a folder ``transformed``, ``affnist`` or ``affnist/transformed`` in it.
+    digits), from ``data_dir``, a folder ``transformed``, ``affnist`` or ``affnist/transformed`` in it; fewer than 32
+    files are refused unless the option ``allow_missing`` is true.
 
     Args:
         name: ``"digits"`` (1,797 real 8x8 digits that scikit-learn carries, enlarged; 1,437 to train, 360 to test,
@@ -102,7 +103,7 @@ def load(
         data_dir: path of the TFDS folders, or of AffNIST's files; None for TFDS's own default.
         download: bool, let TFDS download and prepare what is missing (not affnist).
         seed: int, of the order of training examples, and of what is made.
-        **options: of the made sets, see above.
+        **options: of the made sets and affnist, see above.
 
     Returns:
         One ``tf.data.Dataset`` per split, of ``(images (b, H, W, C), labels (b,))`` (for multi_mnist see there); not
@@ -110,10 +111,11 @@ def load(
 
     Raises:
         ValueError: for an unknown data set or split, an option that the set does not have, or one out of range.
-        FileNotFoundError: if the TFDS folder is missing and ``download`` is false; names the folder.
+            Also for files that are damaged or were not written to their end; names the file.
+        FileNotFoundError: if the TFDS folder is missing and ``download`` is false, and for missing files; names them.
     """
     shape = info(name).image_shape
-    base, make, known = _MADE.get(name, (name, None, ()))
+    base, make, known = _MADE.get(name, (name, None, ("allow_missing",) if name == "affnist" else ()))
     if not set(options) <= set(known):
         raise ValueError(
             f"The options of {name} are {', '.join(known) or 'none'}; received {', '.join(sorted(options))}."
@@ -130,7 +132,7 @@ def load(
         make = functools.partial(affnist.affnist, data_dir=data_dir)
         read = str  # it reads by the name of the split
     else:
-        read = _read_digits() if name == "digits" else _read_tfds(base, data_dir, download)
+        read = _read_digits() if name == "digits" else read_tfds(base, data_dir, download, info(base).image_shape)
         make = make or functools.partial(_batches, shape=shape)
     splits = (split,) if isinstance(split, str) else split
     streams = tuple(
@@ -230,23 +232,5 @@ def _read_digits():
         if split not in arrays:
             raise ValueError(f"digits has the splits 'train' and 'test'; received {split!r}.")
         return tf.data.Dataset.from_tensor_slices(arrays[split])
-
-    return read
-
-
-def _read_tfds(name, data_dir, download):
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder(name, data_dir=None if data_dir is None else str(data_dir))
-    if download:
-        builder.download_and_prepare()
-    elif not (pathlib.Path(builder.data_dir) / "dataset_info.json").is_file():
-        raise FileNotFoundError(
-            f"Data set {name!r} was expected in the prepared TFDS folder {builder.data_dir}, which does not exist. "
-            "Prepare it there, name another folder with data_dir, or let TFDS fetch it with download=True."
-        )
-
-    def read(split):
-        return builder.as_dataset(split=split, as_supervised=True)
 
     return read

@@ -1,15 +1,17 @@
 """Several explainers, measured on the same images."""
 
+import functools
 import time
 
 import numpy as np
 
 from keras_capsvit.checks import batches_of, booleans, image_maps, of_shape
 from keras_capsvit.evaluate.judge import Judge
+from keras_capsvit.evaluate.progress import Progress, batches_in
 from keras_capsvit.evaluate.table import Table
 
 
-def compare(model, explainers, dataset, metrics, *, target="predicted", batch_size=128, per_image=False):
+def compare(model, explainers, dataset, metrics, *, target="predicted", batch_size=128, per_image=False, work=None):
     """Explain every image of a data set by several explainers, and measure the maps.
 
     Args:
@@ -21,17 +23,19 @@ def compare(model, explainers, dataset, metrics, *, target="predicted", batch_si
         batch_size: int >= 1, of a pair of arrays and of single examples. What a metric draws by an image's place in its
             batch, as ``aopc`` does, depends on it.
         per_image: bool, whether the values of each image are returned, too.
+        work: path of a folder that values of each image are kept in, so that an interrupted comparison goes on; see
+            ``robustness``.
 
     Returns:
         Table, a row for each explainer: ``explainer``, for each metric its mean and, as ``"NAME std"`` and ``"NAME
         se"``, its standard deviation over images and the standard error of the mean (NaN of one image), ``images`` (how
-        many) and ``seconds_per_image`` of explaining. The first batch, in which functions are compiled, does not count
-        there unless it is the only one. With ``per_image``, a pair of that and of a dict from explainers to dicts from
-        metrics to arrays ``(images,)``.
+        many) and ``seconds_per_image`` of explaining. The first batch of a call, in which functions are compiled, does
+        not count there unless there is no other. With ``per_image``, a pair of that and of a dict from explainers to
+        dicts from metrics to arrays ``(images,)``.
 
     Raises:
         ValueError: for no explainers or an empty data set; for maps and values of a wrong shape or not finite, with the
-            name of what made them.
+            name of what made them; and for a ``work`` that belongs to something else.
 
     Example::
 
@@ -43,37 +47,44 @@ def compare(model, explainers, dataset, metrics, *, target="predicted", batch_si
         raise ValueError(f'target must be "predicted" or "label"; received {target!r}.')
     if not explainers:
         raise ValueError("Expected at least one explainer; received none.")
-    values = {name: {metric: [] for metric in metrics} for name in explainers}
-    judge, seconds, sizes = Judge(model), {name: [] for name in explainers}, []
-    for x, y in batches_of(dataset, batch_size):
+    judge, settings = Judge(model), {"model": model, "explainers": explainers, "metrics": metrics, "target": target}
+    first = True
+
+    def measure(x, y):
+        nonlocal first
         classes = judge.of_targets(judge(x), None if target == "predicted" else y)[0]
-        sizes.append(len(x))
+        measured = {"warm": np.full(len(x), not first)}
+        first = False
         for name, explainer in explainers.items():
             started = time.perf_counter()
             maps = explainer(x, classes)
-            seconds[name].append(time.perf_counter() - started)
+            measured[f"{name}\nseconds"] = np.full(len(x), (time.perf_counter() - started) / max(len(x), 1))
             maps = _checked(name, maps, x)
-            for metric, measure in metrics.items():
-                found = np.asarray(measure(model, x, classes, maps), "float64")
-                of_shape(f"Metric {metric!r} must return a value for each image", (len(x),), found)
-                if not np.isfinite(found).all():
+            for metric, values_of in metrics.items():
+                values = np.asarray(values_of(model, x, classes, maps), "float64")
+                of_shape(f"Metric {metric!r} must return a value for each image", (len(x),), values)
+                if not np.isfinite(values).all():
                     raise ValueError(f"Metric {metric!r} returned NaN or infinite values for maps of {name!r}.")
-                values[name][metric].append(found)
-    if not sizes:
+                measured[f"{name}\n{metric}\nvalues"] = values
+        return measured
+
+    total = batches_in(dataset, batch_size)
+    with Progress(work, "compare", settings, judges=[judge], total=total) as progress:
+        for x, y in batches_of(dataset, batch_size):
+            progress.batch(functools.partial(measure, x, y), x, y)
+    measured = progress.results()
+    if not measured:
         raise ValueError("Expected at least one example; the data set is empty.")
-    counted = slice(1, None) if len(sizes) > 1 else slice(None)
-    values = {
-        name: {metric: np.concatenate(parts) for metric, parts in of_metrics.items()}
-        for name, of_metrics in values.items()
-    }
+    counted = measured["warm"] if measured["warm"].any() else np.ones_like(measured["warm"])
+    values = {name: {metric: measured[f"{name}\n{metric}\nvalues"] for metric in metrics} for name in explainers}
     rows = []
     for name in explainers:
         row = {"explainer": name}
-        for metric, measured in values[name].items():
-            row |= {metric: float(measured.mean()), f"{metric} std": float(measured.std())}
-            row[f"{metric} se"] = float(measured.std(ddof=1) / len(measured) ** 0.5) if len(measured) > 1 else np.nan
-        time_each = sum(seconds[name][counted]) / sum(sizes[counted])
-        rows.append({**row, "images": sum(sizes), "seconds_per_image": time_each})
+        for metric, of_metric in values[name].items():
+            row |= {metric: float(of_metric.mean()), f"{metric} std": float(of_metric.std())}
+            row[f"{metric} se"] = float(of_metric.std(ddof=1) / len(of_metric) ** 0.5) if len(of_metric) > 1 else np.nan
+        time_each = float(measured[f"{name}\nseconds"][counted].mean())
+        rows.append({**row, "images": len(counted), "seconds_per_image": time_each})
     return (Table(rows), values) if per_image else Table(rows)
 
 

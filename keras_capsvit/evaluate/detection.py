@@ -1,12 +1,14 @@
 """Detection of adversarial images by their reconstruction (thesis 6.2 and 6.5.3; Qin et al. 2020)."""
 
 import dataclasses
+import functools
 
 import numpy as np
 from keras import ops
 
 from keras_capsvit.checks import batches_of, class_ids, number
 from keras_capsvit.evaluate.judge import Judge
+from keras_capsvit.evaluate.progress import Progress, batches_in
 from keras_capsvit.evaluate.robustness import attacked
 
 
@@ -52,7 +54,7 @@ def detection_threshold(error, dataset, *, percentile=95.0, batch_size=128):
     return float(np.percentile(np.concatenate(errors), percentile))
 
 
-def detection(model, attack, dataset, *, error, threshold, objective=None, targets=None, batch_size=128):
+def detection(model, attack, dataset, *, error, threshold, objective=None, targets=None, batch_size=128, work=None):
     """Attack every example, and flag those whose error is above a threshold.
 
     Args:
@@ -65,28 +67,38 @@ def detection(model, attack, dataset, *, error, threshold, objective=None, targe
         objective: callable from the model to what is attacked; None for the model's natural objective.
         targets: callable ``y → wanted class ids (b,)`` for a targeted attack; None for an untargeted one.
         batch_size: int >= 1, of a pair of arrays and of single examples.
+        work: path of a folder that what was measured of each image is kept in, so that an interrupted call goes on; see
+            ``robustness``.
 
     Returns:
         Detection.
 
     Raises:
-        ValueError: for an empty data set, errors that are not finite, and what the attack refuses.
+        ValueError: for an empty data set, errors that are not finite, what the attack refuses, and a ``work`` that
+            belongs to something else.
     """
     number("threshold", threshold)
     goal, judge = model if objective is None else objective(model), Judge(model)
-    examples = flagged = succeeded = undetected = 0
-    for x, y in batches_of(dataset, batch_size):
-        flagged += np.sum(_errors(error, x) > threshold)
-        wanted = y if targets is None else class_ids(targets(y), len(y), name="Targets")
-        found = attacked(attack, goal, x, wanted, targets is not None, examples + np.arange(len(x)))
-        success = judge.correct(found, wanted) != (targets is None)
-        examples += len(x)
-        succeeded += success.sum()
-        undetected += (success & (_errors(error, found) <= threshold)).sum()
-    if not examples:
+    settings = {"model": model, "attack": attack, "objective": objective, "targets": targets, "error": error}
+
+    def measure(x, y, wanted, first):
+        images = attacked(attack, goal, x, wanted, targets is not None, first + np.arange(len(x)))
+        success = judge.correct(images, wanted) != (targets is None)
+        return {"success": success, "clean": _errors(error, x), "attacked": _errors(error, images)}
+
+    total = batches_in(dataset, batch_size)
+    with Progress(work, "detection", settings, judges=[judge], total=total) as progress:
+        first = 0
+        for x, y in batches_of(dataset, batch_size):
+            wanted = y if targets is None else class_ids(targets(y), len(y), name="Targets")
+            progress.batch(functools.partial(measure, x, y, wanted, first), x, y)
+            first += len(x)
+    if not first:
         raise ValueError("Expected at least one example; the data set is empty.")
-    rates = (float(count / examples) for count in (succeeded, undetected, flagged))
-    return Detection(examples, *rates, float(threshold))
+    measured = progress.results()
+    success, undetected = measured["success"], measured["success"] & (measured["attacked"] <= threshold)
+    rates = (float(flags.sum() / first) for flags in (success, undetected, measured["clean"] > threshold))
+    return Detection(first, *rates, float(threshold))
 
 
 def _errors(error, x):

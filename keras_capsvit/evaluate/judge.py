@@ -15,6 +15,9 @@ class Judge:
     Args:
         model: model, live or served, which runs compiled; or callable ``x (b, H, W, C) → scores (b, M)``, as it is.
 
+    Attributes:
+        variables: list of keras.Variable, what the scores depend on besides images; empty where it is not known.
+
     Call: images ``(b, H, W, C)`` to finite scores, a float32 NumPy array ``(b, M)``.
 
     Raises:
@@ -24,6 +27,7 @@ class Judge:
     def __init__(self, model):
         if isinstance(model, keras.Model):
             checks.finite_variables(model)
+        self.variables = list(getattr(model, "variables", ()))
         if isinstance(model, keras.Layer | taps.Scores) or taps.names(model):
             self._scores = _COMPILED.get((model,), "scores", lambda: _compiled(model))
         else:

@@ -1,6 +1,7 @@
 """How well models withstand corrupted and adversarial patches (thesis chapter 7)."""
 
 import dataclasses
+import functools
 import time
 
 import numpy as np
@@ -8,6 +9,7 @@ from keras import ops
 
 from keras_capsvit import checks
 from keras_capsvit.evaluate.judge import Judge
+from keras_capsvit.evaluate.progress import Progress
 from keras_capsvit.evaluate.table import Table
 from keras_capsvit.patches import apply_patch
 
@@ -31,7 +33,7 @@ def classified_correctly(models, dataset, *, batch_size=128):
     return kept
 
 
-def fooling_rate(models, perturb, dataset, *, batch_size=128):
+def fooling_rate(models, perturb, dataset, *, batch_size=128, work=None):
     """Share of the images classified correctly by all models that each misclassifies when perturbed (thesis 7.3).
 
     Args:
@@ -40,6 +42,8 @@ def fooling_rate(models, perturb, dataset, *, batch_size=128):
             not looked at, a natural corruption.
         dataset: see ``robustness``.
         batch_size: int >= 1, of a pair of arrays and of single examples.
+        work: path of a folder that what was measured of each image is kept in, so that an interrupted call goes on; see
+            ``robustness``.
 
     Returns:
         Table, a row for each model: ``model``, ``examples``, ``fooling_rate`` (NaN without examples) and
@@ -52,30 +56,41 @@ def fooling_rate(models, perturb, dataset, *, batch_size=128):
         print(evaluate.fooling_rate({"vit": vit, "resnet": resnet}, noise, test))
     """
     batches = classified_correctly(models, dataset, batch_size=batch_size)
-    rows = []
-    for name, model in models.items():
-        fooled, iterations, judge, first = [], [], Judge(model), 0
+    judges, settings = {name: Judge(model) for name, model in models.items()}, {"models": models, "perturb": perturb}
+
+    def measure(name, x, y, first):
         started = time.perf_counter()
-        for x, y in batches:
-            numbers = {"numbers": first + np.arange(len(x))} if hasattr(perturb, "prepare") else {}
-            result = perturb.run(model, x, y, **numbers) if hasattr(perturb, "run") else None
-            images = perturb(model, x, y, **numbers) if result is None else result.images
-            fooled.append(judge.classes(ops.convert_to_numpy(images)) != y)
-            first += len(x)
-            if result is not None:
-                iterations.append(result.iterations[fooled[-1]])
-        seconds = time.perf_counter() - started
-        examples = sum(map(len, fooled))
-        row = {"model": name, "examples": examples, "fooling_rate": _share(fooled)}
+        numbers = {"numbers": first + np.arange(len(x))} if hasattr(perturb, "prepare") else {}
+        result = perturb.run(models[name], x, y, **numbers) if hasattr(perturb, "run") else None
+        images = perturb(models[name], x, y, **numbers) if result is None else result.images
+        measured = {"fooled": judges[name].classes(ops.convert_to_numpy(images)) != y}
+        if result is not None:
+            measured["iterations"] = np.asarray(result.iterations)
+        return {**measured, "seconds": np.full(len(x), (time.perf_counter() - started) / len(x))}
+
+    total = len(models) * len(batches)
+    with Progress(work, "fooling_rate", settings, judges=judges.values(), total=total) as progress:
+        for name in models:
+            first = 0
+            for x, y in batches:
+                progress.batch(functools.partial(measure, name, x, y, first), x, y, name)
+                first += len(x)
+    examples, measured = sum(len(y) for _, y in batches), progress.results()
+    rows = []
+    for number, name in enumerate(models):
+        part = slice(number * examples, (number + 1) * examples)
+        fooled = measured["fooled"][part] if batches else np.zeros(0, bool)
+        row = {"model": name, "examples": examples, "fooling_rate": _share([fooled])}
         if hasattr(perturb, "run"):
-            taken = np.concatenate([[], *iterations])
+            taken = measured["iterations"][part][fooled] if batches else np.zeros(0)
             for kind in ("mean", "median"):
                 row[f"{kind}_iterations"] = float(getattr(np, kind)(taken)) if taken.size else float("nan")
-        rows.append({**row, "seconds_per_example": seconds / examples if examples else float("nan")})
+        seconds = float(measured["seconds"][part].mean()) if batches else float("nan")
+        rows.append({**row, "seconds_per_example": seconds})
     return Table(rows)
 
 
-def position_map(model, attack, dataset, grid, *, batch_size=128):
+def position_map(model, attack, dataset, grid, *, batch_size=128, work=None):
     """Fooling rate of a patch at every position of a grid (thesis Fig. 7.6).
 
     Args:
@@ -84,16 +99,27 @@ def position_map(model, attack, dataset, grid, *, batch_size=128):
         dataset: see ``robustness``.
         grid: PatchGrid.
         batch_size: int >= 1, of a pair of arrays and of single examples.
+        work: path of a folder that what was measured of each image is kept in, so that an interrupted call goes on; see
+            ``robustness``.
 
     Returns:
         Array ``(rows, columns)`` of floats in [0, 1], of the images classified correctly; NaN if there are none.
     """
     batches = classified_correctly({"model": model}, dataset, batch_size=batch_size)
-    rates, judge = [], Judge(model)
-    for position in grid.positions:
+    judge, settings = Judge(model), {"model": model, "attack": attack, "grid": grid}
+
+    def measure(position, x, y):
         there = dataclasses.replace(attack, positions=position[None])
-        rates.append(_share([judge.classes(there(model, x, y)) != y for x, y in batches]))
-    return np.reshape(rates, (grid.rows, grid.columns))
+        return {"fooled": judge.classes(there(model, x, y)) != y}
+
+    total = len(grid.positions) * len(batches)
+    with Progress(work, "position_map", settings, judges=[judge], total=total) as progress:
+        for position in grid.positions:
+            for x, y in batches:
+                progress.batch(functools.partial(measure, position, x, y), x, y, str(position))
+    fooled = progress.results().get("fooled", np.zeros(0)).reshape(len(grid.positions), -1)
+    rates = fooled.mean(axis=1) if fooled.size else np.full(len(fooled), np.nan)
+    return rates.reshape(grid.rows, grid.columns)
 
 
 def shift_table(model, x, y, result, shifts):

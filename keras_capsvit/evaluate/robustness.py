@@ -1,6 +1,7 @@
 """How well a model withstands attacks: adversarial examples are made on an objective and judged on the model."""
 
 import dataclasses
+import functools
 import math
 import time
 
@@ -9,8 +10,10 @@ from keras import ops
 
 from keras_capsvit import checks
 from keras_capsvit.evaluate.judge import Judge
+from keras_capsvit.evaluate.progress import Progress, batches_in, place
 from keras_capsvit.evaluate.table import Table
 
+NORMS = ("l0", "l1", "l2", "linf")
 _EVERY = 5  # steps after which examples that are already fooled leave the batch
 
 
@@ -36,26 +39,27 @@ class Robustness:
     seconds_per_example: float
 
 
-def robust_accuracy(model, attack, dataset, *, objective=None, batch_size=128):
+def robust_accuracy(model, attack, dataset, *, objective=None, batch_size=128, work=None):
     """Share of examples that a model classifies correctly under an attack; see ``robustness``.
 
     Returns:
         float in [0, 1].
     """
-    return robustness(model, attack, dataset, objective=objective, batch_size=batch_size).robust_accuracy
+    settings = {"objective": objective, "batch_size": batch_size, "work": work}
+    return robustness(model, attack, dataset, **settings).robust_accuracy
 
 
-def success_rate(model, attack, dataset, *, objective=None, targets=None, batch_size=128):
+def success_rate(model, attack, dataset, *, objective=None, targets=None, batch_size=128, work=None):
     """Share of attacked examples that an attack fools; see ``robustness``.
 
     Returns:
         float in [0, 1], NaN if there was nothing to attack.
     """
-    settings = {"objective": objective, "targets": targets, "batch_size": batch_size}
+    settings = {"objective": objective, "targets": targets, "batch_size": batch_size, "work": work}
     return robustness(model, attack, dataset, **settings).success_rate
 
 
-def robustness(model, attack, dataset, *, objective=None, targets=None, early=True, batch_size=128):
+def robustness(model, attack, dataset, *, objective=None, targets=None, early=True, batch_size=128, work=None):
     """Attack every example of a data set that a model classifies correctly.
 
     An attack that advances step by step (``begin`` and ``advance``, as those of ``attacks.gradient``) is judged every
@@ -74,49 +78,61 @@ def robustness(model, attack, dataset, *, objective=None, targets=None, early=Tr
         early: bool, whether fooled examples leave the batch.
         batch_size: int >= 1, of a pair of arrays and of single examples. What this package's attacks draw for an image
             depends on the seed and its number in the data set, not on its batch.
+        work: path of a folder that what was measured of each image is kept in, and a progress bar is shown: after an
+            interruption the same call goes on where it was, with the same result to the bit. It is refused if that was
+            another model, attack, data set, setting or version; see ``evaluate.progress``. None for neither.
 
     Returns:
         Robustness.
 
     Raises:
-        ValueError: for an empty data set, and what the attack refuses.
+        ValueError: for an empty data set, what the attack refuses, and a ``work`` that belongs to something else.
     """
     checks.booleans(early=early)
     goal, judge = model if objective is None else objective(model), Judge(model)
-    totals = dict.fromkeys(("examples", "correct", "attacked", "fooled", "lost"), 0)
-    norms, seconds = [], 0.0
-    for x, y in checks.batches_of(dataset, batch_size):
-        correct = judge.correct(x, y)
-        wanted = y if targets is None else checks.class_ids(targets(y), len(y), name="Targets")
-        tried = np.flatnonzero(correct if targets is None else wanted != y)
-        started = time.perf_counter()
-        numbers = totals["examples"] + tried
-        run = _step_by_step if early and hasattr(attack, "advance") else _whole
-        found, fooled = run(judge, attack, goal, x[tried], wanted[tried], targets is not None, numbers)
-        seconds += time.perf_counter() - started
-        norms.append(perturbation_norms(x[tried][fooled], found[fooled]))
-        totals["examples"] += len(x)
-        totals["correct"] += correct.sum()
-        totals["attacked"] += len(tried)
-        totals["fooled"] += fooled.sum()
-        totals["lost"] += (fooled & correct[tried]).sum()
-    if not totals["examples"]:
+    run = _step_by_step if early and hasattr(attack, "advance") else _whole
+    settings = {"model": model, "attack": attack, "objective": objective, "targets": targets, "early": early}
+    total = batches_in(dataset, batch_size)
+    with Progress(work, "robustness", settings, judges=[judge], total=total) as progress:
+        first = 0
+        for x, y in checks.batches_of(dataset, batch_size):
+            wanted = y if targets is None else checks.class_ids(targets(y), len(y), name="Targets")
+            progress.batch(functools.partial(_attack, run, judge, attack, goal, x, y, wanted, targets, first), x, y)
+            first += len(x)
+    measured = progress.results()
+    if not first:
         raise ValueError("Expected at least one example; the data set is empty.")
-    nan = float("nan")
+    nan, fooled, tried = float("nan"), measured["fooled"], np.sum(measured["tried"])
+    lost = np.sum(fooled & measured["correct"])
     return Robustness(
-        examples=totals["examples"],
-        accuracy=float(totals["correct"] / totals["examples"]),
-        robust_accuracy=float((totals["correct"] - totals["lost"]) / totals["examples"]),
-        success_rate=float(totals["fooled"] / totals["attacked"]) if totals["attacked"] else nan,
-        norms={
-            name: float(np.concatenate([one[name] for one in norms]).mean()) if totals["fooled"] else nan
-            for name in norms[0]
-        },
-        seconds_per_example=seconds / totals["attacked"] if totals["attacked"] else nan,
+        examples=first,
+        accuracy=float(np.sum(measured["correct"]) / first),
+        robust_accuracy=float((np.sum(measured["correct"]) - lost) / first),
+        success_rate=float(fooled.sum() / tried) if tried else nan,
+        norms={name: float(measured[name][fooled].mean()) if fooled.any() else nan for name in NORMS},
+        seconds_per_example=float(measured["seconds"].sum() / tried) if tried else nan,
     )
 
 
-def attack_table(model, attacks, dataset, *, objectives=None, targets=None, batch_size=128):
+def _attack(run, judge, attack, goal, x, y, wanted, targets, first):
+    """What an attack does to every image of a batch, arrays ``(b,)``; the numbers of images begin with ``first``."""
+    correct = judge.correct(x, y)
+    tried = correct if targets is None else wanted != y
+    rows = np.flatnonzero(tried)
+    started = time.perf_counter()
+    images, fooled = run(judge, attack, goal, x[rows], wanted[rows], targets is not None, first + rows)
+    seconds = time.perf_counter() - started
+    norms = perturbation_norms(x[rows], images)
+    measured = {"correct": correct, "tried": tried, "fooled": np.zeros(len(x), bool), "seconds": np.zeros(len(x))}
+    measured["fooled"][rows] = fooled
+    measured["seconds"][rows] = seconds / max(len(rows), 1)
+    for name in NORMS:
+        measured[name] = np.zeros(len(x))
+        measured[name][rows] = norms[name]
+    return measured
+
+
+def attack_table(model, attacks, dataset, *, objectives=None, targets=None, batch_size=128, work=None):
     """Robustness of a model to several attacks, on several objectives.
 
     Args:
@@ -126,6 +142,7 @@ def attack_table(model, attacks, dataset, *, objectives=None, targets=None, batc
         objectives: dict from names to callables from the model to what is attacked; None for the natural one alone.
         targets: see ``robustness``.
         batch_size: see ``robustness``.
+        work: see ``robustness``; a folder in it for each row.
 
     Returns:
         Table, a row for each objective and attack: ``objective``, ``attack``, and the figures of Robustness.
@@ -137,13 +154,14 @@ def attack_table(model, attacks, dataset, *, objectives=None, targets=None, batc
     rows, settings = [], {"targets": targets, "batch_size": batch_size}
     for kind, objective in (objectives or {"natural": None}).items():
         for name, attack in attacks.items():
-            found = dataclasses.asdict(robustness(model, attack, dataset, objective=objective, **settings))
-            norms = found.pop("norms")
-            rows.append({"objective": kind, "attack": name, **found, **norms})
+            settings |= {"objective": objective, "work": place(work, kind, name)}
+            figures = dataclasses.asdict(robustness(model, attack, dataset, **settings))
+            norms = figures.pop("norms")
+            rows.append({"objective": kind, "attack": name, **figures, **norms})
     return Table(rows)
 
 
-def transfer_matrix(models, attack, dataset, *, sources=None, batch_size=128):
+def transfer_matrix(models, attack, dataset, *, sources=None, batch_size=128, work=None):
     """How far adversarial examples made on one model fool others (thesis Table 6.8).
 
     Args:
@@ -153,33 +171,38 @@ def transfer_matrix(models, attack, dataset, *, sources=None, batch_size=128):
         sources: dict from names to what is attacked: models, or Objectives such as ``attacks.votes(model)``; None for
             the models themselves.
         batch_size: see ``robustness``.
+        work: see ``robustness``.
 
     Returns:
         Table, a row for each target: ``target``, and for each source the share of the examples that the target
         classifies correctly and that, made on the source, fool it (NaN if it classifies none correctly).
     """
     sources = models if sources is None else sources
-    judges, examples = {name: Judge(model) for name, model in models.items()}, 0
-    correct = dict.fromkeys(models, 0)
-    fooled = {name: dict.fromkeys(sources, 0) for name in models}
-    for x, y in checks.batches_of(dataset, batch_size):
-        numbers = examples + np.arange(len(x))
-        found = {name: attacked(attack, source, x, y, False, numbers) for name, source in sources.items()}
-        examples += len(x)
-        for target, judge in judges.items():
-            right = judge.correct(x, y)
-            correct[target] += right.sum()
-            for source, adversarial in found.items():
-                fooled[target][source] += (right & (judge.classes(adversarial) != y)).sum()
-    return Table(
-        [
-            {
-                "target": target,
-                **{name: float(n / correct[target]) if correct[target] else float("nan") for name, n in row.items()},
-            }
-            for target, row in fooled.items()
-        ]
-    )
+    judges, first = {name: Judge(model) for name, model in models.items()}, 0
+
+    def measure(x, y, numbers):
+        images = {name: attacked(attack, source, x, y, False, numbers) for name, source in sources.items()}
+        right = {f"right {target}": judge.correct(x, y) for target, judge in judges.items()}
+        wrong = {
+            f"wrong {target}\n{source}": judge.classes(adversarial) != y
+            for target, judge in judges.items()
+            for source, adversarial in images.items()
+        }
+        return right | wrong
+
+    settings = {"models": models, "attack": attack, "sources": sources}
+    total = batches_in(dataset, batch_size)
+    with Progress(work, "transfer_matrix", settings, judges=judges.values(), total=total) as progress:
+        for x, y in checks.batches_of(dataset, batch_size):
+            progress.batch(functools.partial(measure, x, y, first + np.arange(len(x))), x, y)
+            first += len(x)
+    measured = progress.results()
+
+    def share(target, source):
+        right = measured[f"right {target}"] if first else np.zeros(0)
+        return float(measured[f"wrong {target}\n{source}"][right].mean()) if right.any() else float("nan")
+
+    return Table([{"target": target, **{source: share(target, source) for source in sources}} for target in models])
 
 
 def random_targets(num_classes, seed=0):

@@ -4,10 +4,11 @@ import csv
 import dataclasses
 import importlib.metadata
 import json
-import pathlib
 import platform
 
 import keras
+
+from keras_capsvit.files import replacing, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Table:
             path: str or path of the file; its folder is made.
             how: how the result was obtained, anything that JSON takes.
         """
-        _made(path).write_text(json.dumps({"result": self.rows, **how, "versions": versions()}, indent=1) + "\n")
+        write_text(path, json.dumps({"result": self.rows, **how, "versions": versions()}, indent=1) + "\n")
 
     def to_csv(self, path):
         """Write a line of column names and a line per row.
@@ -61,7 +62,7 @@ class Table:
         Args:
             path: str or path of the file; its folder is made.
         """
-        with _made(path).open("w", newline="") as file:
+        with replacing(path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(self.rows)
@@ -86,9 +87,3 @@ def _text(value):
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _made(path):
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path

@@ -9,7 +9,20 @@ from keras_capsvit import autodiff, checks, taps
 PREDICTED = -1  # in the place of a class id
 
 
-class Explainer:
+class Recorded:
+    """An object that says what it was constructed with.
+
+    Attributes:
+        given: dict of that, by the places or names of the arguments.
+    """
+
+    def __new__(cls, *args, **kwargs):
+        instance = super().__new__(cls)
+        instance.given = dict(enumerate(args)) | kwargs
+        return instance
+
+
+class Explainer(Recorded):
     """An explainer, of which subclasses define ``attributions``.
 
     Call: ``explainer(x, target=None)`` with finite images ``x (b, H, W, C)``, as the model takes them, and ``target``,

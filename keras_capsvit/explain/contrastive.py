@@ -7,12 +7,12 @@ import numpy as np
 from keras import ops
 
 from keras_capsvit import checks, taps
-from keras_capsvit.explain.base import check_tensorflow
+from keras_capsvit.explain.base import Recorded, check_tensorflow
 
 VARIANTS = ("others", "negated")
 
 
-class LRP:
+class LRP(Recorded):
     """Layer-wise relevance propagation on the ops of any TensorFlow model (Bach et al. 2015; thesis Eq. 2.1).
 
     The score of a class, before any softmax, sigmoid or log-softmax at the end, is sent back and redistributed op by

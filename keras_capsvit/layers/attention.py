@@ -38,7 +38,8 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         self.num_heads = checks.positive_int("num_heads", num_heads)
         self.dropout_rate = checks.number("dropout", dropout, 0, 1, without=(1,))
         # Held where Keras does not find it: as a weight it would be counted, and restored over what was set.
-        variable = keras.Variable(_check_temperature(temperature), dtype="float32", trainable=False, name="temperature")
+        value = keras.initializers.Constant(_check_temperature(temperature))
+        variable = keras.Variable(value, shape=(), dtype="float32", trainable=False, name="temperature")
         self._held = types.SimpleNamespace(temperature=variable)
 
     @property

@@ -5,6 +5,7 @@ from keras_capsvit.models.capsnet import AffCapsNet, CapsNet
 from keras_capsvit.models.convnet import VGG19, ConvNetAvg, ConvNetFC
 from keras_capsvit.models.decoded_convnet import ConvNetCR, ConvNetCRSF, ConvNetR
 from keras_capsvit.models.gracapsnet import GraCapsNet
+from keras_capsvit.models.loading import load_model
 from keras_capsvit.models.mixer import MLPMixer
 from keras_capsvit.models.reconstruction import CapsuleModel, build_decoder
 from keras_capsvit.models.resnet import ResNet, ResNet18, ResNet20, ResNet34, ResNet50, ResNet101, ResNet152
@@ -35,6 +36,7 @@ __all__ = [
     "SwinTransformer",
     "VisionTransformer",
     "build_decoder",
+    "load_model",
     "load_weights",
     "load_weights_from",
 ]

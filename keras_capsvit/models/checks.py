@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from keras_capsvit import checks
+from keras_capsvit.files import FileError
 
 _LARGEST = 2**24  # size of anything, so that products of three fit 64 bits and strides fit 32
 
@@ -86,4 +87,4 @@ def refuse_weights(problems, path, model, expected):
     if problems:
         shown = "; ".join(sorted(problems)[:10])
         more = f"; and {len(problems) - 10} more, {len(problems)} in all" if len(problems) > 10 else ""
-        raise ValueError(f"{path.name} does not fit {model.name}: {shown}{more}. {expected}")
+        raise FileError(f"{path.name} does not fit {model.name}: {shown}{more}. {expected}")

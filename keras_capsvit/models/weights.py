@@ -1,17 +1,20 @@
 """Published weights: arrays by name, read from ``.npz`` or ``.safetensors`` into a model's variables."""
 
+import contextlib
 import fnmatch
 import math
 import pathlib
-import zipfile
 
 import numpy as np
 from keras import ops
 
+from keras_capsvit.files import arrays_of, check_exists
 from keras_capsvit.layers import PatchEmbedding, resize_positions
 from keras_capsvit.models.checks import refuse_weights
 from keras_capsvit.models.keras_files import load_keras_weights
 from keras_capsvit.models.published import FORMATS, PUBLISHED, from_torch, layers_of, sources, torch_names, torch_shape
+
+_MOST_POSITIONS = 2**16  # of a file, to be resized
 
 
 def published_names(model):
@@ -60,9 +63,9 @@ def load_weights(model, path):
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if arrays are missing, left over, of a wrong shape, not finite, or are negative variances; names the
-            first ten, counts all, and leaves the model as it was. Also for a file that cannot be read and another file
-            type.
+        ValueError: if arrays are missing, left over, of a wrong shape, not finite in the model's precision, or are
+            negative variances; names the first ten, counts all, and leaves the model as it was. Also for a file that is
+            damaged, encrypted or of another type. Arrays of other names and shapes are not read.
         ImportError: for ``.safetensors`` without the safetensors package.
 
     Example::
@@ -70,12 +73,13 @@ def load_weights(model, path):
         model = ResNet20((32, 32, 3), 10, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
         load_weights(model, "resnet20_cifar10.npz")
     """
-    path = pathlib.Path(path)
-    variables, arrays = published_names(model), _read(path)
-    problems = [f"{name} is missing" for name in variables if name not in arrays]
-    problems += [f"{name} is left over" for name in arrays if name not in variables]
-    for name in variables.keys() & arrays.keys():
-        problems += _problems(name, arrays[name], tuple(variables[name].shape))
+    path, variables, values = pathlib.Path(path), published_names(model), {}
+    with _opened(path) as arrays:
+        problems = [f"{name} is missing" for name in variables if name not in arrays]
+        problems += [f"{name} is left over" for name in arrays if name not in variables]
+        for name in filter(arrays.__contains__, variables):
+            values[name], faults = _read(arrays, name, tuple(variables[name].shape), variables[name].dtype)
+            problems += faults
     refuse_weights(
         problems,
         path,
@@ -84,7 +88,7 @@ def load_weights(model, path):
         "(in, out).",
     )
     for name, variable in variables.items():
-        variable.assign(arrays[name])
+        variable.assign(values[name])
 
 
 def load_weights_from(model, path, *, interpolate_positions=False, skip=()):
@@ -105,9 +109,10 @@ def load_weights_from(model, path, *, interpolate_positions=False, skip=()):
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if tensors are missing, left over, of a wrong shape, not finite, or are negative variances; names
-            the first ten, counts all, and leaves the model as it was. Also for a file that cannot be read, another file
-            type, and positions whose grid is not known.
+        ValueError: if tensors are missing, left over, of a wrong shape, not finite in the model's precision, or are
+            negative variances; names the first ten, counts all, and leaves the model as it was. Also for a file that is
+            damaged, encrypted or of another type, and positions whose grid is not known. Tensors of other names and
+            shapes are not read, and nothing that a file holds is run.
         ImportError: for ``.safetensors`` without the safetensors package.
 
     Example::
@@ -122,31 +127,38 @@ def load_weights_from(model, path, *, interpolate_positions=False, skip=()):
                 f"skip and interpolate_positions are for files of timm and Hugging Face; received {path.name}, which "
                 "Keras wrote. Leave them out."
             )
-        _check_exists(path)
+        check_exists(path, f"a {''.join(path.suffixes[-2:])} file")
         load_keras_weights(model, path)
         return
     skip = (skip,) if isinstance(skip, str) else tuple(skip)
-    arrays, names = _read(path, ", .keras or .weights.h5"), torch_names(model)
-    rules = min(FORMATS.values(), key=lambda rules: sum(_missing(names, rules, arrays)))
-    targets = {name: (variable, sources(name, rules)) for name, variable in names.items()}
-    targets = {name: target for name, target in targets.items() if not any(_skipped(part, skip) for part in target[1])}
-    if not targets:
-        raise ValueError(f"Expected skip to leave tensors to load; received {skip}, which matches all of {path.name}.")
-    used = {source for _, parts in targets.values() for source in parts}
-    problems = [f"{source} is missing" for source in used if source not in arrays]
-    problems += [f"{name} is left over" for name in arrays if not (name in used or _skipped(name, skip))]
-    values = {}
-    for name, (variable, parts) in targets.items():
-        if all(source in arrays for source in parts):
+    names, values = torch_names(model), {}
+    with _opened(path, ", .keras or .weights.h5") as arrays:
+        rules = min(FORMATS.values(), key=lambda rules: sum(_missing(names, rules, arrays)))
+        targets = {name: (variable, sources(name, rules)) for name, variable in names.items()}
+        targets = {
+            name: target for name, target in targets.items() if not any(_skipped(part, skip) for part in target[1])
+        }
+        if not targets:
+            raise ValueError(
+                f"Expected skip to leave tensors to load; received {skip}, which matches all of {path.name}."
+            )
+        used = {source for _, parts in targets.values() for source in parts}
+        problems = [f"{source} is missing" for source in used if source not in arrays]
+        problems += [f"{name} is left over" for name in arrays if not (name in used or _skipped(name, skip))]
+        for name, (variable, parts) in targets.items():
+            if not all(source in arrays for source in parts):
+                continue
             expected = torch_shape(variable)
             shape = (expected[0] // len(parts), *expected[1:])
-            tensors = [arrays[source] for source in parts]
-            if variable.name == "positions" and interpolate_positions:
-                tensors = [_resized(model, tensors[0], interpolate_positions)]
-            faults = [fault for pair in zip(parts, tensors, strict=True) for fault in _problems(*pair, shape)]
-            problems += faults
-            if not faults:
-                values[name] = from_torch(variable, np.concatenate(tensors) if len(tensors) > 1 else tensors[0])
+            resized = variable.name == "positions" and interpolate_positions
+            if resized:
+                shape = _shape_to_resize(model, arrays.shapes[parts[0]], shape)
+            tensors, faults = zip(*(_read(arrays, part, shape, variable.dtype) for part in parts), strict=True)
+            problems += (fault for of_part in faults for fault in of_part)
+            if not any(faults):
+                tensor = np.concatenate(tensors) if len(tensors) > 1 else tensors[0]
+                tensor = _resized(model, tensor, interpolate_positions) if resized else tensor
+                values[name] = from_torch(variable, tensor)
     hint = " Positions of another grid need interpolate_positions." if "pos" in str(problems) else ""
     refuse_weights(
         problems,
@@ -167,12 +179,21 @@ def _skipped(name, skip):
     return name.endswith(".num_batches_tracked") or any(fnmatch.fnmatchcase(name, pattern) for pattern in skip)
 
 
+def _embedding(model):
+    (embedding,) = (layer for layer in model.layers if isinstance(layer, PatchEmbedding))
+    return embedding
+
+
+def _shape_to_resize(model, stored, expected):
+    """Shape of positions that may be read to be resized: the stored one, where only the number of patches differs."""
+    likely = len(stored) == 3 and (stored[0], stored[2]) == (expected[0], expected[2])
+    return stored if likely and _embedding(model).num_prefix_tokens < stored[1] <= _MOST_POSITIONS else expected
+
+
 def _resized(model, positions, grid):
     """Positions ``(1, t, d)`` resized from a grid, or True for the only likely one, to the model's; see ``_grid``."""
-    (embedding,) = (layer for layer in model.layers if isinstance(layer, PatchEmbedding))
-    patches = positions.shape[1] - embedding.num_prefix_tokens if positions.ndim == 3 else -1
-    if patches < 1:
-        return positions  # a wrong shape, named with all others
+    embedding = _embedding(model)
+    patches = positions.shape[1] - embedding.num_prefix_tokens
     grid = _grid(patches, embedding.grid) if grid is True else tuple(np.ravel(grid).tolist())
     if len(grid) != 2 or math.prod(grid) != patches:
         raise ValueError(
@@ -196,46 +217,28 @@ def _grid(patches, model_grid):
     return likely[0]
 
 
-def _problems(name, array, expected):
-    if array.shape != expected:
-        return [f"{name} has shape {array.shape}, expected {expected}"]
-    if not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
-        return [f"{name} is not all finite floats"]
-    if name.endswith(".running_var") and array.min() < 0:
-        return [f"{name} has negative variances"]
-    return []
+def _read(arrays, name, expected, dtype):
+    """Values of an array for a variable of a shape and dtype, None where they do not fit, and the list of reasons."""
+    shape = arrays.shapes[name]
+    if shape != expected:
+        return None, [f"{name} has shape {shape}, expected {expected}"]
+    if name not in arrays.floats:
+        return None, [f"{name} is not all finite floats"]
+    array = arrays.read(name)
+    with np.errstate(over="ignore"):
+        fits = np.isfinite(array.astype(np.dtype(dtype))).all()
+    if not fits:
+        what = f" of {dtype}" if np.isfinite(array).all() else ""
+        return None, [f"{name} is not all finite floats{what}"]
+    if name.endswith(".running_var") and array.min(initial=0) < 0:
+        return None, [f"{name} has negative variances"]
+    return array, []
 
 
-def _check_exists(path):
-    if not path.is_file():
-        raise FileNotFoundError(f"No weights at {path}; give the path of an existing {path.suffix} file.")
-
-
-def _read(path, others=""):
+@contextlib.contextmanager
+def _opened(path, others=""):
     if path.suffix not in (".npz", ".safetensors"):
         kinds = f".npz, .safetensors{others}" if others else ".npz or .safetensors"
         raise ValueError(f"Expected a {kinds} file; received {path.name}.")
-    _check_exists(path)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a .npz file of plain arrays: {error}") from error
-
-
-def _read_safetensors(path):
-    try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-    except ImportError as error:
-        raise ImportError(
-            f"Reading {path.name} needs the safetensors package: install it, or convert the file to .npz."
-        ) from error
-    try:
-        arrays = load_file(path)
-    except (SafetensorError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is not a .safetensors file of float arrays NumPy knows: {error}") from error
-    # NumPy knows bfloat16 and its like only by ml_dtypes, as kinds of their own.
-    return {name: array.astype("float32") if array.dtype.isbuiltin == 2 else array for name, array in arrays.items()}
+    with arrays_of(path) as arrays:
+        yield arrays

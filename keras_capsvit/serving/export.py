@@ -4,13 +4,13 @@ import json
 import os
 import pathlib
 import shutil
-import uuid
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_capsvit import checks
+from keras_capsvit.files import aside, remove_abandoned
 from keras_capsvit.serving import warmup as warming
 from keras_capsvit.serving.endpoints import BYTES, DEFAULT, EXPLAIN, Endpoints, blank
 from keras_capsvit.taps import input_range as range_of
@@ -54,7 +54,8 @@ def export(
     Every one refuses empty batches, other shapes, NaN and infinite pixels, bytes that are no image, and targets that
     are no class, with an ``INVALID_ARGUMENT`` that names the input. Beside ``saved_model.pb`` lies ``model_card.json``.
     The folder is written as ``.tmp-...`` and renamed: readers of other versions are not disturbed, and an export that
-    is killed leaves no version, only that hidden folder. Several exporters may write to one path.
+    is killed leaves no version, only that hidden folder, which the next export on the same machine removes. Several
+    exporters may write to one path.
 
     Args:
         model: Keras model of any kind with one input, images, and class scores ``(b, M)``, or one score ``(b, 1)`` that
@@ -121,7 +122,8 @@ def export(
         "endpoints": {name: _described(function) for name, function in signatures.items()},
         "made_with": {"tensorflow": tf.__version__, "keras": keras.__version__},
     }
-    temporary = path / f".tmp-{uuid.uuid4().hex}"
+    remove_abandoned(path)
+    temporary = aside(path)
     try:
         tf.saved_model.save(module, str(temporary), signatures)
         if warmup is not None:

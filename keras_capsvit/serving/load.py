@@ -1,11 +1,12 @@
 """Loading SavedModels, what ``export`` wrote and others, as models."""
 
-import json
 import pathlib
+import warnings
 
 import numpy as np
 import tensorflow as tf
 
+from keras_capsvit.files import FileError, read_json, reading, refuse
 from keras_capsvit.serving.endpoints import DEFAULT, EXPLAIN, PREDICTED
 from keras_capsvit.serving.export import CARD, newest
 
@@ -26,11 +27,12 @@ def load(path, version=None, *, signature=None, input=None, output=None):
         output: str, the output of it that is class scores; None for ``outputs``, or the only one.
 
     Returns:
-        ServedModel.
+        ServedModel. A ``model_card.json`` that is damaged is left out with a warning: nothing is computed from it.
 
     Raises:
         FileNotFoundError: if there is no SavedModel; names the folder that was searched.
-        ValueError: if a name is needed, or there is none such; lists signatures, inputs and outputs.
+        ValueError: for a SavedModel that is damaged or incomplete; if a name is needed, or there is none such, with the
+            signatures, inputs and outputs.
     """
     path = pathlib.Path(path)
     if version is None and not (path / "saved_model.pb").is_file():
@@ -41,14 +43,42 @@ def load(path, version=None, *, signature=None, input=None, output=None):
             f"Expected a SavedModel in {folder.resolve()} (a folder with saved_model.pb, or with version folders 1, 2, "
             "...); found none. Write one with serving.export."
         )
-    card = folder / CARD
+    with reading(folder, "a SavedModel", "Export the model again, or copy the folder again."):
+        loaded = tf.saved_model.load(str(folder))
     return ServedModel(
-        tf.saved_model.load(str(folder)),
-        json.loads(card.read_text()) if card.is_file() else {},
+        loaded,
+        _card(folder / CARD),
         signature=signature,
         input=input,
         output=output,
     )
+
+
+def _card(path):
+    """What a model card says; nothing, with a warning, if it cannot be read."""
+    kind = "a model card"
+    if not path.is_file():
+        return {}
+    try:
+        card = read_json(path, kind)
+        if not isinstance(card, dict) or not isinstance(card.get("name", ""), str) or not _tells_range(card):
+            refuse(path, kind, "it is no object with a name and an input range")
+    except FileError as error:
+        warnings.warn(
+            f"The model is loaded without its card, so its name and the range of its pixels are not known: {error}",
+            stacklevel=3,
+        )
+        return {}
+    return card
+
+
+def _tells_range(card):
+    """Whether the range of pixels that a card names is one, or none."""
+    pixels = card.get("input", {}).get("range") if isinstance(card.get("input", {}), dict) else ()
+    if pixels is None:
+        return True
+    numbers = isinstance(pixels, list) and [type(end) in (int, float) for end in pixels] == [True, True]
+    return numbers and pixels[0] < pixels[1]
 
 
 class ServedModel:

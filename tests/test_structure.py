@@ -20,7 +20,7 @@ ALLOWED = {
     "patches": set(),
     "data": {"patches", "data"},
     "plot": set(),
-    "serving": {"ops", "taps", "serving"},
+    "serving": {"ops", "taps", "checks", "serving"},
     "losses": {"ops"},
     "metrics": {"ops"},
     "training": {"losses", "metrics", "taps", "checks", "private"},

@@ -78,6 +78,11 @@ def test_every_kind_of_png_and_jpeg_is_seen_as_pillow_does():
     for picture in with_alpha:
         picture.putalpha(77)
     deep = np.asarray(grey, "uint16") * 256 + 200
+    lossy = {
+        "JPEG": saved(colour, "jpeg"),
+        "grey JPEG": saved(grey, "jpeg"),
+        "progressive JPEG": saved(colour, "jpeg", progressive=True),
+    }
     files = {
         "colour": (colour, saved(colour)),
         "grey": (grey, saved(grey)),
@@ -86,9 +91,7 @@ def test_every_kind_of_png_and_jpeg_is_seen_as_pillow_does():
         "palette": (colour.quantize(64).convert("RGB"), saved(colour.quantize(64))),
         "1 bit": (grey.convert("1", dither=0).convert("L"), saved(grey.convert("1", dither=0))),
         "16 bits": (grey, saved(Image.fromarray(deep))),
-        "JPEG": (colour, saved(colour, "jpeg", quality=95)),
-        "grey JPEG": (grey, saved(grey, "jpeg", quality=95)),
-        "progressive JPEG": (colour, saved(colour, "jpeg", quality=95, progressive=True)),
+        **{name: (Image.open(io.BytesIO(file)), file) for name, file in lossy.items()},
     }
     for channels in (3, 1):
         seen = decoder(channels)(*(file for _, file in files.values()))
@@ -104,7 +107,7 @@ def test_every_kind_of_png_and_jpeg_is_seen_as_pillow_does():
 
 def test_a_grey_model_refuses_cmyk_by_its_name(refused):
     cmyk = saved(Image.fromarray(photo(*SIZE)).convert("CMYK"), "jpeg")
-    assert "encoded" in refused(cmyk, channels=1)
+    assert "encoded: expected a JPEG in grey, or red, green and blue; received one in CMYK" in refused(cmyk, channels=1)
 
 
 def test_integers_are_rounded():
@@ -122,15 +125,13 @@ def test_what_is_too_large_is_not_decoded(refused, size):
 
 def test_a_jpeg_is_measured_by_its_header(refused):
     for size in ((60_000, 50_000), (101, 100)):
-        assert f"received a header of width and height] [[{size[0]} {size[1]}]]" in refused(jpeg(*size)).replace(
-            "\n", ""
-        )
+        assert f"received a header of width and height] [{size[0]} {size[1]}]" in refused(jpeg(*size)).replace("\n", "")
 
 
 def test_the_limit_itself_is_allowed():
     pixels = np.random.default_rng(0).integers(0, 256, (100, 100, 3), "uint8")
     (seen,) = decoder(size=(100, 100))(saved(Image.fromarray(pixels)))
-    np.testing.assert_array_equal(seen, pixels)
+    np.testing.assert_allclose(seen, pixels, rtol=1e-6)
 
 
 def test_sizes_that_are_none_and_headers_that_hide_are_refused(refused):
@@ -145,7 +146,7 @@ def test_sizes_that_are_none_and_headers_that_hide_are_refused(refused):
 def test_data_that_contradict_the_header_are_an_error_or_what_the_header_says(refused):
     rows = b"".join(b"\0" + bytes([40 * row] * 4) for row in range(4))
     (seen,) = decoder(1, size=(4, 4))(png(4, 4, rows + b"\0\1\2\3\4" * 1000))  # more than it says
-    np.testing.assert_array_equal(seen[..., 0], np.repeat(40.0 * np.arange(4)[:, None], 4, axis=1))
+    np.testing.assert_allclose(seen[..., 0], np.repeat(40.0 * np.arange(4)[:, None], 4, axis=1), rtol=1e-6)
     whole = saved(Image.fromarray(photo(*SIZE)))
     damaged = {
         "less than it says": png(90, 90, rows),

@@ -88,7 +88,7 @@ class Rest:
         request = urllib.request.Request(self.address + verb, data, {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=self.timeout) as answer:
-                return json.load(answer)
+                content = answer.read()
         except urllib.error.HTTPError as error:
             kind = UnavailableError if error.code in BUSY else ServingError
             raise kind(f"HTTP {error.code}: {reason(error)}{HINTS.get(error.code, '')}") from error
@@ -97,6 +97,7 @@ class Rest:
             raise UnavailableError(f"{self.address}: {error}. {hint}") from error
         except (http.client.HTTPException, UnicodeError) as error:
             raise ServingError(f"{self.address}: no answer of HTTP: {error!r}. Is it the port of REST?") from error
+        return json.loads(content)
 
     @contextlib.contextmanager
     def _understood(self):

@@ -54,22 +54,29 @@ def stand_in(path):
             process.terminate()
 
 
-def questions(model, count):
-    """Triples of an endpoint, inputs by name, and expected outputs by name: of all endpoints of images alone."""
+def questions(model, count, endpoints=None):
+    """Triples of an endpoint, inputs by name, and expected outputs by name.
+
+    Args:
+        model: SavedModel of c_api.py.
+        count: int.
+        endpoints: names of those to ask, which take images or files alone; None for all.
+    """
     random = np.random.default_rng(0)
     kinds = {name: signature["inputs"] for name, signature in model.signatures.items() if len(signature["inputs"]) == 1}
     height, width, channels = next(info["images"]["shape"][1:] for info in kinds.values() if "images" in info)
+    endpoints = list(endpoints or kinds)
     asked = []
-    for name in (list(kinds) * count)[:count]:
+    for number in range(count):
+        name = endpoints[number % len(endpoints)]
         ((key, info),) = kinds[name].items()
         pixels = random.integers(0, 256, (height, width, channels), "uint8")
         if info["dtype"] == STRING:
             given = [encoded(pixels)]
             inputs = {key: np.array(given, "object")}
         else:
-            given = (pixels[None] / (255 if DTYPES[info["dtype"]].startswith("float") else 1)).astype(
-                DTYPES[info["dtype"]]
-            )
+            kind = DTYPES[info["dtype"]]
+            given = (pixels[None] / (255 if kind.startswith("float") else 1)).astype(kind)
             inputs = {key: given}
         asked.append((name, {key: given}, model.run(name, inputs)))
     return asked

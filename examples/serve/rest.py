@@ -103,7 +103,7 @@ def tensor(name, value, info):
     cells = np.array(value, "object")  # which keeps every value as it is
     if info["dtype"] == STRING:
         return np.asarray(np.frompyfunc(text, 1, 1)(cells), "object")
-    if not set(map(type, cells.flat)) <= TYPES.get(dtype, INTEGERS):
+    if not set(map(type, cells.ravel())) <= TYPES.get(dtype, INTEGERS):
         raise ValueError(f"Expected {dtype} values in lists of equal lengths for {name}; received others.")
     try:
         with np.errstate(over="ignore"):  # to infinity, which the graph refuses

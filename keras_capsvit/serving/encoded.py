@@ -44,8 +44,11 @@ def pixels(encoded, spec, input_range, max_pixels):
     def decode(image):
         file, is_png, png_size = image
         with tf.name_scope("encoded"):  # which errors of these operations tell
-            size = tf.cond(is_png, lambda: png_size, lambda: tf.image.extract_jpeg_shape(file)[1::-1])
-            with tf.control_dependencies([_require(_fits(size, max_pixels), small, size)]):
+            size, cmyk = tf.cond(is_png, lambda: (png_size, False), lambda: _jpeg(file))
+            checks = [_require(_fits(size, max_pixels), small, size)]
+            if channels == 1:  # where the decoder calls it invalid
+                checks.append(_require(~cmyk, "a JPEG in grey, or red, green and blue; received one in CMYK"))
+            with tf.control_dependencies(checks):
                 file = tf.identity(file)
             image = tf.io.decode_image(file, channels=channels, expand_animations=False)
         image.set_shape((None, None, channels))
@@ -56,6 +59,12 @@ def pixels(encoded, spec, input_range, max_pixels):
 
     one = tf.TensorSpec(spec.shape[1:], spec.dtype)
     return tf.map_fn(decode, (encoded, is_png, header[:, len(PNG) :]), fn_output_signature=one)
+
+
+def _jpeg(file):
+    """Width and height in the header of a JPEG, and whether it has the four components of CMYK."""
+    shape = tf.image.extract_jpeg_shape(file)
+    return shape[1::-1], shape[2] == 4
 
 
 def _fits(size, max_pixels):

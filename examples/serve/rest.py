@@ -119,7 +119,10 @@ def tensor(name, value, info):
 def text(value):
     """Bytes of a JSON string, or of an object with these in base64."""
     if isinstance(value, dict) and set(value) == {"b64"} and isinstance(value["b64"], str):
-        return base64.b64decode(value["b64"], validate=True)
+        try:
+            return base64.b64decode(value["b64"], validate=True)
+        except ValueError as error:
+            raise ValueError(f"Expected base64 as 'b64'; received what is none: {error}.") from error
     if not isinstance(value, str):
         raise ValueError(f'Expected a string or {{"b64": string}}; received {kind(value)}.')
     return value.encode()

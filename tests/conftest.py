@@ -1,6 +1,8 @@
 """Shared by all tests: quiet logs, a fixed seed, the backend switch, and small models of real shape."""
 
+import importlib
 import os
+import pathlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -14,7 +16,9 @@ import pytest
 from hypothesis import settings
 from sklearn.datasets import load_digits
 
-from keras_capsvit import GraCapsNet
+from keras_capsvit import GraCapsNet, data
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 settings.register_profile("tests", max_examples=25, deadline=None, derandomize=True)
 settings.load_profile("tests")
@@ -85,3 +89,49 @@ def resized(digits):
         return np.repeat(keras.ops.convert_to_numpy(images), channels, axis=-1).clip(0, 1)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def enlarged_digits():
+    """Test images ``(5, 28, 28, 1)`` of the model in saved_models."""
+    return data.take(data.load("digits", split="test"), 5)[0]
+
+
+@pytest.fixture(scope="session")
+def served_digits():
+    """The model in saved_models."""
+    from keras_capsvit import serving
+
+    return serving.load(ROOT / "saved_models" / "digits_gracapsnet")
+
+
+@pytest.fixture
+def serve_example(monkeypatch):
+    """Import of a file in examples/serve."""
+    monkeypatch.syspath_prepend(ROOT / "examples" / "serve")
+    return importlib.import_module
+
+
+@pytest.fixture
+def serve_main(serve_example, monkeypatch, capsys):
+    """Run a file in examples/serve in this process; returns the lines that it printed."""
+
+    def run(name, *args):
+        example = serve_example(name)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
+        example.main()
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def stand_in():
+    """URL of the stand-in for TF Serving with the model in saved_models."""
+    pytest.importorskip("waitress")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "examples" / "serve")
+        load_test = importlib.import_module("load_test")
+    with load_test.stand_in(ROOT / "saved_models" / "digits_gracapsnet") as (url, name):
+        assert name == "digits_gracapsnet"
+        yield url

@@ -118,6 +118,12 @@ def both(exported):
     return load
 
 
+@pytest.fixture(scope="module")
+def raw_signatures(exported):
+    """Signatures of a served graph capsule network, as TensorFlow loads them."""
+    return importlib.import_module("tensorflow").saved_model.load(str(exported("gracapsnet")[1])).signatures
+
+
 ANSWER = """
 import pathlib, sys
 sys.modules["keras_capsvit"] = None  # as if it were not installed
@@ -374,12 +380,11 @@ BAD = {
 
 @tensorflow_only
 @pytest.mark.parametrize("kind", BAD)
-def test_malformed_requests_are_refused_by_name(both, exported, kind):
+def test_malformed_requests_are_refused_by_name(both, raw_signatures, kind):
     tf = importlib.import_module("tensorflow")
     live, served = both("gracapsnet")
     change, said = BAD[kind]
     bad = change(images(live, 2))
-    raw_signatures = tf.saved_model.load(str(exported("gracapsnet")[1])).signatures
     for endpoint in set(served.endpoints) - {"serve_bytes"}:
         inputs = served.card["endpoints"][endpoint]["inputs"]
         given = {"images": bad} | ({"target": [-1] * 2} if "target" in inputs else {})
@@ -428,6 +433,37 @@ def test_relevance_of_new_weights_is_exported(tmp_path):
     np.testing.assert_allclose(found, explain.LRP(model)(x, 1), atol=1e-6)
     assert np.abs(found - before).max() > 1e-4
     assert served.endpoints == ["lrp", "serve_bytes", "serving_default"]
+
+
+@tensorflow_only
+def test_files_have_the_limit_that_the_card_says(tmp_path):
+    tf = importlib.import_module("tensorflow")
+    served = serving.load(serving.export(flat(), tmp_path, input_range=(0, 1), max_pixels=100))
+    assert served.card["input"]["max_pixels"] == 100
+    inside, outside = (tf.io.encode_png(np.zeros((10, width, 1), "uint8")).numpy() for width in (10, 11))
+    assert served.run("serve_bytes", encoded=[inside])["outputs"].shape == served(np.zeros((1, 8, 8, 1))).shape
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"(?s)expected at most 100 pixels.*\[11 10\]"):
+        served.run("serve_bytes", encoded=[inside, outside])
+    without = serving.load(serving.export(flat(), tmp_path, input_range=None, max_pixels=1))
+    assert without.card["input"]["max_pixels"] is None
+
+
+@tensorflow_only
+def test_integers_that_do_not_fit_are_refused(tmp_path):
+    images = keras.Input((2, 2, 1), dtype="uint8")
+    model = keras.Model(images, keras.layers.Flatten()(keras.layers.Rescaling(1.0)(images)))
+    served = serving.load(serving.export(model, tmp_path))
+    x = np.array([0, 1, 254, 255]).reshape(1, 2, 2, 1)
+    for given in (x, x.astype("uint8"), x.astype("float64")):
+        np.testing.assert_array_equal(served(given)[0], [0, 1, 254, 255])
+    for bad in (x + 1, x - 1, x + 2**32):
+        with pytest.raises(ValueError, match="Expected images from 0 to 255, as uint8; received others"):
+            served(bad)
+    with pytest.raises(ValueError, match="images of integers, as uint8; received float"):
+        served(x + 0.5)
+    for size in (0, -1, 2.0, True):
+        with pytest.raises(ValueError, match="batch_size must be an integer from 1"):
+            served.predict(x, batch_size=size)
 
 
 @tensorflow_only
@@ -574,6 +610,9 @@ def test_says_what_is_wrong(tmp_path):
         ({"input_range": 255}, r"\(lowest, highest\) pixel, finite; received 255"),
         ({"input_range": (-np.inf, 0)}, "finite; received"),
         ({"input_shape": (8, 9, 1)}, r"fit \(None, 8, 8, 1\); received \(8, 9, 1\)"),
+        ({"max_pixels": 63}, "max_pixels must allow the model's own 8 x 8; received 63"),
+        ({"max_pixels": 0}, "max_pixels must be an integer from 1; received 0"),
+        ({"max_pixels": 1e6}, "max_pixels must be an integer from 1"),
         ({"card": {"version": 3}}, r"says \['version'\] by itself"),
         ({"card": {"accuracy": float("nan")}}, "finite JSON values"),
     ):

@@ -6,7 +6,7 @@
     python examples/serve/c_api.py saved_models/digits_gracapsnet --port 8501              # as TF Serving's REST API
 
 The second prints the outputs as JSON, or writes them with --out. The last stands in for a TF Serving that is not
-installed (see rest.py), for tries and tests: it has neither batching nor gRPC, and does not look for new versions.
+installed (see server.py), for tries and tests: it has neither batching nor gRPC, and does not look for new versions.
 """
 
 import argparse
@@ -57,7 +57,11 @@ class Output(ctypes.Structure):
 
 
 class TensorFlowError(Exception):
-    """An error of TensorFlow, with its message."""
+    """An error of TensorFlow, with its message and the number of its status, 13 for an internal error."""
+
+    def __init__(self, message, code=13):
+        super().__init__(message)
+        self.code = code
 
 
 def dtype_name(code):
@@ -223,8 +227,9 @@ class SavedModel:
         status = ctypes.c_void_p(self._tf.TF_NewStatus())
         try:
             found = call(status)
-            if self._tf.TF_GetCode(status):
-                raise TensorFlowError(self._tf.TF_Message(status).decode())
+            code = self._tf.TF_GetCode(status)
+            if code:
+                raise TensorFlowError(self._tf.TF_Message(status).decode(errors="replace"), code)
             return ctypes.c_void_p(found)
         finally:
             self._tf.TF_DeleteStatus(status)
@@ -310,11 +315,13 @@ def answer(model, args):
 
 def serve(model, folder, args):
     """Answer REST requests; the model is called like the folder of its versions."""
-    import rest
-
+    try:
+        import server
+    except ImportError as error:
+        raise ValueError(f'Serving needs waitress: pip install -e ".[serving]" ({error}).') from error
     is_version = folder.name.isdigit()
     name = args.name or (folder.parent if is_version else folder).name
-    rest.serve(model, name, int(folder.name) if is_version else 1, args.port)
+    server.serve(model, name, int(folder.name) if is_version else 1, args.port)
 
 
 def main():
@@ -342,6 +349,6 @@ def main():
 
 
 if __name__ == "__main__":
-    import c_api  # the module that rest.py imports, whose classes are others than those of this script
+    import c_api  # the module that server.py imports, whose classes are others than those of this script
 
     c_api.main()

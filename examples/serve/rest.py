@@ -1,60 +1,19 @@
 """TF Serving's REST API for one SavedModel in a session of the C API: predict, status and metadata.
 
-https://www.tensorflow.org/tfx/serving/api_rest says what is asked and answered. What is wrong with a request, or
-refused by the graph, is answered by HTTP 400 with the message; an address that there is not by 404.
+https://www.tensorflow.org/tfx/serving/api_rest says what is asked and answered. What is wrong with a request is a
+ValueError; see server.py for the HTTP around it.
 """
 
 import base64
-import http.server
 import json
-import re
 
 import numpy as np
-from c_api import DTYPES, STRING, TensorFlowError, check_names, dtype_name
+from c_api import DTYPES, STRING, check_names, dtype_name
 
-ADDRESS = re.compile(r"/v1/models/(?P<name>[^/:]+)(/versions/(?P<version>\d+))?(?P<verb>:predict|/metadata)?")
-KINDS = {"float32": "iuf", "float64": "iuf", "float16": "iuf", "bool": "b"}  # the others take integers
-
-
-def serve(model, name, version, port):
-    """Answer requests until interrupted; prints the address first.
-
-    Args:
-        model: SavedModel of c_api.py.
-        name: str, of the model in addresses.
-        version: int.
-        port: int; 0 for any that is free.
-    """
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self._answer({None: lambda _: status(version), "/metadata": lambda _: metadata(model, name, version)})
-
-        def do_POST(self):
-            self._answer({":predict": lambda body: predict(model, body)})
-
-        def _answer(self, verbs):
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            found = ADDRESS.fullmatch(self.path)
-            known = found and found["name"] == name and found["version"] in (None, str(version))
-            if not known or found["verb"] not in verbs:
-                return self._send(404, {"error": f"{self.command} {self.path}: served is {name}, version {version}."})
-            try:
-                self._send(200, verbs[found["verb"]](body))
-            except (TensorFlowError, ValueError, RecursionError) as error:
-                self._send(400, {"error": str(error)})
-
-        def _send(self, code, answer):
-            content = json.dumps(answer).encode()
-            self.send_response(code)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-    with http.server.ThreadingHTTPServer(("localhost", port), Handler) as server:
-        print(f"http://localhost:{server.server_port}/v1/models/{name}", flush=True)
-        server.serve_forever()
+MAX_IMAGES = 128  # in one request
+KEYS = {"signature_name", "instances", "inputs"}  # of a request
+FLOATS, INTEGERS = {int, float}, {int}
+TYPES = {"float32": FLOATS, "float64": FLOATS, "float16": FLOATS, "bool": {bool}}  # in JSON; the others take integers
 
 
 def status(version):
@@ -83,30 +42,46 @@ def metadata(model, name, version):
 
 def predict(model, body):
     """Answer to a predict request, in rows (``instances``) or in columns (``inputs``)."""
-    request = json.loads(body)
-    if not isinstance(request, dict) or ("instances" in request) == ("inputs" in request):
-        raise ValueError("Expected a JSON object with either 'instances' or 'inputs'.")
-    name = request.get("signature_name", "serving_default")
+    request = parsed(body)
+    name = request.get("signature_name") or "serving_default"  # TF Serving takes an empty one for this
     infos = model.signature(name)["inputs"]
     given = rows(request["instances"], infos) if "instances" in request else columns(request["inputs"], infos)
     check_names(infos, given)
     outputs = model.run(name, {key: tensor(key, given[key], info) for key, info in infos.items()})
     single = len(outputs) == 1
     if "inputs" in request:
-        found = {key: array.tolist() for key, array in outputs.items()}
-        return {"outputs": next(iter(found.values())) if single else found}
+        values = {key: array.tolist() for key, array in outputs.items()}
+        return {"outputs": next(iter(values.values())) if single else values}
+    if len({array.shape[:1] for array in outputs.values()} | {()}) > 2 or not all(map(np.ndim, outputs.values())):
+        raise ValueError(f"Expected 'inputs' instead of 'instances': outputs of {name} are not one per image.")
     lists = [array.tolist() for array in outputs.values()]
-    found = [dict(zip(outputs, row, strict=True)) for row in zip(*lists, strict=True)]
-    return {"predictions": lists[0] if single else found}
+    predictions = [dict(zip(outputs, row, strict=True)) for row in zip(*lists, strict=True)]
+    return {"predictions": lists[0] if single else predictions}
+
+
+def parsed(body):
+    """The JSON object of a predict request, with the keys that it may have."""
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"Expected a body of JSON; received what is none: {error}.") from error
+    if not isinstance(request, dict) or ("instances" in request) == ("inputs" in request):
+        raise ValueError("Expected a JSON object with either 'instances' or 'inputs'.")
+    if not set(request) <= KEYS:
+        others = ", ".join(sorted(set(request) - KEYS))
+        raise ValueError(f"Expected no other keys than {', '.join(sorted(KEYS))}; received {others:.200}.")
+    if not isinstance(request.get("signature_name", ""), str):
+        raise ValueError(f"Expected 'signature_name' as a string; received {kind(request['signature_name'])}.")
+    return request
 
 
 def rows(instances, infos):
     """Values by input name of a list with one value, or one object of values, per image."""
     if not isinstance(instances, list) or not instances:
-        raise ValueError("Expected 'instances', a list with one entry per image; received none.")
-    if not all(isinstance(one, dict) and set(one) == set(infos) for one in instances):
+        raise ValueError(f"Expected 'instances', a list with one entry per image; received {kind(instances)}.")
+    if not all(isinstance(row, dict) and set(row) == set(infos) for row in instances):
         return columns(instances, infos)
-    return {key: [one[key] for one in instances] for key in infos}
+    return {key: [row[key] for row in instances] for key in infos}
 
 
 def columns(value, infos):
@@ -120,23 +95,42 @@ def columns(value, infos):
 
 def tensor(name, value, info):
     """Array for an input from JSON: numbers of its kind; bytes from ``{"b64": ...}`` or strings."""
-    dtype = DTYPES[info["dtype"]]
+    dtype = DTYPES.get(info["dtype"])
+    if dtype is None:
+        raise ValueError(f"{name} is of {dtype_name(info['dtype'])}, which is not known here.")
+    if isinstance(value, list) and len(value) > MAX_IMAGES:
+        raise ValueError(f"Expected at most {MAX_IMAGES} images in a request; received {len(value)} of {name}.")
+    cells = np.array(value, "object")  # which keeps every value as it is
     if info["dtype"] == STRING:
-        array = np.frompyfunc(text, 1, 1)(np.array(value, "object"))
-        return np.asarray(array, "object")
-    try:
-        array = np.asarray(value)
-    except ValueError:  # lists of different lengths
-        array = np.array(None)
-    if array.size and array.dtype.kind not in KINDS.get(dtype, "iu"):
+        return np.asarray(np.frompyfunc(text, 1, 1)(cells), "object")
+    if not set(map(type, cells.ravel())) <= TYPES.get(dtype, INTEGERS):
         raise ValueError(f"Expected {dtype} values in lists of equal lengths for {name}; received others.")
-    return array.astype(dtype)
+    try:
+        with np.errstate(over="ignore"):  # to infinity, which the graph refuses
+            array = cells.astype(dtype)
+        fits = array.dtype.kind not in "iu" or (array == cells).all()
+    except OverflowError:
+        fits = False
+    if not fits:
+        raise ValueError(f"Expected {dtype} values for {name}; received larger ones than these can be.")
+    return array
 
 
 def text(value):
     """Bytes of a JSON string, or of an object with these in base64."""
     if isinstance(value, dict) and set(value) == {"b64"} and isinstance(value["b64"], str):
-        return base64.b64decode(value["b64"], validate=True)
+        try:
+            return base64.b64decode(value["b64"], validate=True)
+        except ValueError as error:
+            raise ValueError(f"Expected base64 as 'b64'; received what is none: {error}.") from error
     if not isinstance(value, str):
-        raise ValueError(f'Expected a string or {{"b64": string}}; received {value!r}.')
+        raise ValueError(f'Expected a string or {{"b64": string}}; received {kind(value)}.')
     return value.encode()
+
+
+def kind(value):
+    """What a value of JSON is, for messages."""
+    names = {dict: "an object", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return names.get(type(value), "null")

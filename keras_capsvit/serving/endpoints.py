@@ -7,11 +7,11 @@ import keras
 import tensorflow as tf
 
 from keras_capsvit.ops import attention_rollout
+from keras_capsvit.serving import encoded
 from keras_capsvit.taps import names, tap
 
 DEFAULT, EXPLAIN, BYTES = "serving_default", "explain", "serve_bytes"
 PREDICTED = -1  # in the place of a class id
-JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"  # how such files begin
 
 
 class Endpoints:
@@ -44,13 +44,14 @@ class Endpoints:
         shape = self.images.shape
         return shape.rank == 4 and None not in shape[1:] and shape[-1] in (1, 3)
 
-    def signatures(self, taps, explainers, input_range):
+    def signatures(self, taps, explainers, input_range, max_pixels):
         """Endpoints by name.
 
         Args:
             taps: list of str.
             explainers: dict from names to explainers or callables ``(images, ids (b,)) → maps`` of tensors.
             input_range: pair of floats, values of black and white for ``serve_bytes``; None for none.
+            max_pixels: int, of the largest image that ``serve_bytes`` decodes.
         """
         endpoints = {DEFAULT: self._of_images(self._answer), **{name: self._tap(name) for name in taps}}
         built_in = self._built_in()
@@ -58,7 +59,7 @@ class Endpoints:
             endpoints[EXPLAIN] = self._of_images(built_in)
         endpoints.update((name, self._explainer(name, explainer)) for name, explainer in explainers.items())
         if self.takes_bytes and input_range is not None:
-            endpoints[BYTES] = self._of_bytes(*input_range)
+            endpoints[BYTES] = self._of_bytes(input_range, max_pixels)
         return endpoints
 
     def tapped(self, taps):
@@ -178,20 +179,9 @@ class Endpoints:
                 f"variables of another. Make it anew: explain.{type(explainer).__name__}(model, ...)."
             )
 
-    def _of_bytes(self, low, high):
-        height, width, channels = self.images.shape[1:]
-
-        def decode(file):
-            with tf.name_scope("encoded"):  # which the decoder's error tells
-                pixels = tf.io.decode_image(file, channels=channels, expand_animations=False)
-            pixels.set_shape((None, None, channels))
-            pixels = tf.image.resize(tf.cast(pixels, "float32"), (height, width), antialias=True)
-            pixels = low + (high - low) * tf.clip_by_value(pixels / 255, 0, 1)
-            return pixels if self.images.dtype.is_floating else tf.cast(tf.round(pixels), self.images.dtype)
-
-        def endpoint(encoded):
-            pixels = tf.TensorSpec(self.images.shape[1:], self.images.dtype)
-            return self._answer(tf.map_fn(decode, _checked_bytes(encoded), fn_output_signature=pixels))
+    def _of_bytes(self, input_range, max_pixels):
+        def endpoint(files):
+            return self._answer(encoded.pixels(files, self.images, input_range, max_pixels))
 
         return tf.function(endpoint, [tf.TensorSpec((None,), tf.string, "encoded")], autograph=False)
 
@@ -249,17 +239,6 @@ def _checked_target(target, batch, classes):
     ]
     with tf.control_dependencies(checks):
         return tf.identity(target)
-
-
-def _checked_bytes(encoded):
-    seen = tf.ensure_shape(encoded, (None,), name="encoded")
-    begins = [tf.strings.substr(seen, 0, len(first)) == first for first in (JPEG, PNG)]
-    checks = [
-        _require(tf.shape(seen)[0] > 0, "encoded", "at least one image; received an empty batch"),
-        _require(tf.reduce_all(begins[0] | begins[1]), "encoded", "bytes of JPEG or PNG files; received others"),
-    ]
-    with tf.control_dependencies(checks):
-        return tf.identity(encoded)
 
 
 def _require(condition, name, expected):

@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras_capsvit import checks
 from keras_capsvit.files import aside, remove_abandoned
 from keras_capsvit.serving import warmup as warming
+from keras_capsvit.serving.encoded import MAX_PIXELS
 from keras_capsvit.serving.endpoints import BYTES, DEFAULT, EXPLAIN, Endpoints, blank
 from keras_capsvit.taps import input_range as range_of
 from keras_capsvit.taps import names, scores, tap
@@ -32,6 +33,7 @@ def export(
     explainers=None,
     warmup=None,
     input_range=_READ,
+    max_pixels=MAX_PIXELS,
     card=None,
 ):
     """Write ``path/<version>/``, a SavedModel with dynamic batch size that TF Serving loads as it is.
@@ -47,12 +49,13 @@ def export(
       vision transformer ``(b, H, W)``, the rollout (see ``explain.AttentionRollout``);
     - one per explainer, from ``images`` and ``target (b,)`` int64, class ids or -1 for the predicted class →
       ``{"outputs", "class", "maps"}``, maps ``(b, H, W)`` or ``(b, H, W, C)``; they receive float32 images;
-    - ``serve_bytes``, from ``encoded (b,)``, strings with JPEG or PNG files of any size, in colour or not, which are
-      resized to ``(H, W)`` and scaled to ``input_range`` → as ``serving_default``. Only of models that take images of a
-      fixed size with one or three channels.
+    - ``serve_bytes``, from ``encoded (b,)``, strings with JPEG or PNG files of up to ``max_pixels``, in colour or not,
+      which are resized to ``(H, W)`` and scaled to ``input_range`` → as ``serving_default``. Only of models that take
+      images of a fixed size with one or three channels.
 
-    Every one refuses empty batches, other shapes, NaN and infinite pixels, bytes that are no image, and targets that
-    are no class, with an ``INVALID_ARGUMENT`` that names the input. Beside ``saved_model.pb`` lies ``model_card.json``.
+    Every one refuses empty batches, other shapes, NaN and infinite pixels, bytes that are no image or, by their header,
+    too large a one, and targets that are no class, with an ``INVALID_ARGUMENT`` that names the input. Beside
+    ``saved_model.pb`` lies ``model_card.json``.
     The folder is written as ``.tmp-...`` and renamed: readers of other versions are not disturbed, and an export that
     is killed leaves no version, only that hidden folder, which the next export on the same machine removes. Several
     exporters may write to one path.
@@ -73,6 +76,8 @@ def export(
             extra ``serving``.
         input_range: pair of floats, the lowest and highest pixel that the model takes; left out, it is read from the
             model (see ``taps.input_range``); None for an export without ``serve_bytes``.
+        max_pixels: int from ``H * W``, width times height of the largest image that ``serve_bytes`` decodes, which
+            takes a byte per pixel and channel, up to ten of a request at once. No side may be longer than 65,535.
         card: dict of what else is to be in the model card, such as ``accuracy`` and ``trained``; JSON values.
 
     Returns:
@@ -97,6 +102,7 @@ def export(
     taps = _checked_taps(subject, shape, output, taps)
     _check_names(explainers, {DEFAULT, BYTES, *names(model), *taps})
     input_range = _checked_range(model, input_range, builder.takes_bytes)
+    max_pixels = _checked_pixels(max_pixels, shape) if builder.takes_bytes and input_range is not None else None
     card = _checked_card(card)
     if warmup is not None:
         warmup = warming.check(warmup, builder.images)
@@ -106,7 +112,7 @@ def export(
             explainer.refresh()
 
     module = tf.Module()
-    endpoints = builder.signatures(taps, explainers, input_range)
+    endpoints = builder.signatures(taps, explainers, input_range, max_pixels)
     if taps:  # no signature; for ``load``, where several taps are asked for in one pass
         module.tapped = builder.tapped(taps)
     signatures = {name: function.get_concrete_function() for name, function in endpoints.items()}
@@ -116,7 +122,13 @@ def export(
     card = {
         "name": model.name,
         "version": None,
-        "input": {"name": "images", "shape": [None, *shape], "dtype": builder.images.dtype.name, "range": input_range},
+        "input": {
+            "name": "images",
+            "shape": [None, *shape],
+            "dtype": builder.images.dtype.name,
+            "range": input_range,
+            "max_pixels": max_pixels,  # of files
+        },
         "classes": builder.classes,
         **card,
         "endpoints": {name: _described(function) for name, function in signatures.items()},
@@ -269,6 +281,14 @@ def _checked_range(model, input_range, needed):
     if not -float("inf") < low < high < float("inf"):
         raise ValueError(f"input_range must be (lowest, highest) pixel, finite; received {input_range}.")
     return [low, high]
+
+
+def _checked_pixels(max_pixels, shape):
+    """The most pixels of an image to be decoded, at least those of the model's own."""
+    least = shape[0] * shape[1]
+    if checks.positive_int("max_pixels", max_pixels) < least:
+        raise ValueError(f"max_pixels must allow the model's own {shape[0]} x {shape[1]}; received {max_pixels}.")
+    return int(max_pixels)
 
 
 def _checked_card(card):

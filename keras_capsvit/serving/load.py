@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import tensorflow as tf
 
+from keras_capsvit import checks
 from keras_capsvit.files import FileError, read_json, reading, refuse
 from keras_capsvit.serving.endpoints import DEFAULT, EXPLAIN, PREDICTED
 from keras_capsvit.serving.export import CARD, newest
@@ -121,7 +122,7 @@ class ServedModel:
 
     def predict(self, x, batch_size=128):
         """Class scores ``(n, M)`` of images ``(n, H, W, C)`` as a NumPy array, in batches of int ``batch_size``."""
-        starts = range(0, max(len(x), 1), batch_size)
+        starts = range(0, max(len(x), 1), checks.positive_int("batch_size", batch_size))
         return np.concatenate([self(x[first : first + batch_size]).numpy() for first in starts])
 
     def explain(self, x, target=None, *, endpoint=EXPLAIN):
@@ -233,8 +234,19 @@ def _fitted(spec, value):
     for kind, belongs in kinds:
         if getattr(spec.dtype, belongs) and not getattr(value.dtype, belongs):
             raise ValueError(f"Expected {spec.name} of {kind}, as {spec.dtype.name}; received {value.dtype.name}.")
+    if spec.dtype.is_integer and not _holds(spec.dtype, value):
+        raise ValueError(
+            f"Expected {spec.name} from {spec.dtype.min} to {spec.dtype.max}, as {spec.dtype.name}; received others."
+        )
     if spec.dtype == tf.string and value.dtype != tf.string:
         raise ValueError(f"Expected {spec.name} of bytes, as strings; received {value.dtype.name}.")
     if not value.shape.is_compatible_with(spec.shape):
         raise ValueError(f"Expected {spec.name} of shape {tuple(spec.shape)}; received {tuple(value.shape)}.")
     return value if value.dtype == spec.dtype else tf.cast(value, spec.dtype)
+
+
+def _holds(dtype, value):
+    """Whether a dtype of integers can have these; in a graph nobody knows."""
+    if value.dtype == dtype or not tf.executing_eagerly() or not tf.size(value):
+        return True
+    return dtype.min <= value.numpy().min() and value.numpy().max() <= dtype.max

@@ -122,12 +122,18 @@ def _variables(model):
 
 def _described(model):
     """What tells a model and its optimizer from others, also in a process that numbers its layers otherwise."""
+    # The optimizer's variables are named by layers, with their numbers.
     return {
         "model": keras.saving.get_registered_name(type(model)),
         "settings of the model": _settings(model),
+        "variables": [[variable.name, *_form(variable)] for variable in model.variables],
         "optimizer": type(model.optimizer).__name__,
-        "variables": [[v.name, list(v.shape), keras.backend.standardize_dtype(v.dtype)] for v in _variables(model)],
+        "variables of the optimizer": [_form(variable) for variable in model.optimizer.variables],
     }
+
+
+def _form(variable):
+    return [list(variable.shape), keras.backend.standardize_dtype(variable.dtype)]
 
 
 def _settings(model):

@@ -138,9 +138,9 @@ def inner_layers(model):
     return list(model._flatten_layers(include_self=False, recursive=True))
 
 
-def initial_epoch(model):
-    """Epoch from which ``fit`` goes on after ``BackupAndRestore`` read a checkpoint."""
-    return model._initial_epoch or 0
+def global_seed_state():
+    """Variable ``(2,)`` of the generator that ``keras.random`` draws from where it is given no seed."""
+    return importlib.import_module("keras.src.random.seed_generator").global_seed_generator().state
 
 
 def gradient_function(op):

@@ -1,10 +1,10 @@
-import itertools
+import warnings
 
 import keras
 import numpy as np
 import pytest
 
-from keras_capsvit import MarginLoss, attacks, data, training
+from keras_capsvit import MarginLoss, data, training
 from keras_capsvit.models import CapsNet, ConvNetAvg
 
 pytestmark = pytest.mark.tensorflow  # the streams are
@@ -21,6 +21,30 @@ def convnet(num_classes=10):
     return ConvNetAvg((12, 12, 1), num_classes, kernel_size=3, filters=16)
 
 
+class Batches(keras.utils.PyDataset):
+    """Batches that come in another order after every epoch."""
+
+    def __init__(self, x, y, batches=2):
+        super().__init__()
+        self.x, self.y, self.batches = x, y, batches
+        self.random, self.seen = np.random.default_rng(0), []
+        self.on_epoch_end()
+
+    def __len__(self):
+        return self.batches
+
+    def __getitem__(self, k):
+        part = self.order[k * 8 : k * 8 + 8]
+        self.seen.append(tuple(part))
+        return self.x[part], self.y[part]
+
+    def on_epoch_end(self):
+        self.order = self.random.permutation(len(self.x))
+
+
+ONE = training.Recipe(epochs=1, loss="cross_entropy")
+
+
 def test_trains_and_writes_its_log(streams, small_model, tmp_path):
     model = small_model()
     history = training.fit(model, *streams, FEW, work=tmp_path, verbose=0).history
@@ -29,31 +53,6 @@ def test_trains_and_writes_its_log(streams, small_model, tmp_path):
     assert not (tmp_path / "checkpoint").exists()
     assert isinstance(model.loss, MarginLoss)
     assert float(model.optimizer.learning_rate) < 1e-6  # the end of the cosine
-
-
-@pytest.mark.slow
-def test_an_interrupted_training_ends_where_it_would_have(streams, tmp_path, monkeypatch):
-    recipe = training.Recipe(epochs=3, learning_rate=0.003, schedule="cosine", loss="cross_entropy")
-
-    def train(work):
-        keras.utils.set_random_seed(0)
-        model = convnet()
-        return training.fit(model, *streams, recipe, work=work, verbose=0), model
-
-    def cut(self, epoch, logs=None):
-        if epoch == 2:
-            raise KeyboardInterrupt
-
-    _, whole = train(tmp_path / "whole")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(keras.callbacks.CSVLogger, "on_epoch_begin", cut)
-        train(tmp_path / "cut")
-    assert (tmp_path / "cut" / "checkpoint").exists()
-    history, resumed = train(tmp_path / "cut")
-    assert history.epoch == [2]
-    for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert len((tmp_path / "cut" / "epochs.csv").read_text().splitlines()) == 4
 
 
 def test_stops_at_the_accuracy(streams):
@@ -102,17 +101,37 @@ def test_losses_by_name():
     [
         ({"optimizer": "lion"}, "'adam' or 'sgd'; received 'lion'"),
         ({"schedule": "linear"}, "tuple of epochs; received 'linear'"),
+        ({"schedule": [5]}, r"tuple of epochs; received \[5\]"),
+        ({"schedule": (5, 2)}, r"each later than the one before, such as \(50, 75\); received \(5, 2\)"),
+        ({"schedule": (2, 2)}, "each later than the one before"),
+        ({"schedule": ()}, "A rate that stays is schedule='constant'"),
+        ({"schedule": (0, 2)}, "Each epoch of schedule must be an integer from 1; received 0"),
+        ({"schedule": (1.5,)}, "Each epoch of schedule must be an integer from 1; received 1.5"),
         ({"loss": "hinge"}, "received 'hinge'"),
+        ({"epochs": -3}, "epochs must be an integer from 1; received -3"),
+        ({"epochs": 2.0}, "epochs must be an integer from 1; received 2.0"),
+        ({"epochs": True}, "epochs must be an integer from 1; received True"),
+        ({"batch_size": 0}, "batch_size must be an integer from 1; received 0"),
+        ({"learning_rate": -0.5}, r"learning_rate must be a number in \[0, inf\); received -0.5"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a number in .*; received nan"),
+        ({"learning_rate": float("inf")}, "learning_rate must be a number in .*; received inf"),
+        ({"learning_rate": "0.1"}, "learning_rate must be a number in .*; received '0.1'"),
+        ({"shift": -1}, "shift must be an integer from 0; received -1"),
+        ({"flip": "no"}, "flip must be True or False; received 'no'"),
+        ({"stop_at": 95}, r"stop_at, an accuracy such as 0.95 for 95 %, must be a number in \(0, 1\]; received 95"),
+        ({"stop_at": 0}, "stop_at, .*; received 0"),
+        ({"stop_at": float("nan")}, "stop_at, .*; received nan"),
     ],
 )
 def test_what_a_recipe_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
-        training.Recipe(epochs=1, **arguments)
+        training.Recipe(**{"epochs": 1, **arguments})
 
 
 def test_an_unknown_recipe_is_refused(streams):
-    with pytest.raises(ValueError, match="Unknown recipe 'long'; expected a Recipe or one of capsnet, affine"):
-        training.fit(convnet(), *streams, "long")
+    for recipe in ("long", None, {"epochs": 3}):
+        with pytest.raises(ValueError, match=f"Unknown recipe {recipe!r}; expected a Recipe or one of capsnet, affine"):
+            training.fit(convnet(), *streams, recipe)
 
 
 def test_augmented_images_are_moved_and_mirrored(digits):
@@ -138,97 +157,52 @@ def test_augmented_images_are_moved_and_mirrored(digits):
         data.augment(stream, shift=-1)
 
 
-def test_adversarial_training_sees_what_the_attack_makes_now(streams, small_model):
-    seen = []
-
-    def attack(objective, x, y):
-        assert objective == "attacked"
-        seen.append(model.get_weights()[-1].copy())
-        return np.full(x.shape, 0.5, "float32")
-
-    model = small_model()
-    model.compile("adam", MarginLoss())
-    grey = np.full((4, 12, 12, 1), 0.5, "float32")
-    before = model.predict(grey, verbose=0)
-    recipe = training.Recipe(epochs=2, learning_rate=0.01)
-    history = training.adversarial_fit(model, *streams, recipe, attack, objective=lambda m: "attacked", verbose=0)
-    assert len(seen) == 8  # once a batch
-    assert all(np.abs(a - b).max() > 0 for a, b in itertools.pairwise(seen))
-    assert np.abs(model.predict(grey, verbose=0) - before).max() > 0.01
-    assert set(history.history) == {"loss", "accuracy", "val_loss", "val_accuracy"}
-    assert len(history.history["loss"]) == 2
-
-
-def test_adversarial_training_reports_means_over_the_epoch(streams):
-    recipe = training.Recipe(epochs=1, learning_rate=0.0, loss="cross_entropy")
-    model = convnet()
-    history = training.adversarial_fit(model, *streams, recipe, lambda objective, x, y: x, verbose=0).history
-    expected = model.evaluate(streams[0], verbose=0, return_dict=True)
-    for name in ("loss", "accuracy"):
-        assert history[name][0] == pytest.approx(expected[name], rel=1e-4)
-
-
-@pytest.mark.slow
-def test_adversarial_training_makes_robust(streams):
-    # So many steps that the network learns more than chance, which is 1 in 10, from adversarial examples alone.
-    recipe = training.Recipe(epochs=40, learning_rate=0.005, loss="cross_entropy")
-    pgd = attacks.PGD(0.1, steps=4)
-    robust = {}
-    x, y = data.take(streams[0], 160)
-    for name in ("plain", "adversarial"):
+def test_streams_of_unknown_length_are_counted(streams):
+    unknown = tuple(stream.filter(lambda x, y: True) for stream in streams)
+    ends = []
+    for pair in (unknown, streams):
         keras.utils.set_random_seed(0)
         model = convnet()
-        if name == "plain":
-            training.fit(model, *streams, recipe, verbose=0)
-        else:
-            training.adversarial_fit(model, *streams, recipe, pgd, verbose=0)
-        robust[name] = np.mean(model.predict(pgd(model, x, y), verbose=0).argmax(1) == y)
-    assert robust["adversarial"] > robust["plain"] + 0.1
+        recipe = training.Recipe(2, loss="cross_entropy", schedule="cosine")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # Keras's of data that ran out
+            ends.append((training.fit(model, *pair, recipe, verbose=0).history, int(model.optimizer.iterations)))
+    assert ends[0] == ends[1]
+    assert ends[0][1] == 8
 
 
-def test_adversarial_training_goes_on_where_no_gradient_reaches_a_batch(streams):
+def test_what_is_no_stream_to_train_on_is_refused(streams, resized, digits):
+    x, y = resized(16, 12), digits[1][:16]
+    never = streams[0].filter(lambda x, y: False)
+    for train, validation, message in (
+        (streams[0].take(0), None, "at least one batch in the training stream; received an empty stream"),
+        (streams[0], streams[1].take(0), "at least one batch in the validation stream; received an empty stream"),
+        (streams[0].repeat(), None, "the training stream to have an end; received a stream that has none. Cut it"),
+        ((x, y), None, "the training stream as a stream that can be read again.*received tuple. Arrays become one by"),
+        (iter([(x, y)]), None, "received list_iterator.*from_generator, given the function that makes it"),
+        (never, None, "at least one batch in the training stream; received an empty stream"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            training.fit(convnet(), train, validation, ONE, verbose=0)
+    with pytest.raises(ValueError, match=r"Expected a validation stream, .* stops at an accuracy of 0.5"):
+        training.fit(convnet(), streams[0], None, training.Recipe(epochs=1, loss="cross_entropy", stop_at=0.5))
+
+
+def test_py_datasets_train(resized, digits):
+    x, y = resized(16, 12), digits[1][:16]
+    train = Batches(x, y)
+    history = training.fit(convnet(), train, Batches(x, y), training.Recipe(3, loss="cross_entropy"), verbose=0)
+    assert len(history.history["val_loss"]) == 3
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(streams, tmp_path):
+    recipe = training.Recipe(epochs=3, learning_rate=1e30, loss="cross_entropy")
+    with pytest.raises(ValueError, match=r"The loss of epoch . is nan, and the weights are.*a lower learning rate"):
+        training.fit(convnet(), *streams, recipe, work=tmp_path, verbose=0)
+
+
+def test_stop_at_names_the_metrics_there_are(streams):
     model = convnet()
-    for variable in model.trainable_variables:
-        variable.assign(np.zeros(variable.shape))  # nothing passes the rectifiers
-    recipe = training.Recipe(epochs=1, loss="cross_entropy")
-    with pytest.warns(UserWarning, match="A batch is trained on as it is: The gradient is exactly zero for all"):
-        training.adversarial_fit(model, *streams, recipe, attacks.FGSM(0.1), verbose=0)
-    assert np.any(model.get_weights()[-1])
-
-
-@pytest.mark.slow
-def test_an_interrupted_adversarial_training_ends_where_it_would_have(streams, tmp_path):
-    recipe = training.Recipe(epochs=3, learning_rate=0.003, schedule="cosine", loss="cross_entropy")
-    calls = 0
-
-    def attack(objective, x, y):
-        nonlocal calls
-        calls += 1
-        if calls == 10:  # in the third epoch of the second training
-            raise KeyboardInterrupt
-        return 1 - np.asarray(x)
-
-    def train(work, attack):
-        keras.utils.set_random_seed(0)
-        model = convnet()
-        return training.adversarial_fit(model, *streams, recipe, attack, work=work, verbose=0), model
-
-    _, whole = train(tmp_path / "whole", lambda objective, x, y: 1 - np.asarray(x))
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut", attack)
-    history, resumed = train(tmp_path / "cut", attack)
-    assert history.epoch == [2]
-    for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
-    assert len((tmp_path / "cut" / "epochs.csv").read_text().splitlines()) == 4
-    assert not (tmp_path / "cut" / "checkpoint").exists()
-
-
-def test_adversarial_training_stops_at_the_accuracy_and_shows_its_progress(streams, capsys):
-    recipe = training.Recipe(epochs=50, learning_rate=0.01, loss="cross_entropy", stop_at=0.3)
-    history = training.adversarial_fit(convnet(), *streams, recipe, lambda objective, x, y: x).history["val_accuracy"]
-    assert 0 < len(history) < 50
-    assert history[-1] >= 0.3
-    assert "Epoch 1/50" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="Unknown recipe 'robust'"):
-        training.adversarial_fit(convnet(), *streams, "robust", lambda objective, x, y: x)
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.raises(ValueError, match=r"Expected monitor among .*loss; received 'val_accuracy'"):
+        model.fit(streams[0], callbacks=[training.StopAt(0.5)], verbose=0)

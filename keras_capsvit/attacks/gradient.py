@@ -6,11 +6,11 @@ import typing
 import numpy as np
 from keras import ops
 
-from keras_capsvit import autodiff
+from keras_capsvit import autodiff, checks
 from keras_capsvit.attacks.base import Attack
 from keras_capsvit.attacks.examine import NOT_FINITE
 from keras_capsvit.attacks.norms import NORMS, per_image
-from keras_capsvit.attacks.objectives import fools
+from keras_capsvit.attacks.objectives import fools, natural
 
 KEEP = ("best", "last")
 
@@ -162,6 +162,46 @@ class GradientAttack(Attack):
         images, best, fooled = map(ops.convert_to_numpy, (state.images, state.best, state.fooled))
         return np.where(fooled[:, None, None, None], best, images)
 
+    def within_step(self, objective):
+        """The attack as a function of tensors, for use inside a train step that is compiled as a whole.
+
+        What a call refuses is NaN here: images outside the bounds, and those of labels that are no class ids.
+
+        Args:
+            objective: see Attack.
+
+        Returns:
+            Callable ``(x (b, H, W, C), y, seed) → images (b, H, W, C)``, float32, with labels as in a call and a
+            keras.random.SeedGenerator.
+        """
+        objective = natural(objective)
+        loop, judge, norm, sign = self._loop(objective), self._judge(objective), NORMS[self.norm], _sign(False)
+
+        def attacked(x, y, seed):
+            x = ops.cast(x, "float32")
+            y, are_ids = _ids(y)
+            low, high = limits = self.limits(x)
+            slack = checks.TOLERANCE * (high - low)
+            fits = ops.all(ops.logical_and(x >= low - slack, x <= high + slack), axis=(1, 2, 3))
+            none_yet = (x, ops.full_like(x[:, 0, 0, 0], -np.inf), ops.zeros_like(x[:, 0, 0, 0], dtype="bool"))
+            best, loss, fooled = none_yet
+            for _ in range(self.restarts):
+                start = x + norm.draw(ops.shape(x), self.epsilon, seed) if self.random_start else x
+                state = (ops.clip(start, low, high), ops.zeros_like(x), *none_yet)
+                images, _, *judged = loop(x, y, *state, np.int32(self.steps), sign, self._settings(), limits)
+                if self.keep == "last" and self.restarts == 1:
+                    best = images
+                    break
+                so_far = none_yet if self.keep == "last" else judged
+                images, new_loss, new_fooled = judge(y, images, *so_far, sign)
+                better = ops.where(ops.equal(new_fooled, fooled), new_loss > loss, new_fooled)
+                best = ops.where(per_image(better), images, best)
+                loss = ops.where(better, new_loss, loss)
+                fooled = ops.logical_or(new_fooled, fooled)
+            return ops.where(per_image(ops.logical_and(fits, are_ids)), best, np.float32(np.nan))
+
+        return attacked
+
     def _none_yet(self, x):
         return State(x, np.zeros_like(x), x, np.full(len(x), -np.inf, "float32"), np.zeros(len(x), bool))
 
@@ -263,6 +303,17 @@ def _generators(seed, numbers):
         random.bit_generator.state = beginning
         random.bit_generator.advance(int(number) << 64)
         yield random
+
+
+def _ids(y):
+    """Class ids ``(b,)`` of labels as in a call, tensors, and whether they are such, ``(b,)``."""
+    if len(y.shape) == 2 and y.shape[1] != 1:
+        y = ops.cast(y, "float32")
+        is_one_hot = ops.logical_and(ops.equal(ops.sum(y, axis=1), 1), ops.equal(ops.max(y, axis=1), 1))
+        return ops.argmax(y, axis=1), is_one_hot
+    y = ops.reshape(y, (-1,))
+    ids = ops.cast(y, "int32")
+    return ids, ops.logical_and(ops.equal(ops.cast(ids, y.dtype), y), ids >= 0)
 
 
 def _by_l1(gradient):

@@ -1,5 +1,6 @@
 """Balls that perturbations lie in, and the steepest step within them."""
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -27,6 +28,10 @@ class Linf:
     def random(self, random, shape, epsilon):
         """Perturbations drawn uniformly from the ball, by a NumPy generator."""
         return random.uniform(-epsilon, epsilon, shape)
+
+    def draw(self, shape, epsilon, seed):
+        """The same as tensors ``(b, ...)``, by a keras.random.SeedGenerator."""
+        return keras.random.uniform(shape, -epsilon, epsilon, seed=seed)
 
 
 class L2:
@@ -56,6 +61,13 @@ class L2:
         drawn = random.normal(size=shape)
         drawn /= np.sqrt(np.square(drawn).sum(axis=_axes(drawn), keepdims=True))
         radius = random.uniform(size=(shape[0],) + (1,) * (len(shape) - 1)) ** (1 / np.prod(shape[1:]))
+        return epsilon * radius * drawn
+
+    def draw(self, shape, epsilon, seed):
+        """The same as tensors ``(b, ...)``, by a keras.random.SeedGenerator."""
+        drawn = keras.random.normal(shape, seed=seed)
+        drawn = drawn / _length(drawn)
+        radius = keras.random.uniform((shape[0],) + (1,) * (len(shape) - 1), seed=seed) ** (1 / np.prod(shape[1:]))
         return epsilon * radius * drawn
 
 

@@ -47,8 +47,11 @@ from keras_capsvit.models import (
     load_weights,
     load_weights_from,
 )
+from keras_capsvit.versions import warn_of_untested
 
 __version__ = "0.1.0"
+
+warn_of_untested()
 
 # Imported at first use: data and serving need TensorFlow, which a JAX machine may not have, and plot needs matplotlib.
 _SUBMODULES = (

@@ -1,4 +1,7 @@
-"""What may come in: images, labels, targets, bounds, maps and data sets, as arrays or refused in our words."""
+"""What may come in: images, labels, targets, bounds, maps, data sets and settings, or is refused in our words."""
+
+import math
+import os
 
 import keras
 import numpy as np
@@ -58,6 +61,16 @@ def finite(values, name):
         count = np.count_nonzero(~np.isfinite(values))
         raise ValueError(f"Expected finite {name}; received NaN or infinite values, {count} of {values.size}.")
     return values
+
+
+def finite_variables(model):
+    """Refuse a Keras model with NaN or infinite variables, which fused kernels may hide: their ReLU makes 0 of NaN."""
+    broken = [one.path for one in model.variables if not np.isfinite(np.float64(ops.convert_to_numpy(one))).all()]
+    if broken:
+        raise ValueError(
+            f"Expected a model of finite variables; {model.name} has NaN or infinite values in {len(broken)}: "
+            f"{', '.join(broken[:5])}{', ...' if len(broken) > 5 else ''}. Train it anew, or load weights that are."
+        )
 
 
 def images(x, *, bounds=None, empty=True):
@@ -181,10 +194,98 @@ def limits(pair, channels):
 
 def positive_int(name, value, most=None):
     """Refuse what is no integer from 1, to ``most`` if given; otherwise return it."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1 or (most and value > most):
-        limit = "" if most is None else f" to {most}"
-        raise ValueError(f"{name} must be an integer from 1{limit}; received {value!r}.")
+    return integer(name, value, 1, most)
+
+
+def integer(name, value, low=0, high=None):
+    """Refuse what is no integer from ``low``, to ``high`` if given; otherwise return it as an int."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not (whole and low <= value and (high is None or value <= high)):
+        limit = "" if high is None else f" to {high}"
+        raise ValueError(f"{name} must be an integer from {low}{limit}; received {value!r}.")
     return int(value)
+
+
+def number(name, value, low=-np.inf, high=np.inf, *, without=()):
+    """Refuse what is no finite number from ``low`` to ``high``; otherwise return it.
+
+    Args:
+        name: str, what the message calls it.
+        value: what was received.
+        low: number.
+        high: number.
+        without: tuple, those of ``low`` and ``high`` that are refused, too.
+
+    Returns:
+        int or float.
+
+    Raises:
+        ValueError: for everything else, such as strings, bools and NaN.
+    """
+    real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not (real and np.isfinite(value) and low <= value <= high and value not in without):
+        first, last = ("(" if low in (-np.inf, *without) else "["), (")" if high in (np.inf, *without) else "]")
+        raise ValueError(f"{name} must be a number in {first}{low:g}, {high:g}{last}; received {value!r}.")
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def booleans(**arguments):
+    """Refuse arguments that are neither True nor False, such as "no", which would mean True."""
+    for name, value in arguments.items():
+        if not isinstance(value, bool | np.bool_):
+            raise ValueError(f"{name} must be True or False; received {value!r}.")
+
+
+def memory(what, shape, remedy, *, times=4, bytes_each=4):
+    """Refuse an array too large for this machine before anything is allocated.
+
+    Args:
+        what: str, what the message calls it.
+        shape: ints.
+        remedy: str, what the message says to do.
+        times: int, how many arrays of this size there are at a time; of weights that are trained four, the weights,
+            their gradient and the two moments of Adam.
+        bytes_each: int, bytes of a number.
+
+    Raises:
+        ValueError: if they take more than the memory of the machine.
+    """
+    needed, there = bytes_each * math.prod(map(int, shape)), _physical_memory()
+    if times * needed > there:
+        several = f", and {times} such arrays are needed at a time" if times > 1 else ""
+        raise ValueError(
+            f"{what}, of shape {tuple(shape)}, would take {needed / 2**30:.1f} GiB{several}; this machine has "
+            f"{there / 2**30:.1f} GiB. {remedy}"
+        )
+
+
+def _physical_memory():
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not told on this system
+        return math.inf
+
+
+def of_size(x, shape, name):
+    """Refuse images ``(b, H, W, C)`` of another size than a model takes.
+
+    Args:
+        x: array.
+        shape: ``(H, W, C)``, None where any is taken; None where it is not known.
+        name: str, of the model.
+    """
+    if shape is None:
+        return
+    if len(shape) != 3 or any(size not in (None, own) for size, own in zip(shape, x.shape[1:], strict=True)):
+        raise ValueError(
+            f"Expected images of shape {(None, *shape)}, as {name} takes them; received {x.shape}. Resize or crop them "
+            "first."
+        )
+
+
+def wrong_size(x, name, error):
+    """The error for images that a model does not take, as the backend says in its own words."""
+    return ValueError(f"Expected images as {name} takes them; received {x.shape}, on which it fails: {error!s:.300}")
 
 
 def of_shape(what, shape, received):

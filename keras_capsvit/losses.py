@@ -1,29 +1,89 @@
-"""The margin loss of capsule networks."""
+"""The margin loss of capsule networks, and cross-entropies that take no label for another."""
 
 import keras
 from keras import ops
 
-from keras_capsvit.ops import as_multi_hot
+from keras_capsvit import checks
+from keras_capsvit.ops import as_multi_hot, check_labels
+
+
+class _OfLabels:
+    """Losses whose labels are class ids or multi-hot: refused by type and value, or, in compiled steps, NaN.
+
+    Keras's own losses take -1 for no class or an error of the backend, 1.7 for class 1, and ids of one class for
+    multi-hot rows.
+    """
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        if hasattr(y_true, "shape"):
+            check_labels(y_true, y_pred.shape[-1])  # of their own type; next, Keras casts them to that of the scores
+        return super().__call__(y_true, y_pred, sample_weight)
 
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
-class MarginLoss(keras.losses.Loss):
+class CrossEntropy(_OfLabels, keras.losses.CategoricalCrossentropy):
+    """Cross-entropy of the softmax of logits.
+
+    Args:
+        **kwargs: those of ``keras.losses.CategoricalCrossentropy``; ``from_logits`` is True.
+
+    Call arguments:
+        y_true: class ids ``(b,)`` or ``(b, 1)``, or one-hot ``(b, M)``.
+        y_pred: logits ``(b, M)``.
+
+    Raises:
+        ValueError: for labels of another shape or type, or, where their values are known, out of range; in compiled
+            steps the loss of these is NaN.
+    """
+
+    def __init__(self, *, from_logits=True, name="cross_entropy", **kwargs):
+        super().__init__(from_logits=from_logits, name=name, **kwargs)
+
+    def call(self, y_true, y_pred):
+        return super().call(as_multi_hot(y_true, y_pred.shape[-1]), y_pred)
+
+
+@keras.saving.register_keras_serializable(package="keras_capsvit")
+class BinaryCrossEntropy(_OfLabels, keras.losses.BinaryCrossentropy):
+    """Cross-entropy of every class by itself, the mean over classes.
+
+    Args:
+        **kwargs: those of ``keras.losses.BinaryCrossentropy``.
+
+    Call arguments:
+        y_true: multi-hot ``(b, M)``, or class ids ``(b,)`` or ``(b, 1)``.
+        y_pred: probabilities, or with ``from_logits`` logits, ``(b, M)``.
+
+    Raises:
+        ValueError: see ``CrossEntropy``.
+    """
+
+    def __init__(self, *, name="binary_cross_entropy", **kwargs):
+        super().__init__(name=name, **kwargs)
+
+    def call(self, y_true, y_pred):
+        return super().call(as_multi_hot(y_true, y_pred.shape[-1]), y_pred)
+
+
+@keras.saving.register_keras_serializable(package="keras_capsvit")
+class MarginLoss(_OfLabels, keras.losses.Loss):
     """Margin loss on capsule lengths (thesis Eq. 3.6; Sabour et al. 2017, Eq. 4), summed over the classes ``k``::
 
         L_k = T_k max(0, m_plus - ||v_k||)^2 + lam (1 - T_k) max(0, ||v_k|| - m_minus)^2
 
     Args:
-        m_plus: float, length above which a present class costs nothing.
-        m_minus: float, length below which an absent class costs nothing.
-        lam: float, weight of the absent classes.
+        m_plus: float in [0, 1], length above which a present class costs nothing.
+        m_minus: float in [0, 1], below ``m_plus``, length below which an absent class costs nothing.
+        lam: float >= 0, weight of the absent classes.
 
     Call arguments:
         y_true: integer class ids ``(b,)`` or ``(b, 1)``, or multi-hot ``(b, M)``.
         y_pred: lengths ``(b, M)`` in [0, 1], what a capsule network returns.
 
     Raises:
-        ValueError: for labels or lengths of another shape, and for options of cross-entropy losses such as
-            ``from_logits``, because the margins are those of lengths and mean nothing on logits.
+        ValueError: for labels that ``CrossEntropy`` refuses, lengths of another shape, settings out of range, and for
+            options of cross-entropy losses such as ``from_logits``, because the margins are those of lengths and mean
+            nothing on logits.
     """
 
     def __init__(
@@ -33,9 +93,10 @@ class MarginLoss(keras.losses.Loss):
         if kwargs:
             raise ValueError(
                 f"MarginLoss takes m_plus, m_minus and lam; received {sorted(kwargs)}. It works on capsule lengths "
-                "in [0, 1]; for a model that returns logits use keras.losses.SparseCategoricalCrossentropy."
+                "in [0, 1]; for a model that returns logits use CrossEntropy of keras_capsvit.losses."
             )
-        if not 0 <= m_minus < m_plus <= 1:
+        checks.number("lam", lam, 0)
+        if not 0 <= checks.number("m_minus", m_minus) < checks.number("m_plus", m_plus) <= 1:
             raise ValueError(f"Expected 0 <= m_minus < m_plus <= 1; received m_minus={m_minus}, m_plus={m_plus}.")
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         self.m_plus = m_plus

@@ -11,7 +11,8 @@ class SubsetAccuracy(keras.metrics.Mean):
     """Share of images whose ``k`` classes are the ``k`` highest scores, all of them.
 
     For one class per image it is the usual accuracy; for overlapping digits both digits have to be right (thesis Tables
-    5.4 and S.2), where Keras's ``"accuracy"`` would compare single maxima. A tie that decides counts as wrong.
+    5.4 and S.2), where Keras's ``"accuracy"`` would compare single maxima. A tie that decides counts as wrong. NaN
+    among the scores, or of labels that are none (see ``as_multi_hot``), makes the metric NaN.
 
     Call arguments:
         y_true: integer class ids ``(b,)`` or ``(b, 1)``, or multi-hot ``(b, M)``.
@@ -26,8 +27,10 @@ class SubsetAccuracy(keras.metrics.Mean):
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         y_pred = ops.convert_to_tensor(y_pred)
-        present = as_multi_hot(y_true, y_pred.shape[1]) > 0
-        infinity = ops.cast(float("inf"), y_pred.dtype)
+        rows = as_multi_hot(y_true, y_pred.shape[1])
+        present, infinity = rows > 0, ops.cast(float("inf"), y_pred.dtype)
         lowest_present = ops.min(ops.where(present, y_pred, infinity), axis=1)
         highest_absent = ops.max(ops.where(present, -infinity, y_pred), axis=1)
-        return super().update_state(lowest_present > highest_absent, sample_weight)
+        right = ops.cast(lowest_present > highest_absent, "float32")
+        unknown = ops.any(ops.logical_or(ops.isnan(rows), ops.isnan(y_pred)), axis=1)  # NaN is neither above nor below
+        return super().update_state(ops.where(unknown, float("nan"), right), sample_weight)

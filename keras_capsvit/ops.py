@@ -1,7 +1,10 @@
 """Arithmetic of capsules, attention and labels, on any Keras backend."""
 
+import keras
 import numpy as np
 from keras import ops
+
+from keras_capsvit import checks
 
 
 def _at_least_float32(x):
@@ -18,14 +21,14 @@ def safe_norm(x, axis=-1, keepdims=False):
         keepdims: bool, whether that axis stays, with size 1.
 
     Returns:
-        Tensor of the lengths, the shape of ``x`` without ``axis`` (or with size 1 there). Half-precision
-        input is measured and returned in float32.
+        Tensor of the lengths, the shape of ``x`` without ``axis`` (or with size 1 there); NaN where ``x`` has any.
+        Half-precision input is measured and returned in float32.
     """
     x = _at_least_float32(ops.convert_to_tensor(x))
     squared = ops.sum(ops.square(x), axis=axis, keepdims=keepdims)
-    positive = squared > 0
+    zero = ops.equal(squared, 0)  # not "above 0", which NaN is not either
     # The inner `where` keeps the square root's infinite slope out of the backward pass as well.
-    return ops.where(positive, ops.sqrt(ops.where(positive, squared, 1.0)), 0.0)
+    return ops.where(zero, 0.0, ops.sqrt(ops.where(zero, 1.0, squared)))
 
 
 def squash(x, axis=-1):
@@ -88,53 +91,72 @@ def as_multi_hot(labels, num_classes):
     """Class ids or multi-hot labels as a multi-hot tensor.
 
     Args:
-        labels: integer class ids of shape ``(b,)`` or ``(b, 1)``, or a multi-hot tensor ``(b, num_classes)``.
+        labels: class ids of shape ``(b,)`` or ``(b, 1)``, or a multi-hot tensor ``(b, num_classes)``; see
+            ``check_labels``.
         num_classes: int.
 
     Returns:
-        float32 tensor ``(b, num_classes)``.
+        float32 tensor ``(b, num_classes)``. Inside a compiled function, where values are not known, what
+        ``check_labels`` would refuse becomes NaN: a row of NaN of an id, an entry of a multi-hot one.
 
     Raises:
-        ValueError: see ``check_labels``. Inside a compiled function ids out of range are an error of the backend
-            (TensorFlow on CPU) or become NaN (JAX), never a silent "no class".
+        ValueError: see ``check_labels``.
     """
+    labels = labels if hasattr(labels, "shape") else np.asarray(labels)
+    kind = check_labels(labels, num_classes)  # of what came in: a tensor of JAX may have fewer bits
     labels = ops.convert_to_tensor(labels)
-    if check_labels(labels, num_classes) == "multi-hot":
-        return ops.cast(labels, "float32")
-    ids = ops.cast(ops.reshape(labels, (-1,)), "int32")
-    return ops.take(ops.eye(num_classes, dtype="float32"), ids, axis=0)
+    if kind == "multi-hot":
+        rows = ops.cast(labels, "float32")
+        return ops.where(ops.logical_and(rows >= 0, rows <= 1), rows, float("nan"))
+    ids = ops.reshape(labels, (-1,))
+    ids = ops.cast(ids, _WIDER.get(keras.backend.standardize_dtype(ids.dtype), ids.dtype))
+    legal = ops.logical_and(ids >= 0, ids < num_classes)
+    if keras.backend.is_float_dtype(ids.dtype):
+        legal = ops.logical_and(legal, ops.equal(ids, ops.floor(ids)))
+    # Compared before the cast, in which 2**32 would be class 0.
+    rows = ops.one_hot(ops.cast(ids, "int32"), num_classes, dtype="float32")
+    return ops.where(legal[:, None], rows, float("nan"))
+
+
+# Of ids, types whose highest value may be below the number of classes.
+_WIDER = {**dict.fromkeys(("int8", "uint8", "int16", "uint16"), "int32"), "float16": "float32", "bfloat16": "float32"}
 
 
 def check_labels(labels, num_classes):
-    """Refuse labels of a wrong shape, and, where their values are known, out of range.
+    """Refuse labels of a wrong shape or type, and, where their values are known, out of range.
 
     Args:
-        labels: array or tensor; inside a compiled function only its shape is known.
+        labels: array or tensor; inside a compiled function only its shape and type are known.
         num_classes: int.
 
     Returns:
         str, ``"ids"`` for class ids ``(b,)`` or ``(b, 1)``, ``"multi-hot"`` for ``(b, num_classes)``.
 
     Raises:
-        ValueError: for another shape, ids outside ``0 ... num_classes - 1``, or multi-hot entries outside [0, 1].
+        ValueError: for another shape, other types than integers and floats, ids that are no integers or outside
+            ``0 ... num_classes - 1``, or multi-hot entries outside [0, 1].
     """
     shape = tuple(labels.shape)
     if len(shape) == 2 and shape[1] == num_classes:
-        kind, highest = "multi-hot", 1
+        kind = "multi-hot"
     elif len(shape) == 1 or (len(shape) == 2 and shape[1] == 1):
-        kind, highest = "ids", num_classes - 1
+        kind = "ids"
     else:
         raise ValueError(
             f"Labels must be class ids of shape (batch,) or multi-hot of shape (batch, {num_classes}); "
             f"received shape {shape}."
         )
+    dtype = getattr(labels.dtype, "name", str(labels.dtype))
+    if not dtype.startswith(("int", "uint", "float", "bfloat")):
+        raise ValueError(f"Labels must be integers, or floats that are; received {dtype}. Cast them to int.")
     try:
         values = ops.convert_to_numpy(labels)
     except (NotImplementedError, TypeError, ValueError, AttributeError):  # traced: no values yet
         return kind
-    if values.size and not (values.min() >= 0 and values.max() <= highest):
-        what = "class ids" if kind == "ids" else "multi-hot entries"
+    if kind == "ids":
+        checks.class_ids(values, len(values), num_classes)
+    elif values.size and not (values.min() >= 0 and values.max() <= 1):
         raise ValueError(
-            f"Expected {what} between 0 and {highest}; received values between {values.min()} and {values.max()}."
+            f"Expected multi-hot entries between 0 and 1; received values between {values.min()} and {values.max()}."
         )
     return kind

@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from keras_capsvit import checks
+
 _TRIES = 1000  # at positions that do not overlap
 
 
@@ -79,8 +81,7 @@ class PatchGrid:
         Raises:
             ValueError: for more patches than there are.
         """
-        if not 0 <= num_patches <= len(self):
-            raise ValueError(f"num_patches must lie between 0 and {len(self)}, all there are; received {num_patches}.")
+        checks.integer("num_patches", num_patches, 0, len(self))
         drawn = [_random(seed, k).permutation(len(self))[:num_patches] for k in range(batch)]
         return np.reshape(np.array(drawn, int), (batch, num_patches))
 
@@ -224,7 +225,8 @@ def check_positions(positions, patch_size, shape):
 def pair(value, name, lowest=1):
     """A pair of ints, of one int or a pair; the message calls it ``name``."""
     both = (value, value) if np.ndim(value) == 0 else tuple(value)
-    if len(both) != 2 or not all(isinstance(one, int | np.integer) and one >= lowest for one in both):
+    ints = (isinstance(one, int | np.integer) and not isinstance(one, bool) and one >= lowest for one in both)
+    if len(both) != 2 or not all(ints):
         raise ValueError(f"{name} must be an integer from {lowest}, or a pair of such; received {value}.")
     return int(both[0]), int(both[1])
 

@@ -8,7 +8,7 @@ import keras
 
 from keras_capsvit import taps
 from keras_capsvit.checks import NoGradientError
-from keras_capsvit.losses import MarginLoss
+from keras_capsvit.losses import BinaryCrossEntropy, CrossEntropy, MarginLoss
 from keras_capsvit.metrics import SubsetAccuracy
 from keras_capsvit.private import initial_epoch
 
@@ -95,9 +95,9 @@ def loss_for(model, name):
             f"model with the taps {taps.names(model)}."
         )
     if name == "cross_entropy":
-        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        return CrossEntropy()
     if name == "binary_cross_entropy":
-        return keras.losses.BinaryCrossentropy(from_logits="logits" in kinds)
+        return BinaryCrossEntropy(from_logits="logits" in kinds)
     if "logits" in kinds:
         raise ValueError(f"The margin loss is one of lengths; {model.name} returns logits. Use 'cross_entropy'.")
     return MarginLoss()

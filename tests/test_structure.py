@@ -12,24 +12,25 @@ import keras_capsvit
 PACKAGE = pathlib.Path(keras_capsvit.__file__).parent
 ALLOWED = {
     "private": set(),
-    "ops": set(),
+    "ops": {"checks"},
     "caches": set(),
     "checks": set(),
     "autodiff": {"private"},
     "taps": {"private", "autodiff", "taps"},
-    "patches": set(),
-    "data": {"patches", "data"},
+    "patches": {"checks"},
+    "data": {"checks", "patches", "data"},
     "plot": set(),
-    "serving": {"ops", "taps", "serving"},
-    "losses": {"ops"},
+    "serving": {"ops", "taps", "checks", "serving"},
+    "losses": {"ops", "checks"},
     "metrics": {"ops"},
     "training": {"losses", "metrics", "taps", "checks", "private"},
-    "layers": {"ops", "layers"},
-    "models": {"ops", "taps", "layers", "models"},
+    "layers": {"ops", "checks", "layers"},
+    "models": {"ops", "taps", "checks", "layers", "models"},
     "evaluate": {"ops", "taps", "autodiff", "caches", "checks", "patches", "evaluate"},
     "attacks": {"ops", "taps", "autodiff", "caches", "checks", "patches", "attacks"},
     "explain": {"private", "ops", "taps", "autodiff", "checks", "explain"},
-    "__init__": {"layers", "losses", "metrics", "models"},
+    "versions": set(),
+    "__init__": {"layers", "losses", "metrics", "models", "versions"},
 }
 BASES = {"CapsuleModel", "ConfiguredModel", "Routing"}  # of registered classes, not made themselves
 KNOWS_TENSORFLOW = {"private", "autodiff", "taps/graphs", "data", "serving", "explain/relevance"}

@@ -9,6 +9,8 @@ from keras_capsvit.attacks.examine import check_result, examine
 from keras_capsvit.attacks.norms import NORMS
 from keras_capsvit.attacks.objectives import loss_and_scores, natural
 
+_MOST = 2**31 - 1  # counts are 32-bit arguments of compiled functions
+
 
 class Attack:
     """An attack: a frozen dataclass of its settings, among them ``norm`` and ``bounds``.
@@ -33,10 +35,12 @@ class Attack:
     numeric = ("epsilon", "step_size", "steps", "bounds", "seed")
     raised = staticmethod(loss_and_scores)
 
-    def prepare(self, objective, x, y):
+    def prepare(self, objective, x, y, targeted=False):
         """The Objective that ``objective`` stands for, and checked arrays of images and labels."""
+        checks.booleans(targeted=targeted)
         objective = natural(objective)
         x = checks.images(x, bounds=self.bounds)
+        checks.of_size(x, objective.input_shape, getattr(objective.model, "name", "the model"))
         ids = checks.class_ids(y, len(x))
         if len(x):
             ids = checks.class_ids(y, len(x), examine(objective, x))
@@ -78,13 +82,19 @@ class Attack:
         rounding = checks.TOLERANCE * self.unit(start)
         check_result(objective, start, result, y, targeted, self.raised, rounding)
 
-    def check_ranges(self, at_least_0=(), at_least_1=()):
-        """Refuse a norm and bounds that are none, and the named settings below 0 or 1; None is no limit."""
-        for lowest, names in ((0, at_least_0), (1, at_least_1)):
+    def check_settings(self, *, above_0=(), at_least_0=(), counts=()):
+        """Refuse named settings that are no finite numbers above 0 or from 0 (None is no limit), or no integers from 1;
+        and flags, a seed, a norm and bounds that are none."""
+        for names, without in ((above_0, (0,)), (at_least_0, ())):
             for name in names:
-                value = getattr(self, name)
-                if value is not None and (isinstance(value, bool | str) or not lowest <= value < np.inf):
-                    raise ValueError(f"{name} must be at least {lowest}; received {name}={value!r}.")
+                if getattr(self, name) is not None:
+                    checks.number(name, getattr(self, name), 0, without=without)
+        for name in counts:
+            checks.positive_int(name, getattr(self, name), _MOST)
+        flags = (field.name for field in dataclasses.fields(self) if isinstance(field.default, bool))
+        checks.booleans(**{name: getattr(self, name) for name in flags})
+        if hasattr(self, "seed"):
+            checks.integer("seed", self.seed)
         if self.norm not in NORMS:
             raise ValueError(f"norm must be one of {tuple(NORMS)}; received {self.norm!r}.")
         object.__setattr__(self, "bounds", checks.bounds(self.bounds))

@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 from keras import ops
 
-from keras_capsvit import autodiff
+from keras_capsvit import autodiff, checks
 from keras_capsvit.attacks.base import Attack
+from keras_capsvit.attacks.examine import NOT_FINITE
 from keras_capsvit.attacks.norms import NORMS, per_image
 from keras_capsvit.attacks.objectives import lead, margin_and_scores
 
@@ -47,7 +48,10 @@ class _PixelSearch(Attack):
         found = self.compiled(objective, "_search")(
             start, x, y, *per_image, np.int32(self.steps), settings, self.limits(x)
         )
-        return [np.array(ops.convert_to_numpy(one)) for one in found]
+        images, cost = (np.array(ops.convert_to_numpy(one)) for one in found)
+        if np.isnan(cost).any():
+            raise ValueError(NOT_FINITE)
+        return images, cost
 
     def cut(self, x, found):
         """Images whose perturbations are cut to the ball and the bounds."""
@@ -83,7 +87,7 @@ class _PixelSearch(Attack):
                 (losses, (adversarial, margin, cost)), slope = gradient(w)
                 better = ops.logical_and(running > 0, ops.logical_and(margin < 0, cost < cheapest))
                 best = ops.where(per_image(better), adversarial, best)
-                cheapest = ops.where(better, cost, cheapest)
+                cheapest = ops.where(ops.isnan(losses), float("nan"), ops.where(better, cost, cheapest))
                 running = running * ops.cast(losses > 0, "float32")  # nothing is left to gain
                 if self.abort_early:
                     look = ops.equal(i % period, 0)
@@ -142,16 +146,16 @@ class CarliniWagner(_PixelSearch):
     norm: str = dataclasses.field(default="l2", init=False)
 
     def __post_init__(self):
-        self.check_ranges(
+        self.check_settings(
             at_least_0=("step_size", "initial_const", "confidence", "epsilon"),
-            at_least_1=("steps", "binary_search_steps"),
+            counts=("steps", "binary_search_steps"),
         )
 
     def cost(self, change, limit):
         return ops.sum(ops.square(change), axis=(1, 2, 3))
 
     def __call__(self, objective, x, y, targeted=False, *, numbers=None):
-        objective, x, y = self.prepare(objective, x, y)
+        objective, x, y = self.prepare(objective, x, y, targeted)
         if not len(x):
             return x
         best, smallest = x.copy(), np.full(len(x), np.inf, "float32")
@@ -186,7 +190,7 @@ class CarliniWagnerLinf(_PixelSearch):
         steps: int >= 1, of each search.
         step_size: float >= 0, of Adam, which works on ``w``, whatever the range of pixels.
         initial_const: float > 0, first ``c``.
-        largest_const: float, ``c`` beyond which an image is given up.
+        largest_const: float > 0, ``c`` beyond which an image is given up.
         const_factor: float > 1, by which ``c`` grows.
         decrease_factor: float in (0, 1), by which ``tau`` falls.
         smallest_limit: float > 0, ``tau`` at which the search ends.
@@ -212,21 +216,19 @@ class CarliniWagnerLinf(_PixelSearch):
     norm: str = dataclasses.field(default="linf", init=False)
 
     def __post_init__(self):
-        self.check_ranges(at_least_0=("step_size", "confidence", "epsilon"), at_least_1=("steps",))
-        for name, low, high in (
-            ("const_factor", 1, np.inf),
-            ("decrease_factor", 0, 1),
-            ("initial_const", 0, np.inf),
-            ("smallest_limit", 0, np.inf),
-        ):
-            if not low < getattr(self, name) < high:
-                raise ValueError(f"{name} must lie between {low} and {high}; received {name}={getattr(self, name)}.")
+        self.check_settings(
+            above_0=("initial_const", "largest_const", "smallest_limit"),
+            at_least_0=("step_size", "confidence", "epsilon"),
+            counts=("steps",),
+        )
+        checks.number("const_factor", self.const_factor, 1, without=(1,))
+        checks.number("decrease_factor", self.decrease_factor, 0, 1, without=(0, 1))
 
     def cost(self, change, limit):
         return ops.sum(ops.relu(ops.abs(change) - per_image(limit)), axis=(1, 2, 3))
 
     def __call__(self, objective, x, y, targeted=False, *, numbers=None):
-        objective, x, y = self.prepare(objective, x, y)
+        objective, x, y = self.prepare(objective, x, y, targeted)
         if not len(x):
             return x
         best, smallest = x.copy(), np.full(len(x), np.inf)

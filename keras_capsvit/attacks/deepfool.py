@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from keras import ops
 
-from keras_capsvit import autodiff
+from keras_capsvit import autodiff, checks
 from keras_capsvit.attacks.base import Attack
 from keras_capsvit.attacks.norms import NORMS, per_image
 from keras_capsvit.attacks.objectives import lead, margin_and_scores
@@ -47,12 +47,11 @@ class DeepFool(Attack):
     raised = staticmethod(margin_and_scores)
 
     def __post_init__(self):
-        self.check_ranges(at_least_0=("overshoot", "epsilon"), at_least_1=("steps",))
-        if self.candidates < 2:
-            raise ValueError(f"candidates must be at least 2, the own class and another; received {self.candidates}.")
+        self.check_settings(at_least_0=("overshoot", "epsilon"), counts=("steps",))
+        checks.integer("candidates", self.candidates, 2)
 
     def __call__(self, objective, x, y, targeted=False, *, numbers=None):
-        objective, x, y = self.prepare(objective, x, y)
+        objective, x, y = self.prepare(objective, x, y, targeted)
         if not len(x):
             return x
         run = self.compiled(objective, "_to_target" if targeted else "_away")

@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 from keras import ops
 
-from keras_capsvit import autodiff, caches, taps
+from keras_capsvit import autodiff, caches, checks, taps
 from keras_capsvit.attacks.gradient import GradientAttack
 from keras_capsvit.attacks.norms import NORMS
 from keras_capsvit.ops import safe_norm
@@ -58,8 +58,7 @@ class DetectionAware(GradientAttack):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.beta <= 1:
-            raise ValueError(f"beta must lie between 0 and 1; received beta={self.beta}.")
+        checks.number("beta", self.beta, 0, 1)
 
     def weak(self):
         error = caches.weakly(self.error)

@@ -8,12 +8,14 @@ from keras import ops
 
 from keras_capsvit import autodiff, caches, checks, taps
 
+NOT_FINITE = "The attack met NaN or infinite values; expected a model of finite scores and gradients."
 _FEW = 8  # images that an objective is examined with
 _EXAMINED = caches.Cache(256)
 
 
 def examine(objective, x):
-    """The number of classes of an objective, which is looked at once, and again when the model has changed.
+    """The number of classes of an objective, which is looked at once for each size of images, and again when the model
+    has changed.
 
     Warned of are scores that are probabilities, and scores that change from call to call. What depends on weights,
     gradients that are zero and values that are not finite, shows in the result of every call, see ``check_result``.
@@ -29,7 +31,7 @@ def examine(objective, x):
         ValueError: for scores of a wrong shape, NaN or infinite ones, and a callable that leaves the graph.
     """
     owners, which, _ = objective.parts()
-    return _EXAMINED.get(owners, which, lambda: _examined(objective, x[:_FEW]))
+    return _EXAMINED.get(owners, (which, x.shape[1:]), lambda: _examined(objective, x[:_FEW]))
 
 
 def _examined(objective, x):
@@ -42,7 +44,7 @@ def _examined(objective, x):
         raise
     except Exception as error:
         if function is None:
-            raise
+            raise checks.wrong_size(x, getattr(objective.model, "name", "the model"), error) from error
         raise ValueError(f"{_LEAVES} It runs on arrays, but not when it is compiled: {error!s:.300}") from error
     if scores.ndim != 2 or len(scores) != len(x) or scores.shape[1] < 2:
         raise ValueError(f"An objective must return scores of shape ({len(x)}, classes); received {scores.shape}.")
@@ -81,9 +83,10 @@ def check_result(objective, start, result, y, targeted, raised, rounding):
         ("stuck", raised), lambda objective: autodiff.gradient(raised(objective), has_aux=True)
     )
     (_, scores), slope = gradient(start, y)  # of all of them, so that one trace serves any number
-    slope = ops.convert_to_numpy(slope)
+    scores, slope = ops.convert_to_numpy(scores), ops.convert_to_numpy(slope)
+    _check_finite(scores)  # of NaN, ReLUs have a gradient of zero
     _check_finite(slope)
-    fooled = (ops.convert_to_numpy(scores).argmax(axis=-1) == y) == targeted
+    fooled = (scores.argmax(axis=-1) == y) == targeted
     blocked = stuck & ~fooled & ~np.any(slope, axis=(1, 2, 3))
     if stuck.all() and blocked.any() and (blocked | fooled).all():
         raise checks.NoGradientError(
@@ -104,7 +107,7 @@ _LEAVES = (
 
 def _check_finite(values):
     if not np.isfinite(values).all():
-        raise ValueError("The attack met NaN or infinite values; expected a model of finite scores and gradients.")
+        raise ValueError(NOT_FINITE)
 
 
 def _callable(model):

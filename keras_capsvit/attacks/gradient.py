@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_capsvit import autodiff
 from keras_capsvit.attacks.base import Attack
+from keras_capsvit.attacks.examine import NOT_FINITE
 from keras_capsvit.attacks.norms import NORMS, per_image
 from keras_capsvit.attacks.objectives import fools
 
@@ -42,8 +43,8 @@ class GradientAttack(Attack):
         relative_step: float >= 0, norm of a step as a share of ``epsilon``; None for 1/4, but 1 for a single step.
         steps: int >= 1.
         norm: ``"linf"`` or ``"l2"``.
-        decay: float or None; with a number, steps follow the decaying sum of gradients (momentum), each divided by its
-            L1 norm (Dong et al. 2018, Eq. 6).
+        decay: float >= 0 or None; with a number, steps follow the decaying sum of gradients (momentum), each divided by
+            its L1 norm (Dong et al. 2018, Eq. 6).
         random_start: bool, start at a random point of the ball instead of the image.
         restarts: int, attempts from different random starts.
         keep: ``"best"``, of all steps and restarts each image keeps what fools the objective, and of several such, or
@@ -77,8 +78,9 @@ class GradientAttack(Attack):
                 f"Expected epsilon, the radius of the ball in units of the pixels, such as {kind}(0.03), or for pixels "
                 f"from 0 to 255, {kind}(8, bounds=(0, 255)); received none."
             )
-        self.check_ranges(
-            at_least_0=("epsilon", "step_size", "relative_step", "decay"), at_least_1=("steps", "restarts")
+        self.check_settings(
+            at_least_0=("epsilon", "step_size", "relative_step", "decay"),
+            counts=("steps", "restarts"),
         )
         if self.step_size is not None and self.relative_step is not None:
             raise ValueError(
@@ -91,7 +93,7 @@ class GradientAttack(Attack):
             raise ValueError(f"keep must be one of {KEEP}; received {self.keep!r}.")
 
     def __call__(self, objective, x, y, targeted=False, *, numbers=None):
-        objective, x, y = self.prepare(objective, x, y)
+        objective, x, y = self.prepare(objective, x, y, targeted)
         if not len(x):
             return x
         result = self._none_yet(x)
@@ -99,6 +101,7 @@ class GradientAttack(Attack):
             start = self.begin(x, restart, numbers)
             state = self.advance(objective, x, y, start, self.steps, targeted)
             state = State(*map(ops.convert_to_numpy, state))
+            self.check_losses(state)
             self.check_result(objective, start.images, state.images, y, targeted)
             result = self._better_of(objective, y, result, state, targeted)
         return result.best
@@ -149,6 +152,11 @@ class GradientAttack(Attack):
         loop = self.compiled(objective, "_loop")
         return State(*loop(x, y, *state, np.int32(steps), _sign(targeted), self._settings(), self.limits(x)))
 
+    def check_losses(self, state):
+        """Refuse a State on whose way a loss was NaN."""
+        if np.isnan(ops.convert_to_numpy(state.loss)).any():
+            raise ValueError(NOT_FINITE)
+
     def kept(self, state):
         """Images of a State that are kept if the attack ends there, a NumPy array; the last ones are not judged yet."""
         images, best, fooled = map(ops.convert_to_numpy, (state.images, state.best, state.fooled))
@@ -165,8 +173,8 @@ class GradientAttack(Attack):
             state = state._replace(best=result.best, loss=result.loss, fooled=result.fooled)
         judged = self.compiled(objective, "_judge")(y, state.images, *state[2:], _sign(targeted))
         best, loss, fooled = map(ops.convert_to_numpy, judged)
-        if np.isneginf(loss).any():
-            raise ValueError("The loss is NaN; expected a model of finite scores.")
+        if not np.isfinite(loss).all():
+            raise ValueError(NOT_FINITE)
         better = np.where(fooled == result.fooled, loss > result.loss, fooled)
         return result._replace(
             best=np.where(better[:, None, None, None], best, result.best),
@@ -188,9 +196,12 @@ class GradientAttack(Attack):
 
         def loop(x, y, images, momentum, best, loss, fooled, steps, sign, settings, limits):
             def step(i, images, momentum, *so_far):
+                so_far = list(so_far)
                 moved, momentum, losses, scores = move(x, y, images, momentum, sign, settings, limits)
                 if self.keep == "best":
                     so_far = _better(images, losses, scores, y, sign, *so_far)
+                else:
+                    so_far[1] = ops.where(ops.isnan(losses), float("nan"), so_far[1])
                 return i + 1, moved, momentum, *so_far
 
             state = (0 * steps, images, momentum, best, loss, fooled)
@@ -230,14 +241,14 @@ class GradientAttack(Attack):
 
 
 def _better(images, losses, scores, y, sign, best, loss, fooled):
-    """The better of images and the best so far: what fools, then what has the higher loss."""
+    """The better of images and the best so far: what fools, then what has the higher loss; a loss of NaN stays."""
     losses, fooling = sign * losses, fools(scores, y, sign)
     better = ops.where(ops.equal(fooling, fooled), losses > loss, fooling)
     # A product, because TensorFlow chooses between images more slowly; of finite images it is the same.
     taken = per_image(ops.cast(better, images.dtype))
     return (
         images * taken + best * (1 - taken),
-        ops.where(better, losses, loss),
+        ops.where(ops.logical_or(ops.isnan(losses), ops.isnan(loss)), float("nan"), ops.where(better, losses, loss)),
         ops.logical_or(fooling, fooled),
     )
 
@@ -255,7 +266,7 @@ def _generators(seed, numbers):
 def _by_l1(gradient):
     # By the mean, which is the L1 norm up to a constant that no direction depends on. A zero gradient stays zero.
     size = ops.mean(ops.abs(gradient), axis=(1, 2, 3), keepdims=True)
-    return gradient / ops.where(size > 0, size, 1.0)
+    return gradient / ops.where(ops.equal(size, 0), 1.0, size)
 
 
 def _sign(targeted):

@@ -31,7 +31,7 @@ class L2:
         """Step ``(b, ...)`` of norm 1 that raises the loss most; zero where the gradient is."""
         # Scaled by the largest entry first, because squares of small gradients underflow.
         largest = ops.max(ops.abs(gradient), axis=_axes(gradient), keepdims=True)
-        scaled = gradient / ops.where(largest > 0, largest, 1.0)
+        scaled = gradient / ops.where(ops.equal(largest, 0), 1.0, largest)
         return scaled / ops.maximum(_length(scaled), 1.0)
 
     def project(self, perturbation, epsilon):

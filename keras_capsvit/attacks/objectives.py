@@ -35,6 +35,12 @@ class Objective:
         """Variables that the scores depend on, a list."""
         return list(getattr(self.model, "variables", ()))
 
+    @property
+    def input_shape(self):
+        """Shape ``(H, W, C)`` of the images that the model takes, None where any is; None where it is not known."""
+        shape = getattr(self.model, "input_shape", None)
+        return tuple(shape[1:]) if isinstance(shape, tuple) and len(shape) == 4 else None
+
     def parts(self):
         """What remakes the objective: the objects that it belongs to, which of their objectives it is, and how.
 
@@ -242,8 +248,12 @@ def combined(*objectives):
 
 
 def fools(scores, y, sign):
-    """Whether scores ``(b, M)`` are of fooled images ``(b,)``: not of class ``y``, or for a sign below 0, of it."""
-    return ops.equal(ops.equal(ops.argmax(scores, axis=-1), y), sign < 0)
+    """Whether scores ``(b, M)`` are of fooled images ``(b,)``: not of class ``y``, or for a sign below 0, of it.
+
+    Scores of NaN, of which no class is the highest, are not.
+    """
+    fooled = ops.equal(ops.equal(ops.argmax(scores, axis=-1), y), sign < 0)
+    return ops.logical_and(fooled, ops.logical_not(ops.any(ops.isnan(scores), axis=-1)))
 
 
 def lead(scores, y):

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_capsvit import autodiff
 from keras_capsvit.attacks.base import Attack
+from keras_capsvit.attacks.examine import NOT_FINITE
 from keras_capsvit.attacks.objectives import fools
 from keras_capsvit.patches import PatchGrid, apply_patch, check_positions, cut_patches, pair, random_positions
 
@@ -82,7 +83,10 @@ class PatchAttack(Attack):
     norm: str = dataclasses.field(default="linf", init=False)
 
     def __post_init__(self):
-        self.check_ranges(at_least_0=("epsilon", "step_size"), at_least_1=("num_patches", "steps", "batch_size"))
+        self.check_settings(
+            at_least_0=("epsilon", "step_size"),
+            counts=("num_patches", "steps", "batch_size"),
+        )
         object.__setattr__(self, "patch_size", pair(self.patch_size, "patch_size"))
         if not isinstance(self.positions, PatchGrid | None):
             object.__setattr__(self, "positions", _tuples(np.asarray(self.positions).tolist()))
@@ -108,7 +112,7 @@ class PatchAttack(Attack):
         Raises:
             ValueError: as Attack, and for positions that do not fit the images.
         """
-        objective, x, y = self.prepare(objective, x, y)
+        objective, x, y = self.prepare(objective, x, y, targeted)
         positions = self._positions(x.shape, self.seed, numbers)
         sign = np.float32(-1 if targeted else 1)
         noise = np.random.default_rng(self.seed).uniform(size=(positions.shape[1], *self.patch_size, x.shape[-1]))
@@ -168,9 +172,8 @@ class PatchAttack(Attack):
                 left = left[stay]
                 state = [ops.take(one, stay[_padded(len(stay), len(y))], axis=0) for one in state]
         if len(left):
-            judge = self.compiled(objective, "_judge")
             found[left] = ops.convert_to_numpy(state[0])[: len(left)]
-            fooled[left] = ops.convert_to_numpy(judge(state[0], state[3], sign))[: len(left)]
+            fooled[left] = self._judged(objective, state[0], state[3], sign)[: len(left)]
         return found, fooled, iterations
 
     def _loop(self, objective):
@@ -192,14 +195,18 @@ class PatchAttack(Attack):
 
         return loop
 
-    def _judge(self, objective):
-        return lambda x, y, sign: fools(objective(x), y, sign)
+    def _judged(self, objective, x, y, sign):
+        """Whether images fool the objective, whose scores have to be finite; bools ``(b,)``."""
+        scores = ops.convert_to_numpy(objective.compiled("scores", lambda objective: objective.__call__)(x))
+        if not np.isfinite(scores).all():
+            raise ValueError(NOT_FINITE)
+        return (scores.argmax(axis=-1) == ops.convert_to_numpy(y)) == (sign < 0)
 
     def _fools(self, objective, x, y, sign):
-        judge, fooled = self.compiled(objective, "_judge"), np.zeros(len(x), bool)
+        fooled = np.zeros(len(x), bool)
         for first in range(0, len(x), self.batch_size):
             few = slice(first, first + self.batch_size)
-            fooled[few] = ops.convert_to_numpy(judge(x[few], y[few], sign))
+            fooled[few] = self._judged(objective, x[few], y[few], sign)
         return fooled
 
     def _common(self, objective, x, y, noise, sign):
@@ -227,16 +234,19 @@ class PatchAttack(Attack):
 def _pasted(x, patches, places):
     """``apply_patch`` of tensors, with a gradient: patches ``(n, h, w, C)`` at places ``(b, n, 2)``."""
     for k in range(patches.shape[0]):
-        rows, columns = (_one_hot(x.shape[axis + 1], places[:, k, axis], patches.shape[axis + 1]) for axis in (0, 1))
+        # Sizes of tensors, because traces that serve several sizes of patches and images leave them open.
+        height, width = ((ops.shape(x)[axis], ops.shape(patches)[axis]) for axis in (1, 2))
+        rows, columns = _one_hot(*height, places[:, k, 0]), _one_hot(*width, places[:, k, 1])
         covered = ops.sum(rows, axis=-1)[:, :, None, None] * ops.sum(columns, axis=-1)[:, None, :, None]
         spread = ops.einsum("bip,pqc,bjq->bijc", rows, patches[k], columns)
         x = x * (1 - covered) + spread
     return x
 
 
-def _one_hot(length, first, size):
+def _one_hot(length, size, first):
     """Which of the ``length`` rows each of the ``size`` rows from ``first (b,)`` is, ``(b, length, size)``."""
-    return ops.one_hot(ops.arange(length, dtype="int32") - first[:, None], size, dtype="float32")
+    rows = ops.arange(length, dtype="int32")[:, None] - ops.arange(size, dtype="int32")
+    return ops.cast(ops.equal(rows, first[:, None, None]), "float32")
 
 
 def _padded(count, full):

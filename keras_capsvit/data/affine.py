@@ -3,6 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
+from keras_capsvit import checks
+
 
 def transform(
     images, seed, *, keys=None, rotation=0.0, shear=0.0, scale=(1.0, 1.0), translation=0.0, keep_inside=False
@@ -37,6 +39,7 @@ def transform(
         turned = data.affine.transform(x, seed=0, rotation=30, translation=2)
     """
     check_ranges(rotation, shear, scale, translation)
+    checks.booleans(keep_inside=keep_inside)
     images = _as_float(images)
     keys = _check_keys(keys, images)
     draws = uniform(keys, seed, 6)
@@ -97,6 +100,7 @@ def place(images, size, seed, *, keys=None):
     """
     images = _as_float(images)
     height, width = images.shape[1:3]
+    checks.positive_int("size", size)
     if size < max(height, width):
         raise ValueError(f"The square must hold images of {height}x{width}; received size={size}.")
     keys = _check_keys(keys, images)
@@ -156,14 +160,11 @@ def _check_keys(keys, images):
 
 def check_ranges(rotation, shear, scale, translation):
     """Refuse ranges of ``transform`` that are none."""
-    if not 0 <= rotation <= 180:
-        raise ValueError(f"rotation must lie in [0, 180] degrees; received {rotation}.")
-    if not 0 <= shear < 90:
-        raise ValueError(f"shear must lie in [0, 90) degrees; received {shear}.")
+    checks.number("rotation", rotation, 0, 180)
+    checks.number("shear", shear, 0, 90, without=(90,))
     if not (np.shape(scale) == (2,) and 0 < scale[0] <= scale[1] < np.inf):
         raise ValueError(f"scale must be a pair of factors, 0 < low <= high; received {scale}.")
-    if not 0 <= translation < np.inf:
-        raise ValueError(f"translation must be a number of pixels from 0; received {translation}.")
+    checks.number("translation", translation, 0)
 
 
 def _matrices(draws, rotation, shear, scale):

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from keras_capsvit import checks
 from keras_capsvit.data.affine import check_ranges, place, transform
 
 
@@ -86,6 +87,8 @@ def keyed_batches(base, change, *, batch_size, shuffle, seed):
     Raises:
         ValueError: for a base that is empty or whose length is not known.
     """
+    checks.positive_int("batch_size", batch_size)
+    checks.integer("seed", seed)
     n = length(base)
     if shuffle:
         base = base.shuffle(n, seed=seed, reshuffle_each_iteration=True)

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from keras_capsvit import checks
 from keras_capsvit.data.affine import uniform, warp
 
 
@@ -19,11 +20,11 @@ def augment(stream, *, shift=0, flip=False, seed=0):
         ``tf.data.Dataset`` of the same form.
 
     Raises:
-        ValueError: for a negative shift.
+        ValueError: for arguments out of range.
     """
-    if shift < 0:
-        raise ValueError(f"shift is a number of pixels and must be at least 0; received {shift}.")
-
+    checks.integer("shift", shift)
+    checks.booleans(flip=flip)
+    checks.integer("seed", seed)
     if not (shift or flip):
         return stream
 

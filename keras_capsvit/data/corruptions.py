@@ -5,6 +5,7 @@ import importlib
 
 import numpy as np
 
+from keras_capsvit import checks
 from keras_capsvit.patches import apply_patch, cut_patches
 
 CORRUPTIONS = (
@@ -54,8 +55,8 @@ def corrupt(images, name, severity=5, *, seed=0, keys=None):
     images = _checked(images)
     if name not in CORRUPTIONS:
         raise ValueError(f"Unknown corruption {name!r}; expected one of {', '.join(CORRUPTIONS)}.")
-    if severity not in range(1, 6):
-        raise ValueError(f"severity must be an integer from 1 to 5; received {severity}.")
+    checks.integer("severity", severity, 1, 5)
+    checks.integer("seed", seed)
     keys = np.arange(len(images)) if keys is None else np.asarray(keys)
     if keys.shape != images.shape[:1] or not np.issubdtype(keys.dtype, np.integer):
         raise ValueError(

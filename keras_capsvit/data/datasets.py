@@ -7,7 +7,9 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
+from keras_capsvit import checks
 from keras_capsvit.data import affine_sets, affnist, multidigit
+from keras_capsvit.patches import pair
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,10 +118,13 @@ def load(
         raise ValueError(
             f"The options of {name} are {', '.join(known) or 'none'}; received {', '.join(sorted(options))}."
         )
+    checks.positive_int("batch_size", batch_size)
+    checks.integer("seed", seed)
+    checks.booleans(download=download)
     if image_size is not None:
         if make or name == "affnist":
             raise ValueError(f"{name} has images of {shape[0]}x{shape[1]} only; received image_size={image_size}.")
-        height_width = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        height_width = pair(image_size, "image_size")
         shape = (*height_width, shape[-1])
     if name == "affnist":
         make = functools.partial(affnist.affnist, data_dir=data_dir)
@@ -151,6 +156,9 @@ def from_arrays(images, labels, *, batch_size=128, shuffle=False, seed=0):
         ValueError: for NaN or infinite pixels, pixels outside [0, 1], wrong ranks, lengths that differ, or labels that
             are negative or not integers.
     """
+    checks.positive_int("batch_size", batch_size)
+    checks.integer("seed", seed)
+    checks.booleans(shuffle=shuffle)
     images, labels = np.asarray(images), np.asarray(labels)
     if images.ndim != 4:
         raise ValueError(f"Images must have shape (n, height, width, channels); received {images.shape}.")
@@ -177,7 +185,7 @@ def take(dataset, n):
 
     Args:
         dataset: ``tf.data.Dataset`` of batches ``(images, labels)``.
-        n: int.
+        n: int >= 1.
 
     Returns:
         Images ``(n, H, W, C)`` float32 and labels ``(n,)`` int64 (for multi_mnist the dictionary of labels), NumPy.
@@ -185,6 +193,7 @@ def take(dataset, n):
     Raises:
         ValueError: if the stream holds fewer than ``n`` examples.
     """
+    checks.positive_int("n", n)
     batches, found = [], 0
     for batch in dataset.as_numpy_iterator():
         batches.append(batch)

@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
+from keras_capsvit import checks
 from keras_capsvit.data.affine import place, uniform
 from keras_capsvit.data.affine_sets import length
 
@@ -35,8 +36,10 @@ def multi_mnist(base, *, pairs=1, parts=True, batch_size, shuffle, seed):
     Raises:
         ValueError: for ``pairs`` below 1, a base of a single class, or one that is empty or of unknown length.
     """
-    if not isinstance(pairs, int) or pairs < 1:
-        raise ValueError(f"pairs must be an int of at least 1, the images made per base image; received {pairs!r}.")
+    checks.positive_int("pairs", pairs)
+    checks.positive_int("batch_size", batch_size)
+    checks.integer("seed", seed)
+    checks.booleans(parts=parts)
     n = length(base)
     images, labels = base.batch(n).get_single_element()
     classes, counts = np.unique(labels, return_counts=True)

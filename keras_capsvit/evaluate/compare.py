@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from keras_capsvit.checks import batches_of, image_maps, of_shape
+from keras_capsvit.checks import batches_of, booleans, image_maps, of_shape
 from keras_capsvit.evaluate.judge import Judge
 from keras_capsvit.evaluate.table import Table
 
@@ -38,6 +38,7 @@ def compare(model, explainers, dataset, metrics, *, target="predicted", batch_si
         metrics = {"aopc": lambda model, x, y, maps: evaluate.aopc(model, x, maps, target=y).area}
         print(evaluate.compare(model, {"attention": explain.GraphAttention(model)}, test, metrics))
     """
+    booleans(per_image=per_image)
     if target not in ("predicted", "label"):
         raise ValueError(f'target must be "predicted" or "label"; received {target!r}.')
     if not explainers:

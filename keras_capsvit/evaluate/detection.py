@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from keras import ops
 
-from keras_capsvit.checks import batches_of, class_ids
+from keras_capsvit.checks import batches_of, class_ids, number
 from keras_capsvit.evaluate.judge import Judge
 from keras_capsvit.evaluate.robustness import attacked
 
@@ -45,8 +45,7 @@ def detection_threshold(error, dataset, *, percentile=95.0, batch_size=128):
     Raises:
         ValueError: for an empty data set, errors that are not finite, or another percentile.
     """
-    if not 0 < percentile < 100:
-        raise ValueError(f"percentile must lie between 0 and 100; received {percentile}.")
+    number("percentile", percentile, 0, 100, without=(0, 100))
     errors = [_errors(error, x) for x, _ in batches_of(dataset, batch_size)]
     if not sum(map(len, errors)):
         raise ValueError("Expected at least one benign example; the data set is empty.")
@@ -73,6 +72,7 @@ def detection(model, attack, dataset, *, error, threshold, objective=None, targe
     Raises:
         ValueError: for an empty data set, errors that are not finite, and what the attack refuses.
     """
+    number("threshold", threshold)
     goal, judge = model if objective is None else objective(model), Judge(model)
     examples = flagged = succeeded = undetected = 0
     for x, y in batches_of(dataset, batch_size):

@@ -18,10 +18,12 @@ class Judge:
     Call: images ``(b, H, W, C)`` to finite scores, a float32 NumPy array ``(b, M)``.
 
     Raises:
-        ValueError: for scores of another shape, NaN or infinite ones.
+        ValueError: for scores of another shape, NaN or infinite ones, and such variables.
     """
 
     def __init__(self, model):
+        if isinstance(model, keras.Model):
+            checks.finite_variables(model)
         if isinstance(model, keras.Layer | taps.Scores) or taps.names(model):
             self._scores = _COMPILED.get((model,), "scores", lambda: _compiled(model))
         else:

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from keras_capsvit.checks import image_maps
+from keras_capsvit.checks import image_maps, number
 
 
 def pointing_game(maps, where, *, threshold=None, tolerance=0):
@@ -32,8 +32,7 @@ def pointing_game(maps, where, *, threshold=None, tolerance=0):
     """
     maps = image_maps(maps)
     inside = _masks(where, maps.shape)
-    if not 0 <= tolerance < np.inf:
-        raise ValueError(f"tolerance must be a number of pixels from 0; received {tolerance!r}.")
+    number("tolerance", tolerance, 0)
     if tolerance:
         inside = np.stack([ndimage.distance_transform_edt(~one) <= tolerance for one in inside])
     flat, inside = maps.reshape(len(maps), -1), inside.reshape(len(maps), -1)

@@ -79,6 +79,8 @@ def aopc(
         print(curve.area.mean(), curve.area.std())
     """
     maps, x = image_maps(maps, x)
+    checks.integer("seed", seed)
+    positive_int("batch_size", batch_size)
     positive_int("patch", patch, min(x.shape[1:3]))
     if order not in ORDERS:
         raise ValueError(f"order must be one of {ORDERS}; received {order!r}.")
@@ -125,6 +127,7 @@ def ablation_drop(model, x, maps, *, mean, size=9, target=None, relative=False, 
         ValueError: see ``aopc``; and for scores of 0 if ``relative``.
     """
     maps, x = image_maps(maps, x)
+    checks.booleans(relative=relative)
     squares = _squares(maps, size)
     mean = _broadcast(mean, x, "mean")
     judge = Judge(model)
@@ -158,6 +161,7 @@ def neuron_ablation(neurons, x, maps, *, mean, size=9, relative=False, batch_siz
         ValueError: for maps that fit neither images nor neurons, values that are not finite, and activations of 0 if
             ``relative``.
     """
+    checks.booleans(relative=relative)
     if np.ndim(maps) != 4 or not len(maps):
         raise ValueError(f"Expected maps of shape (neurons, b, H, W), at least 1; received {np.shape(maps)}.")
     squares = [_squares(image_maps(one, x)[0], size) for one in maps]

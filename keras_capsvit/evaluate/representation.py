@@ -124,7 +124,7 @@ def sweep(decode, capsules, label=None, *, dims=None, offsets=OFFSETS):
             f"decode must return images of shape ({len(dims) * len(offsets)}, height, width, channels); "
             f"received {images.shape}."
         )
-    return images.reshape(len(dims), len(offsets), *images.shape[1:])
+    return checks.finite(images, "images of the decoder").reshape(len(dims), len(offsets), *images.shape[1:])
 
 
 def _maps(factor, degrees, height, width):

@@ -81,6 +81,7 @@ def robustness(model, attack, dataset, *, objective=None, targets=None, early=Tr
     Raises:
         ValueError: for an empty data set, and what the attack refuses.
     """
+    checks.booleans(early=early)
     goal, judge = model if objective is None else objective(model), Judge(model)
     totals = dict.fromkeys(("examples", "correct", "attacked", "fooled", "lost"), 0)
     norms, seconds = [], 0.0
@@ -185,12 +186,17 @@ def random_targets(num_classes, seed=0):
     """Wanted classes drawn uniformly from the others (thesis chapter 6, appendix C).
 
     Args:
-        num_classes: int.
-        seed: int.
+        num_classes: int >= 2.
+        seed: int >= 0.
 
     Returns:
         Callable ``y (b,) → (b,)``, never the true class; it draws anew at every call.
+
+    Raises:
+        ValueError: for arguments out of range.
     """
+    checks.integer("num_classes", num_classes, 2)
+    checks.integer("seed", seed)
     random = np.random.default_rng(seed)
     return lambda y: (y + random.integers(1, num_classes, len(y))) % num_classes
 
@@ -249,6 +255,7 @@ def _step_by_step(judge, attack, goal, x, y, targeted, numbers):
                 min(_EVERY, attack.steps - done),
                 targeted,
             )
+            attack.check_losses(state)
             found[left] = attack.kept(state)[: len(left)]
             now = _fools(judge, found[left][padded], y[left][padded], targeted)[: len(left)]
             fooled[left] = now

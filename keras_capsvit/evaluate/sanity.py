@@ -22,6 +22,7 @@ def rank_correlation(first, second, *, absolute=False):
     Raises:
         ValueError: for maps of different shapes, or not finite.
     """
+    checks.booleans(absolute=absolute)
     first, second = image_maps(first), image_maps(second)
     checks.of_shape("Expected maps to compare of one shape", first.shape, second)
     ranks = []
@@ -59,6 +60,8 @@ def parameter_randomization(make_explainer, model, x, *, target=None, cascading=
 
         evaluate.parameter_randomization(explain.Saliency, model, x)
     """
+    checks.booleans(cascading=cascading, absolute=absolute)
+    checks.integer("seed", seed)
     layers = [layer for layer in reversed(model.layers) if layer.trainable_variables]
     if not layers:
         raise ValueError(f"Expected a model with trainable weights; {model.name} has none.")

@@ -89,7 +89,7 @@ def vote_gradients(route, votes, loss):
         NumPy array ``(b, i, j, e)``.
 
     Raises:
-        ValueError: for votes, capsules or losses of another shape, and votes that are not finite.
+        ValueError: for votes, capsules or losses of another shape, and votes or gradients that are not finite.
     """
     votes = checks.finite_array(votes, "votes", "(batch, inputs, classes, dimension)", 4)
 
@@ -100,7 +100,7 @@ def vote_gradients(route, votes, loss):
         checks.of_shape("loss must return one value per image", (votes.shape[0],), values)
         return values
 
-    return ops.convert_to_numpy(value_and_gradient(losses)(votes)[1])
+    return checks.finite(ops.convert_to_numpy(value_and_gradient(losses)(votes)[1]), "gradients")
 
 
 def _routed(votes, capsules, coupling, labels):

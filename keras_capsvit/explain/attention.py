@@ -4,7 +4,7 @@ import numpy as np
 from keras import ops
 
 from keras_capsvit import autodiff, taps
-from keras_capsvit.explain.base import PREDICTED, GridExplainer, ModelExplainer, enlarged, in_batches
+from keras_capsvit.explain.base import PREDICTED, GridExplainer, ModelExplainer, class_rows, enlarged, in_batches
 
 
 class GraphAttention(ModelExplainer):
@@ -41,10 +41,12 @@ class GraphAttention(ModelExplainer):
 
         def of_predicted(x):
             lengths, weights = both(x)
-            return _attention_map(weights, ops.argmax(lengths, axis=-1), ops.shape(x)[1:3])
+            predicted = ops.full_like(lengths[:, 0], PREDICTED, dtype="int32")
+            return _attention_map(weights, class_rows(lengths, predicted), ops.shape(x)[1:3])
 
         def of_target(x, ids):
-            return _attention_map(attention(x), ids, ops.shape(x)[1:3])
+            weights = attention(x)
+            return _attention_map(weights, ops.one_hot(ids, weights.shape[-1], dtype="float32"), ops.shape(x)[1:3])
 
         self._of_predicted = autodiff.compile(of_predicted, self.variables)
         self._of_target = autodiff.compile(of_target, self.variables)
@@ -72,10 +74,9 @@ class GraphAttention(ModelExplainer):
             )
 
 
-def _attention_map(attention, ids, size):
+def _attention_map(attention, rows, size):
     mean = ops.mean(ops.cast(attention, "float32"), axis=3)
-    of_class = ops.one_hot(ids, mean.shape[-1], dtype="float32")[:, None, None]
-    return enlarged(ops.sum(mean * of_class, axis=-1), size)
+    return enlarged(ops.sum(mean * rows[:, None, None], axis=-1), size)
 
 
 class FeatureMapAttention(GridExplainer):

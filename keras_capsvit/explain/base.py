@@ -91,28 +91,35 @@ class ModelExplainer(Explainer):
         self.scores = taps.scores(model, output)
         self.variables = self.scores.variables
         self._scores = autodiff.compile(self.scores, self.variables)
-        self._classes = None
+        self._classes = {}  # their number, by size of the images
 
     def check(self, x, ids):
-        shape = self.scores.input_shape
-        if shape is not None and (
-            len(shape) != 3 or any(size not in (None, n) for size, n in zip(shape, x.shape[1:], strict=True))
-        ):
-            raise ValueError(
-                f"Expected images of shape {(None, *shape)}, as {self.scores.name} takes them; received {x.shape}. "
-                "Resize or crop them first."
-            )
+        shape, size = self.scores.input_shape, x.shape[1:]
+        checks.of_size(x, shape, self.scores.name)
+        unknown = shape is None or None in shape
+        if size not in self._classes and (unknown or PREDICTED not in ids):
+            self._classes[size] = self._number_of_classes(x)
         if PREDICTED not in ids:
-            self._check_classes(x, ids)
+            checks.class_ids(ids, len(ids), self._classes[size], "Targets")
 
-    def _check_classes(self, x, ids):
-        if self._classes is None:
-            self._classes = self._scores(x[:1]).shape[-1]
-        checks.class_ids(ids, len(ids), self._classes, "Targets")
+    def _number_of_classes(self, x):
+        try:
+            return self._scores(x[:1]).shape[-1]
+        except ValueError:
+            raise
+        except Exception as error:  # the backend's own, which do not speak of images
+            raise checks.wrong_size(x, self.scores.name, error) from error
 
     def predicted(self, x):
         """Predicted classes ``(b,)`` of images ``(b, H, W, C)``."""
-        return in_batches(lambda part: self._scores(x[part]), len(x), self.batch_size).argmax(-1).astype("int32")
+        return self.finite_scores(x).argmax(-1).astype("int32")
+
+    def finite_scores(self, x):
+        """Scores ``(b, M)`` of images, or an error where they are not finite."""
+        scores = in_batches(lambda part: self._scores(x[part]), len(x), self.batch_size)
+        if not np.isfinite(scores).all():
+            raise ValueError(f"{type(self).__name__} found NaN or infinite scores; expected a model of finite ones.")
+        return scores
 
 
 class GridExplainer(ModelExplainer):
@@ -161,8 +168,17 @@ class GridExplainer(ModelExplainer):
 
 def score_of(scores, ids):
     """Scores ``(b,)`` of the classes ``ids (b,)``, the highest where these are ``PREDICTED``; tensors."""
+    return ops.sum(class_rows(scores, ids) * scores, axis=-1)
+
+
+def class_rows(scores, ids):
+    """One-hot rows ``(b, M)`` of the classes ``ids (b,)``, of the highest scores where these are ``PREDICTED``.
+
+    Rows are NaN where the scores ``(b, M)`` have any, of which none is the highest. Tensors.
+    """
     ids = ops.where(ids == PREDICTED, ops.cast(ops.argmax(scores, axis=-1), "int32"), ids)
-    return ops.sum(ops.one_hot(ids, scores.shape[-1], dtype=scores.dtype) * scores, axis=-1)
+    unknown = ops.any(ops.isnan(scores), axis=-1, keepdims=True)
+    return ops.where(unknown, float("nan"), ops.one_hot(ids, scores.shape[-1], dtype=scores.dtype))
 
 
 def check_tensorflow(what):

@@ -4,6 +4,7 @@ import zlib
 
 import numpy as np
 
+from keras_capsvit import checks
 from keras_capsvit.explain.base import Explainer
 
 
@@ -17,7 +18,7 @@ class RandomMap(Explainer):
     """
 
     def __init__(self, seed=0):
-        self.seed = seed
+        self.seed = checks.integer("seed", seed)
 
     def attributions(self, x, ids):
         generators = (np.random.default_rng([self.seed, zlib.crc32(image.tobytes())]) for image in x)

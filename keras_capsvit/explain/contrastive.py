@@ -47,7 +47,7 @@ class LRP:
             row for all.
         signature: str, of a SavedModel.
         channels: bool, keep the channels of images instead of summing over them.
-        batch_size: int, images per pass.
+        batch_size: int >= 1, images per pass.
 
     Raises:
         ValueError: on a backend other than TensorFlow; for rules, ranges and names that are none, and names of several
@@ -80,7 +80,8 @@ class LRP:
         batch_size=32,
     ):
         relevance = _relevance()
-        self.channels, self.batch_size = channels, batch_size
+        checks.booleans(channels=channels)
+        self.channels, self.batch_size = channels, checks.positive_int("batch_size", batch_size)
         chosen = relevance.choose(rules, input_range)
         self._check(chosen)
         self._fixed = dict(fixed or {})
@@ -236,7 +237,7 @@ class LRP:
         for rows, part in self._parts(given):
             scores = ops.convert_to_numpy(self._engine.scores(part))
             scores = scores.sum(axis=tuple(range(1, scores.ndim - 1)))
-            if np.isnan(scores).any():
+            if not np.isfinite(scores).all():
                 raise ValueError(
                     f"{type(self).__name__} found NaN or infinite values; expected a model whose scores are finite for "
                     "these images."

@@ -24,6 +24,7 @@ class GradientExplainer(ModelExplainer):
 
     def __init__(self, model, *, channels=False, output=None, batch_size=32):
         super().__init__(model, batch_size, output)
+        checks.booleans(channels=channels)
         self.channels = channels
         self._gradient = autodiff.compile(autodiff.gradient(self._score), self.variables)
 
@@ -54,7 +55,8 @@ class GradientExplainer(ModelExplainer):
         return gradients
 
     def _check_gradient(self, x):
-        """Refuse a model that depends on its pixels, but has no gradient anywhere."""
+        """Refuse a model of NaN, at which ReLUs stop gradients, and one whose scores depend on pixels without any."""
+        self.finite_scores(x)
         noise = self.scores.noise(x.shape[1:]).astype("float32")
         scores = ops.convert_to_numpy(self._scores(noise))
         slopes = ops.convert_to_numpy(self._gradient(noise, scores.argmax(-1).astype("int32"))[1])
@@ -175,9 +177,8 @@ class SmoothGrad(Explainer):
     """
 
     def __init__(self, base, samples=10, *, noise=0.15, seed=0):
-        self.base, self.samples, self.noise, self.seed = base, checks.positive_int("samples", samples), noise, seed
-        if not 0 <= noise < np.inf:
-            raise ValueError(f"noise must be a finite number, at least 0; received {noise!r}.")
+        self.base, self.samples = base, checks.positive_int("samples", samples)
+        self.noise, self.seed = checks.number("noise", noise, 0), checks.integer("seed", seed)
         self.channels = getattr(base, "channels", False)
         self._attributions = getattr(base, "attributions", base)
 

@@ -3,7 +3,7 @@
 import numpy as np
 from keras import ops
 
-from keras_capsvit import taps
+from keras_capsvit import checks, taps
 from keras_capsvit.explain.base import GridExplainer
 from keras_capsvit.ops import attention_rollout
 
@@ -89,10 +89,8 @@ class AttentionRollout(TokenExplainer):
     def __init__(self, model, *, head_fusion="mean", discard_ratio=0.0, output=None, batch_size=32):
         if head_fusion not in FUSIONS:
             raise ValueError(f"head_fusion must be one of {tuple(FUSIONS)}; received {head_fusion!r}.")
-        if not 0 <= discard_ratio < 1:
-            raise ValueError(f"discard_ratio must be in [0, 1); received {discard_ratio}.")
         self.head_fusion = head_fusion
-        self.discard_ratio = discard_ratio
+        self.discard_ratio = checks.number("discard_ratio", discard_ratio, 0, 1, without=(1,))
         super().__init__(model, batch_size, output)
 
     def over_tokens(self, x, ids, read):

@@ -12,6 +12,7 @@ from keras_capsvit.layers.capsules import (
 from keras_capsvit.layers.convolution import NormalizedConv2D, StandardizedConv2D
 from keras_capsvit.layers.graph_pooling import GraphCapsPool, TopKGraphPool, gaussian_adjacency
 from keras_capsvit.layers.patch_embedding import PatchEmbedding, resize_positions
+from keras_capsvit.layers.pooling import MaxPool2D
 from keras_capsvit.layers.routing import DynamicRouting, EMRouting, SelfRouting, TrainableRouting, UniformRouting
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "DynamicRouting",
     "EMRouting",
     "GraphCapsPool",
+    "MaxPool2D",
     "MixerBlock",
     "MultiHeadSelfAttention",
     "NormalizedConv2D",

@@ -4,8 +4,9 @@ import math
 import types
 
 import keras
-import numpy as np
 from keras import ops
+
+from keras_capsvit import checks
 
 
 def gelu(x):
@@ -28,13 +29,14 @@ class MultiHeadSelfAttention(keras.layers.Layer):
     ``(b, heads, t, t)``, whose rows sum to 1.
 
     Raises:
-        ValueError: for a temperature that is not positive and finite, and heads that do not divide the dimension.
+        ValueError: for settings out of range, heads that do not divide the dimension, and weights that do not fit into
+            this machine's memory.
     """
 
     def __init__(self, num_heads, *, temperature=1.0, dropout=0.0, **kwargs):
         super().__init__(**kwargs)
-        self.num_heads = num_heads
-        self.dropout_rate = dropout
+        self.num_heads = checks.positive_int("num_heads", num_heads)
+        self.dropout_rate = checks.number("dropout", dropout, 0, 1, without=(1,))
         # Held where Keras does not find it: as a weight it would be counted, and restored over what was set.
         variable = keras.Variable(_check_temperature(temperature), dtype="float32", trainable=False, name="temperature")
         self._held = types.SimpleNamespace(temperature=variable)
@@ -56,6 +58,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
         dim = input_shape[-1]
         if dim % self.num_heads:
             raise ValueError(f"num_heads must divide the dimension of the tokens, {dim}; received {self.num_heads}.")
+        checks.memory("The kernel of queries, keys and values", (dim, 3 * dim), "Take tokens of a smaller dimension.")
         self.qkv = keras.layers.Dense(3 * dim, dtype=self.dtype_policy, name="qkv")
         self.proj = keras.layers.Dense(dim, dtype=self.dtype_policy, name="proj")
         self.dropout = keras.layers.Dropout(self.dropout_rate, dtype=self.dtype_policy, name="dropout")
@@ -90,10 +93,7 @@ class MultiHeadSelfAttention(keras.layers.Layer):
 
 
 def _check_temperature(value):
-    value = float(value)
-    if not (value > 0 and np.isfinite(value)):
-        raise ValueError(f"temperature must be positive and finite; received {value}.")
-    return value
+    return float(checks.number("temperature", value, 0, without=(0,)))
 
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
@@ -105,14 +105,18 @@ class MLP(keras.layers.Layer):
         dropout: float in [0, 1), after both layers.
 
     Input shape: ``(..., d)``. Output shape: the same.
+
+    Raises:
+        ValueError: for settings out of range, and weights that do not fit into this machine's memory.
     """
 
     def __init__(self, units, *, dropout=0.0, **kwargs):
         super().__init__(**kwargs)
-        self.units = units
-        self.dropout_rate = dropout
+        self.units = checks.positive_int("units", units)
+        self.dropout_rate = checks.number("dropout", dropout, 0, 1, without=(1,))
 
     def build(self, input_shape):
+        checks.memory("The kernel of an MLP", (input_shape[-1], self.units), "Take fewer units.")
         self.fc1 = keras.layers.Dense(self.units, dtype=self.dtype_policy, name="fc1")
         self.fc2 = keras.layers.Dense(input_shape[-1], dtype=self.dtype_policy, name="fc2")
         self.dropout = keras.layers.Dropout(self.dropout_rate, dtype=self.dtype_policy, name="dropout")
@@ -136,14 +140,14 @@ class _ResidualBlock(keras.layers.Layer):
     Args:
         dropout: float in [0, 1), inside the branches.
         drop_path: float in [0, 1), how often a branch is left out for an image (stochastic depth).
-        epsilon: float, of the layer normalisations: 1e-6 in timm, 1e-12 in Hugging Face's.
+        epsilon: float > 0, of the layer normalisations: 1e-6 in timm, 1e-12 in Hugging Face's.
     """
 
     def __init__(self, *, dropout=0.0, drop_path=0.0, epsilon=1e-6, **kwargs):
         super().__init__(**kwargs)
-        self.dropout = dropout
-        self.drop_path = drop_path
-        self.epsilon = epsilon
+        self.dropout = checks.number("dropout", dropout, 0, 1, without=(1,))
+        self.drop_path = checks.number("drop_path", drop_path, 0, 1, without=(1,))
+        self.epsilon = checks.number("epsilon", epsilon, 0, without=(0,))
 
     def build(self, input_shape):
         policy = {"dtype": self.dtype_policy}
@@ -177,7 +181,7 @@ class TransformerBlock(_ResidualBlock):
         temperature: float > 0, of the attention; settable, see ``MultiHeadSelfAttention``.
         dropout: float in [0, 1), inside the branches.
         drop_path: float in [0, 1), how often a branch is left out for an image (stochastic depth).
-        epsilon: float, of the layer normalisations: 1e-6 in timm, 1e-12 in Hugging Face's.
+        epsilon: float > 0, of the layer normalisations: 1e-6 in timm, 1e-12 in Hugging Face's.
 
     Call: tokens ``(b, t, d)`` → tokens ``(b, t, d)``; with ``return_attention_scores`` also ``(b, heads, t, t)``.
     """
@@ -185,7 +189,7 @@ class TransformerBlock(_ResidualBlock):
     def __init__(self, num_heads, units, *, temperature=1.0, **kwargs):
         super().__init__(**kwargs)
         self.num_heads = num_heads
-        self.units = units
+        self.units = checks.positive_int("units", units)
         self.attn = MultiHeadSelfAttention(
             num_heads, temperature=temperature, dropout=self.dropout, dtype=self.dtype_policy, name="attn"
         )
@@ -232,15 +236,15 @@ class MixerBlock(_ResidualBlock):
         channel_units: int, hidden width of the MLP per token.
         dropout: float in [0, 1), inside the branches.
         drop_path: float in [0, 1), how often a branch is left out for an image (stochastic depth).
-        epsilon: float, of the layer normalisations.
+        epsilon: float > 0, of the layer normalisations.
 
     Input shape: ``(b, t, d)``. Output shape: the same.
     """
 
     def __init__(self, token_units, channel_units, **kwargs):
         super().__init__(**kwargs)
-        self.token_units = token_units
-        self.channel_units = channel_units
+        self.token_units = checks.positive_int("token_units", token_units)
+        self.channel_units = checks.positive_int("channel_units", channel_units)
 
     def build(self, input_shape):
         super().build(input_shape)

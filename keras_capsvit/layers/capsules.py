@@ -1,12 +1,14 @@
 """Primary capsules, the transformation of capsules, and what is read off them: lengths and masks."""
 
 import math
-import os
 
 import keras
 from keras import ops
 
+from keras_capsvit import checks
 from keras_capsvit.ops import as_multi_hot, safe_norm, squash
+
+_SMALLER = "Use a smaller batch, larger strides, fewer capsule types or classes, or routing without votes (GraCapsNet)."
 
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
@@ -22,7 +24,7 @@ class CapsuleInitializer(keras.initializers.Initializer):
     """
 
     def __init__(self, scale=1.0, *, seed=None):
-        self.scale = scale
+        self.scale = checks.number("scale", scale, 0, without=(0,))
         self.seed = seed
 
     def __call__(self, shape, dtype=None):
@@ -63,11 +65,12 @@ class PrimaryCaps(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.num_types = num_types
-        self.capsule_dim = capsule_dim
+        self.num_types = checks.positive_int("num_types", num_types)
+        self.capsule_dim = checks.positive_int("capsule_dim", capsule_dim)
+        checks.booleans(squash=squash)
         self.squash = squash
-        self.kernel_size = kernel_size
-        self.strides = strides
+        self.kernel_size = None if kernel_size is None else _of_grid("kernel_size", kernel_size)
+        self.strides = _of_grid("strides", strides)
         self.padding = padding
         self.kernel_initializer = keras.initializers.get(
             kernel_initializer or keras.initializers.VarianceScaling(16.0 / capsule_dim)
@@ -87,6 +90,8 @@ class PrimaryCaps(keras.layers.Layer):
 
     def build(self, input_shape):
         if self.conv is not None:
+            kernel = (*self.conv.kernel_size, input_shape[-1], self.conv.filters)
+            checks.memory("The kernel of primary capsules", kernel, "Take fewer capsule types or channels.")
             self.conv.build(input_shape)
         elif input_shape[-1] != self.num_types * self.capsule_dim:
             raise ValueError(
@@ -156,16 +161,17 @@ class CapsuleTransform(keras.layers.Layer):
     Output shape: ``(b, ..., e)``; with ``num_capsules``, ``(b, i, j, e)``.
 
     Raises:
-        ValueError: for unknown sizes, for matrix capsules whose dimensions are no equal squares, and for votes that
-            do not fit into this machine's memory (``votes_bytes``).
+        ValueError: for unknown sizes, for matrix capsules whose dimensions are no equal squares, and for matrices that
+            cannot be trained, or votes of one batch (``votes_bytes``) that do not fit, in this machine's memory.
     """
 
     def __init__(
         self, capsule_dim, *, num_capsules=None, shared=False, matrix=False, kernel_initializer=None, **kwargs
     ):
         super().__init__(**kwargs)
-        self.capsule_dim = capsule_dim
-        self.num_capsules = num_capsules
+        self.capsule_dim = checks.positive_int("capsule_dim", capsule_dim)
+        self.num_capsules = None if num_capsules is None else checks.positive_int("num_capsules", num_capsules)
+        checks.booleans(shared=shared, matrix=matrix)
         self.shared = shared
         self.matrix = matrix
         self.kernel_initializer = keras.initializers.get(kernel_initializer or CapsuleInitializer())
@@ -186,11 +192,9 @@ class CapsuleTransform(keras.layers.Layer):
         self.num_inputs = math.prod(input_shape[1:-1])
         columns = self.capsule_dim // self.rows
         outputs = (columns,) if self.num_capsules is None else (self.num_capsules, columns)
-        self.kernel = self.add_weight(
-            name="kernel",
-            shape=(1 if self.shared else self.num_inputs, dim // self.rows, *outputs),
-            initializer=self.kernel_initializer,
-        )
+        shape = (1 if self.shared else self.num_inputs, dim // self.rows, *outputs)
+        checks.memory("The transformation of capsules", shape, _SMALLER)
+        self.kernel = self.add_weight(name="kernel", shape=shape, initializer=self.kernel_initializer)
 
     def call(self, inputs):
         self._check_memory(inputs.shape[0])
@@ -209,16 +213,9 @@ class CapsuleTransform(keras.layers.Layer):
         return ops.reshape(product, (-1, *self.compute_output_shape(inputs.shape)[1:]))
 
     def _check_memory(self, batch_size):
-        batch_size = batch_size or 1
-        needed = votes_bytes(self.num_inputs, self.num_capsules or 1, self.capsule_dim, batch_size, self.compute_dtype)
-        memory = _physical_memory()
-        if needed > memory:
-            raise ValueError(
-                f"The votes of {batch_size} example(s) from {self.num_inputs} input capsules for {self.num_capsules} "
-                f"capsules of dimension {self.capsule_dim} take {needed / 2**30:.1f} GiB, and this machine has "
-                f"{memory / 2**30:.1f} GiB. Use a smaller batch, larger strides, fewer capsule types, or "
-                "routing without votes (GraCapsNet)."
-            )
+        shape = (batch_size or 1, self.num_inputs, self.num_capsules or 1, self.capsule_dim)
+        bytes_each = votes_bytes(1, 1, 1, dtype=self.compute_dtype)
+        checks.memory("The votes", shape, _SMALLER, times=1, bytes_each=bytes_each)
 
     def compute_output_shape(self, input_shape):
         if self.num_capsules is None:
@@ -236,11 +233,11 @@ class CapsuleTransform(keras.layers.Layer):
         }
 
 
-def _physical_memory():
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not told on this system
-        return math.inf
+def _of_grid(name, value):
+    """An int, or a pair of ints, as convolutions take them: not so large that TensorFlow's 32 bits overflow."""
+    if isinstance(value, tuple | list):
+        return tuple(checks.positive_int(name, each, 2**24) for each in value)
+    return checks.positive_int(name, value, 2**24)
 
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_capsvit import checks
 from keras_capsvit.ops import squash
 
 
@@ -19,7 +20,13 @@ def gaussian_adjacency(height, width, sigma, *, self_loops=False, normalize=Fals
 
     Returns:
         float32 NumPy array ``(height * width, height * width)``, nodes in row-major order.
+
+    Raises:
+        ValueError: for sizes and widths out of range, and more nodes than fit into this machine's memory.
     """
+    nodes = checks.positive_int("height", height) * checks.positive_int("width", width)
+    checks.number("sigma", sigma, 0)
+    checks.memory("The adjacency matrix", (nodes, nodes), "Take larger strides or smaller images.", bytes_each=8)
     points = np.indices((height, width)).reshape(2, -1).T
     distance = np.linalg.norm(points[:, None] - points[None], axis=-1)
     if sigma > 0:
@@ -64,7 +71,8 @@ class _NodePool(keras.layers.Layer):
 
     def __init__(self, num_capsules, *, use_bias, kernel_initializer, **kwargs):
         super().__init__(**kwargs)
-        self.num_capsules = num_capsules
+        self.num_capsules = checks.positive_int("num_capsules", num_capsules)
+        checks.booleans(use_bias=use_bias)
         self.use_bias = use_bias
         self.kernel_initializer = keras.initializers.get(
             kernel_initializer or keras.initializers.VarianceScaling(256.0)
@@ -76,6 +84,8 @@ class _NodePool(keras.layers.Layer):
                 f"{type(self).__name__} needs capsules of shape (batch, height, width, types, dim) with known sizes; "
                 f"received shape {tuple(input_shape)}."
             )
+        attention = (*input_shape[1:4], self.num_capsules)
+        checks.memory("The attention of one image", attention, "Take larger strides, fewer heads or fewer classes.")
         size = self.prepare(*input_shape[1:4])
         self.kernel = self.add_weight(
             name="kernel",
@@ -163,9 +173,8 @@ class GraphCapsPool(_NodePool):
         **kwargs,
     ):
         super().__init__(num_capsules, use_bias=use_bias, kernel_initializer=kernel_initializer, **kwargs)
-        if sigma < 0:
-            raise ValueError(f"sigma is a width in grid cells and must be >= 0; received sigma={sigma}.")
-        self.sigma = sigma
+        self.sigma = checks.number("sigma", sigma, 0)
+        checks.booleans(self_loops=self_loops, normalize=normalize)
         self.self_loops = self_loops
         self.normalize = normalize
 
@@ -234,14 +243,13 @@ class TopKGraphPool(_NodePool):
 
     def __init__(self, num_capsules, *, ratio=0.5, use_bias=True, kernel_initializer=None, **kwargs):
         super().__init__(num_capsules, use_bias=use_bias, kernel_initializer=kernel_initializer, **kwargs)
-        if not 0 < ratio <= 1:
-            raise ValueError(f"ratio is the share of nodes that is kept and must be in (0, 1]; received {ratio}.")
-        self.ratio = ratio
+        self.ratio = checks.number("ratio", ratio, 0, 1, without=(0,))
 
     def weigh(self, scores):
         kept = max(1, round(self.ratio * scores.shape[1]))
         best = ops.top_k(ops.transpose(scores, (0, 2, 1)), kept)[0][..., -1]
-        return ops.where(scores >= best[:, None], ops.sigmoid(scores), 0.0) / kept
+        # Not "at least the best", which NaN is not: its nodes would be left out.
+        return ops.where(scores < best[:, None], 0.0, ops.sigmoid(scores)) / kept
 
     def get_config(self):
         return {**super().get_config(), "ratio": self.ratio}

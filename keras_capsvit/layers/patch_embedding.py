@@ -5,6 +5,8 @@ import math
 import keras
 from keras import ops
 
+from keras_capsvit import checks
+
 INTERPOLATIONS = ("bicubic", "bilinear")
 
 
@@ -58,7 +60,8 @@ class PatchEmbedding(keras.layers.Layer):
     Input shape: ``(b, H, W, C)``, multiples of ``p``. Output shape: ``(b, prefix + H / p * W / p, d)``.
 
     Raises:
-        ValueError: for images that patches do not tile.
+        ValueError: for images that patches do not tile, settings out of range, and weights that do not fit into this
+            machine's memory.
     """
 
     def __init__(
@@ -75,8 +78,9 @@ class PatchEmbedding(keras.layers.Layer):
         super().__init__(**kwargs)
         if interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation must be one of {INTERPOLATIONS}; received {interpolation!r}.")
-        self.patch_size = patch_size
-        self.dim = dim
+        self.patch_size = checks.positive_int("patch_size", patch_size)
+        self.dim = checks.positive_int("dim", dim)
+        checks.booleans(class_token=class_token, distillation_token=distillation_token, positions=positions)
         self.has_class_token = class_token
         self.has_distillation_token = distillation_token
         self.has_positions = positions
@@ -87,6 +91,7 @@ class PatchEmbedding(keras.layers.Layer):
         self.grid = self._grid(input_shape)
         small = keras.initializers.TruncatedNormal(stddev=0.02)
         shape = (self.patch_size, self.patch_size, input_shape[-1], self.dim)
+        checks.memory("The embedding of patches", shape, "Take smaller patches or tokens of a smaller dimension.")
         self.kernel = self.add_weight(name="kernel", shape=shape, initializer="lecun_normal")
         self.bias = self.add_weight(name="bias", shape=(self.dim,), initializer="zeros")
         names = [name for name in ("class_token", "distillation_token") if getattr(self, f"has_{name}")]

@@ -7,6 +7,7 @@ coupling ``(b, i, j)``, which sums to 1 over the output capsules ``j``.
 import keras
 from keras import ops
 
+from keras_capsvit import checks
 from keras_capsvit.layers.capsules import CapsuleInitializer
 from keras_capsvit.ops import safe_norm, squash
 
@@ -61,6 +62,7 @@ class _Linear(Routing):
 
     def __init__(self, *, squash=True, **kwargs):
         super().__init__(**kwargs)
+        checks.booleans(squash=squash)
         self.squash = squash
 
     def finish(self, total):
@@ -91,14 +93,15 @@ class DynamicRouting(_Linear):
     Coupling starts uniform; each iteration adds the agreement ``u_hat_j|i · v_j`` to its logits.
 
     Args:
-        num_iterations: int >= 1, how often ``v`` is computed; 1 is uniform routing.
+        num_iterations: int from 1 to 1,000, how often ``v`` is computed; 1 is uniform routing.
         rolled: bool, coupling is a constant in the backward pass (Rolled-R, thesis Eq. 4.6).
         squash: bool; without, class capsules are the sums themselves, of unbounded length.
     """
 
     def __init__(self, num_iterations=3, *, rolled=False, **kwargs):
         super().__init__(**kwargs)
-        self.num_iterations = _check_iterations(num_iterations)
+        self.num_iterations = _iterations(num_iterations)
+        checks.booleans(rolled=rolled)
         self.rolled = rolled
 
     def route(self, votes):
@@ -143,7 +146,7 @@ class EMRouting(Routing):
     does not depend on the number of input capsules.
 
     Args:
-        num_iterations: int >= 1.
+        num_iterations: int from 1 to 1,000.
         inverse_temperature: float > 0, what ``lambda_t = inverse_temperature (1 - 0.95^t)`` approaches.
         eps: float > 0, added to variances and masses.
 
@@ -155,9 +158,9 @@ class EMRouting(Routing):
 
     def __init__(self, num_iterations=3, *, inverse_temperature=0.5, eps=1e-4, **kwargs):
         super().__init__(**kwargs)
-        self.num_iterations = _check_iterations(num_iterations)
-        self.inverse_temperature = inverse_temperature
-        self.eps = eps
+        self.num_iterations = _iterations(num_iterations)
+        self.inverse_temperature = checks.number("inverse_temperature", inverse_temperature, 0, without=(0,))
+        self.eps = checks.number("eps", eps, 0, without=(0,))
 
     def build(self, votes_shape, activations_shape):
         super().build(votes_shape)
@@ -221,8 +224,8 @@ class SelfRouting(Routing):
 
     def __init__(self, num_capsules, *, eps=1e-6, **kwargs):
         super().__init__(**kwargs)
-        self.num_capsules = num_capsules
-        self.eps = eps
+        self.num_capsules = checks.positive_int("num_capsules", num_capsules)
+        self.eps = checks.number("eps", eps, 0, without=(0,))
 
     def build(self, votes_shape, capsules_shape, activations_shape):
         super().build(votes_shape)
@@ -236,6 +239,7 @@ class SelfRouting(Routing):
         _check_per_input(self, "capsules", capsules_shape, (inputs, dim))
         _check_per_input(self, "activations", activations_shape, (inputs,))
         shape = (inputs, dim, self.num_capsules)
+        checks.memory("The kernel of self-routing", shape, "Take larger strides, fewer capsule types or classes.")
         self.kernel = self.add_weight(name="kernel", shape=shape, initializer=CapsuleInitializer())
         self.bias = self.add_weight(name="bias", shape=(inputs, 1, self.num_capsules), initializer="zeros")
 
@@ -265,10 +269,8 @@ def _direction(x, eps):
     return x / ops.maximum(safe_norm(x, keepdims=True), eps)
 
 
-def _check_iterations(num_iterations):
-    if num_iterations < 1:
-        raise ValueError(f"num_iterations must be at least 1; received {num_iterations}.")
-    return num_iterations
+def _iterations(num_iterations):
+    return checks.positive_int("num_iterations", num_iterations, 1000)  # each is a part of the graph
 
 
 def _check_per_input(layer, name, shape, expected):

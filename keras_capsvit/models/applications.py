@@ -2,7 +2,14 @@
 
 import keras
 
-from keras_capsvit.models.checks import check_images, check_normalization, check_positive, check_variant, choose
+from keras_capsvit.models.checks import (
+    check_images,
+    check_normalization,
+    check_positive,
+    check_rates,
+    check_variant,
+    choose,
+)
 from keras_capsvit.models.convnet import IMAGES, LogitModel, normalized, to_logits
 
 DEPTHS = (121, 169, 201)
@@ -114,6 +121,7 @@ class SwinTransformer(LogitModel):
         chosen = choose(size, width=width, depths=depths, num_heads=num_heads)
         chosen |= {key: tuple(chosen[key]) for key in ("depths", "num_heads")}
         check_positive(**chosen, window_size=window_size)
+        check_rates(drop_path=drop_path)
         self.resolve(**chosen)
         grid = _check_windows(input_shape, patch_size, window_size, chosen)
         images = keras.Input(input_shape, name="images")

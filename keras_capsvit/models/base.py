@@ -7,6 +7,8 @@ from typing import ClassVar
 import keras
 import numpy as np
 
+from keras_capsvit import checks
+
 
 class ConfiguredModel(keras.Model):
     """Functional model that records what its constructor was given; base of every model of this package.
@@ -23,7 +25,8 @@ class ConfiguredModel(keras.Model):
         trainable: bool.
 
     Raises:
-        ValueError: for an unknown keyword, with the nearest known one, and for one that the class sets itself.
+        ValueError: for an unknown keyword, with the nearest known one, for one that the class sets itself, and for
+            flags that are neither True nor False.
     """
 
     fixed: ClassVar = {}
@@ -41,6 +44,9 @@ class ConfiguredModel(keras.Model):
         # as a layer.
         bound = inspect.signature(cls).bind_partial(*args, **kwargs)
         bound.apply_defaults()
+        parameters = inspect.signature(cls).parameters.values()
+        flags = [each.name for each in parameters if isinstance(each.default, bool) and each.name in bound.arguments]
+        checks.booleans(**{name: bound.arguments[name] for name in flags})
         vars(model)["_arguments"] = {name: _plain(value) for name, value in bound.arguments.items()}
         return model
 
@@ -48,6 +54,23 @@ class ConfiguredModel(keras.Model):
         super().__init__(inputs=inputs, outputs=scores, name=name or type(self).__name__.lower())
         if not trainable:  # True, set here, would thaw a frozen backbone
             self.trainable = False
+
+    def adopt(self, *layers):
+        """Make built layers that are not on the way from images to scores part of what is trained, saved and counted.
+
+        Keras before 3.15 does not track layers that a functional model gets as attributes after its construction; their
+        variables, as attributes, it does.
+        """
+        known = {id(variable) for variable in self.variables}
+        self._adopted = [variable for layer in layers for variable in layer.variables if id(variable) not in known]
+
+    # The model itself has no variables but adopted ones, which their layers save: one file for all versions of Keras.
+
+    def save_own_variables(self, store):
+        pass
+
+    def load_own_variables(self, store):
+        pass
 
     def resolve(self, **arguments):
         """Record what arguments stand for that were left open, such as the width of a variant."""

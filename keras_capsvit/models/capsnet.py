@@ -14,7 +14,7 @@ from keras_capsvit.layers import (
     TrainableRouting,
     UniformRouting,
 )
-from keras_capsvit.models.checks import check_images
+from keras_capsvit.models.checks import check_images, check_positive
 from keras_capsvit.models.primary import primary_capsules, smallest_size
 from keras_capsvit.models.reconstruction import CapsuleModel
 
@@ -81,13 +81,14 @@ class CapsNet(CapsuleModel):
     ):
         input_shape = tuple(input_shape)
         check_images(input_shape, num_classes, smallest=smallest_size(kernel_size, strides, backbone))
+        check_positive(num_types=num_types, capsule_dim=capsule_dim)
         route = _routing_layer(routing, num_classes, squash)
         has_activations = isinstance(route, EMRouting | SelfRouting)
         images = keras.Input(input_shape, name="images")
         features, primary = primary_capsules(
             images,
             num_types=num_types,
-            primary_dim=primary_dim or (16 if has_activations else 8),
+            primary_dim=(16 if has_activations else 8) if primary_dim is None else primary_dim,
             filters=filters,
             kernel_size=kernel_size,
             strides=strides,

@@ -4,13 +4,18 @@ import math
 
 import numpy as np
 
+from keras_capsvit import checks
+
+_LARGEST = 2**24  # size of anything, so that products of three fit 64 bits and strides fit 32
+
 
 def check_images(input_shape, num_classes, *, smallest=1):
     """Refuse shapes that are not images of at least ``smallest`` pixels each way, and fewer than two classes."""
-    if len(input_shape) != 3 or any(not isinstance(size, int) or size < 1 for size in input_shape):
+    ints = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in input_shape)
+    if len(input_shape) != 3 or not ints:
         raise ValueError(f"input_shape must be (height, width, channels), positive ints; received {input_shape}.")
-    if not isinstance(num_classes, int) or num_classes < 2:
-        raise ValueError(f"num_classes must be an int, at least 2; received {num_classes!r}.")
+    checks.memory("An image", input_shape, "Take smaller images.", times=1)
+    checks.integer("num_classes", num_classes, 2, _LARGEST)
     if min(input_shape[:2]) < smallest:
         raise ValueError(
             f"Images of {input_shape[0]}x{input_shape[1]} are too small for this network; the smallest legal size "
@@ -21,9 +26,22 @@ def check_images(input_shape, num_classes, *, smallest=1):
 def check_positive(**arguments):
     """Refuse arguments that are not positive ints, or tuples of them."""
     for name, value in arguments.items():
-        for one in value if isinstance(value, tuple) else (value,):
-            if not isinstance(one, int) or one < 1:
-                raise ValueError(f"{name} must be made of positive ints; received {value!r}.")
+        for each in value if isinstance(value, tuple) else (value,):
+            checks.positive_int(name, each, _LARGEST)
+
+
+def check_rates(**arguments):
+    """Refuse arguments that are no numbers in [0, 1), such as rates of dropout."""
+    for name, value in arguments.items():
+        checks.number(name, value, 0, 1, without=(1,))
+
+
+def check_weights(what, shape):
+    """Refuse weights of a shape whose training does not fit into this machine's memory; the message begins with what.
+
+    Training holds four arrays of their size: the weights, their gradient, and the two moments of Adam.
+    """
+    checks.memory(f"A weight of {what}", shape, "Take fewer classes, channels or units, or smaller images.")
 
 
 def check_normalization(mean, std, channels):

@@ -2,9 +2,9 @@
 
 import keras
 
-from keras_capsvit.layers import NormalizedConv2D
+from keras_capsvit.layers import MaxPool2D, NormalizedConv2D
 from keras_capsvit.models.base import ConfiguredModel
-from keras_capsvit.models.checks import check_images, check_positive
+from keras_capsvit.models.checks import check_images, check_positive, check_weights
 
 IMAGES = {"data_format": "channels_last"}
 
@@ -69,9 +69,10 @@ class ConvNetFC(LogitModel):
         images = keras.Input(input_shape, name="images")
         features = images
         for index, channels in enumerate(filters, 1):
-            features = _conv(channels, kernel_size, name=f"conv{index}")(features)
+            features = _conv(features, channels, kernel_size, name=f"conv{index}")
         x = keras.layers.Flatten(**IMAGES)(features)
         for index, width in enumerate(units, 1):
+            check_weights(f"fc{index}", (x.shape[-1], width))
             x = keras.layers.Dense(width, activation="relu", kernel_initializer="he_normal", name=f"fc{index}")(x)
         super().__init__(
             images,
@@ -107,8 +108,8 @@ class ConvNetAvg(LogitModel):
         check_positive(kernel_size=kernel_size, filters=filters)
         check_images(input_shape, num_classes, smallest=2 * kernel_size - 1)
         images = keras.Input(input_shape, name="images")
-        features = _conv(filters, kernel_size, name="conv1")(images)
-        features = _conv(filters, kernel_size, strides=2, name="conv2")(features)
+        features = _conv(images, filters, kernel_size, name="conv1")
+        features = _conv(features, filters, kernel_size, strides=2, name="conv2")
         super().__init__(
             images,
             to_logits(keras.layers.GlobalAveragePooling2D(**IMAGES)(features), num_classes),
@@ -146,6 +147,7 @@ class VGG19(LogitModel):
         features, index = images, 0
         for factor, depth in ((1, 2), (2, 2), (4, 4), (8, 4), (8, 4)):
             for _ in range(depth):
+                check_weights(f"features_{index}", (3, 3, features.shape[-1], factor * filters))
                 # Counted as in published weights, where convolution, normalisation and ReLU have an index each.
                 conv = keras.layers.Conv2D(
                     factor * filters,
@@ -157,7 +159,7 @@ class VGG19(LogitModel):
                 )
                 features = keras.layers.ReLU()(with_batch_norm(conv, f"features_{index + 1}")(features))
                 index += 3
-            features = keras.layers.MaxPooling2D(2, **IMAGES)(features)
+            features = MaxPool2D(2, **IMAGES)(features)
             index += 1
         x = keras.layers.GlobalAveragePooling2D(**IMAGES)(features)
         super().__init__(
@@ -168,7 +170,8 @@ class VGG19(LogitModel):
         )
 
 
-def _conv(filters, kernel_size, *, strides=1, name):
+def _conv(x, filters, kernel_size, *, strides=1, name):
+    check_weights(name, (kernel_size, kernel_size, x.shape[-1], filters))
     return keras.layers.Conv2D(
         filters,
         kernel_size,
@@ -177,7 +180,7 @@ def _conv(filters, kernel_size, *, strides=1, name):
         kernel_initializer="he_normal",
         name=name,
         **IMAGES,
-    )
+    )(x)
 
 
 def normalized(images, mean, std):
@@ -195,4 +198,5 @@ def with_batch_norm(conv, name):
 
 def to_logits(x, num_classes, *, name="linear"):
     """Logits ``(b, M)`` of a vector per image; float32 under any precision, as losses and attacks need them."""
+    check_weights(name, (x.shape[-1], num_classes))
     return keras.layers.Dense(num_classes, dtype="float32", name=name)(x)

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_capsvit.models.capsnet import CapsNet
-from keras_capsvit.models.checks import check_images
+from keras_capsvit.models.checks import check_images, check_positive, check_weights
 from keras_capsvit.models.primary import primary_capsules, smallest_size
 from keras_capsvit.models.reconstruction import CapsuleModel
 
@@ -27,6 +27,7 @@ class _DecodedConvNet(CapsuleModel):
     ):
         input_shape = tuple(input_shape)
         check_images(input_shape, num_classes, smallest=smallest_size(kernel_size, strides))
+        check_positive(group_dim=group_dim)
         images = keras.Input(input_shape, name="images")
         features, maps = primary_capsules(
             images,
@@ -38,6 +39,7 @@ class _DecodedConvNet(CapsuleModel):
             squash=False,
         )
         flat = keras.layers.Flatten(data_format="channels_last")(keras.layers.ReLU()(maps))
+        check_weights("the representation", (flat.shape[-1], num_classes * group_dim))
         groups = keras.layers.Dense(num_classes * group_dim, name="representation")(flat)
         groups = keras.layers.Reshape((num_classes, group_dim), name="groups")(groups)
         super().__init__(
@@ -73,6 +75,7 @@ class ConvNetR(_DecodedConvNet):
 
     def classify(self, groups):
         flat = keras.layers.Flatten()(groups)
+        check_weights("logits", (flat.shape[-1], groups.shape[1]))
         return keras.layers.Dense(groups.shape[1], dtype="float32", name="logits")(flat)
 
 

@@ -2,9 +2,10 @@
 
 import keras
 
+from keras_capsvit import checks
 from keras_capsvit.layers import CapsuleInitializer, CapsuleTransform, GraphCapsPool, TopKGraphPool
 from keras_capsvit.layers.graph_pooling import gaussian_adjacency, relative_reach
-from keras_capsvit.models.checks import check_images
+from keras_capsvit.models.checks import check_images, check_positive
 from keras_capsvit.models.primary import primary_capsules, smallest_size
 from keras_capsvit.models.reconstruction import CapsuleModel
 
@@ -74,6 +75,8 @@ class GraCapsNet(CapsuleModel):
     ):
         input_shape = tuple(input_shape)
         check_images(input_shape, num_classes, smallest=smallest_size(kernel_size, strides, backbone))
+        check_positive(num_heads=num_heads, primary_dim=primary_dim, capsule_dim=capsule_dim)
+        checks.number("sigma", sigma, 0)
         images = keras.Input(input_shape, name="images")
         _, primary = primary_capsules(
             images,

@@ -3,7 +3,14 @@
 import keras
 
 from keras_capsvit.layers import MixerBlock, PatchEmbedding
-from keras_capsvit.models.checks import check_images, check_normalization, check_positive, check_variant, choose
+from keras_capsvit.models.checks import (
+    check_images,
+    check_normalization,
+    check_positive,
+    check_rates,
+    check_variant,
+    choose,
+)
 from keras_capsvit.models.convnet import IMAGES, LogitModel, normalized, to_logits
 
 # Width, depth, hidden widths across tokens and per token.
@@ -58,6 +65,7 @@ class MLPMixer(LogitModel):
         size, patch_size = check_variant(variant, SIZES, input_shape)
         chosen = choose(size, width=width, depth=depth, token_units=token_units, channel_units=channel_units)
         check_positive(**chosen)
+        check_rates(dropout=dropout, drop_path=drop_path)
         self.resolve(**chosen)
         images = keras.Input(input_shape, name="images")
         stem = PatchEmbedding(patch_size, chosen["width"], class_token=False, positions=False, name="stem")

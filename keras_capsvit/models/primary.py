@@ -3,6 +3,7 @@
 import keras
 
 from keras_capsvit.layers import PrimaryCaps
+from keras_capsvit.models.checks import check_positive, check_weights
 
 
 def primary_capsules(images, *, num_types, primary_dim, filters, kernel_size, strides, backbone=None, squash=True):
@@ -23,12 +24,15 @@ def primary_capsules(images, *, num_types, primary_dim, filters, kernel_size, st
         KerasTensors: features ``(b, h', w', c)`` and primary capsules ``(b, h, w, l, d)``.
 
     Raises:
-        ValueError: for a backbone without feature maps.
+        ValueError: for a backbone without feature maps, other arguments out of range, and weights that do not fit into
+            this machine's memory.
     """
     if backbone is not None:
         features = _extractor(backbone)(images)
         convolution = {"kernel_size": kernel_size, "strides": 1, "padding": "same"}
     else:
+        check_positive(filters=filters)
+        check_weights("the first convolution", (kernel_size, kernel_size, images.shape[-1], filters))
         features = keras.layers.Conv2D(
             filters,
             kernel_size,
@@ -53,7 +57,15 @@ def smallest_size(kernel_size, strides, backbone=None):
 
     Returns:
         int, pixels.
+
+    Raises:
+        ValueError: for sizes and strides that are none.
     """
+    if backbone is None or kernel_size is not None:
+        check_positive(kernel_size=kernel_size)
+    if not isinstance(strides, tuple | list) or len(strides) != 2:
+        raise ValueError(f"strides must be a pair of ints, of the two convolutions; received {strides!r}.")
+    check_positive(strides=tuple(strides))
     return 1 if backbone is not None else kernel_size + (kernel_size - 1) * strides[0]
 
 

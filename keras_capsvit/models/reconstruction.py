@@ -1,14 +1,17 @@
 """What models with capsules share: scores as output, taps, and a decoder trained by the same ``fit(x, y)``."""
 
 import contextlib
+import itertools
 import math
 
 import keras
 from keras import ops
 
+from keras_capsvit import checks
 from keras_capsvit.layers import CapsuleLength, CapsuleMask
 from keras_capsvit.models.base import ConfiguredModel
-from keras_capsvit.ops import check_labels
+from keras_capsvit.models.checks import check_positive, check_weights
+from keras_capsvit.ops import as_multi_hot, check_labels
 from keras_capsvit.taps import tap
 
 RECONSTRUCTIONS = (None, "conditional", "unconditional")
@@ -24,7 +27,14 @@ def build_decoder(capsules_shape, image_shape, units=(512, 1024)):
 
     Returns:
         keras.Model from class capsules ``(b, j, e)`` to images ``(b, H, W, C)`` in [0, 1].
+
+    Raises:
+        ValueError: for widths that are none, and weights that do not fit into this machine's memory.
     """
+    units = tuple(units)
+    check_positive(reconstruction_units=units)
+    for inputs, outputs in itertools.pairwise((math.prod(capsules_shape), *units, math.prod(image_shape))):
+        check_weights("The decoder", (inputs, outputs))
     hidden = [keras.layers.Dense(width, activation="relu") for width in units]
     return keras.Sequential(
         [
@@ -49,7 +59,8 @@ class CapsuleModel(ConfiguredModel):
             called ``logits`` or ``lengths``.
         reconstruction: None; ``"conditional"``, a decoder that sees only the capsule of the true class (in training)
             or of the highest score (else); or ``"unconditional"``, a decoder that sees all class capsules.
-        reconstruction_weight: float, weight of the squared error, summed over an image's pixels, beside the loss.
+        reconstruction_weight: float >= 0, weight of the squared error, summed over an image's pixels, beside the loss.
+            Settable at any time; a model that is compiled already has to be compiled again.
         reconstruction_units: ints, hidden widths of the decoder.
         name: str; None for the name of the class in lower case.
         trainable: bool.
@@ -87,8 +98,18 @@ class CapsuleModel(ConfiguredModel):
             self.decoder = build_decoder(capsules.shape[1:], inputs.shape[1:], reconstruction_units)
             self._mask = CapsuleMask(name="mask")
             self._reconstruction_error = keras.metrics.Mean(name="reconstruction_error")
+            self.adopt(self.decoder)
             self._scores_and_capsules = keras.Function(inputs, {"scores": scores, "capsules": capsules})
             self.taps["reconstruction"] = self._decode(capsules, ops.argmax(scores, axis=-1))
+
+    @property
+    def reconstruction_weight(self):
+        """Float >= 0, weight of the squared error beside the loss."""
+        return self._reconstruction_weight
+
+    @reconstruction_weight.setter
+    def reconstruction_weight(self, value):
+        self._reconstruction_weight = checks.number("reconstruction_weight", value, 0)
 
     def get_config(self):
         return {**super().get_config(), "reconstruction_weight": self.reconstruction_weight}
@@ -116,18 +137,29 @@ class CapsuleModel(ConfiguredModel):
             raise ValueError("An unconditional decoder sees all capsules and takes no labels; pass labels=None.")
         if labels is None:
             return tap(self, "reconstruction")(x)
-        return self._decode(tap(self, "capsules")(x), ops.convert_to_tensor(labels))
+        return self._decode(tap(self, "capsules")(x), labels)
 
     def _decode(self, capsules, labels):
-        if self.reconstruction == "conditional":
-            capsules = self._mask(capsules, labels)
-        return self.decoder(capsules)
+        return self.decoder(self._seen(capsules, labels))
+
+    def _seen(self, capsules, labels):
+        """What the decoder sees of class capsules."""
+        return self._mask(capsules, labels) if self.reconstruction == "conditional" else capsules
+
+    def _error(self, capsules, labels, images):
+        """Squared error of decoded images, summed over pixels, ``(b,)``."""
+        seen = self._seen(capsules, labels)
+        decoded = self.decoder(seen)
+        error = ops.sum(ops.square(decoded - ops.cast(images, decoded.dtype)), axis=(1, 2, 3))
+        # On CPUs the decoder's ReLUs, fused with what is before them, make 0 of NaN.
+        return ops.where(ops.any(ops.isnan(seen), axis=(1, 2)), float("nan"), error)
 
     def _check_labels(self, labels):
-        if isinstance(labels, dict):
-            check_labels(ops.reshape(ops.convert_to_tensor(labels["classes"]), (-1,)), self.output_shape[-1])
-        elif labels is not None:
-            check_labels(ops.convert_to_tensor(labels), self.output_shape[-1])
+        several = isinstance(labels, dict)
+        labels = labels["classes"] if several else labels
+        if labels is not None:
+            labels = labels if ops.is_tensor(labels) else checks.numbers(labels, "labels")
+            check_labels(labels.reshape(-1) if several else labels, self.output_shape[-1])
 
     # Keras's own steps, with the capsules kept for the decoder. Everybody else, a plain call as well as the step of an
     # outer model that contains this one, gets lengths.
@@ -161,9 +193,9 @@ class CapsuleModel(ConfiguredModel):
         if self.reconstruction == "conditional" and isinstance(y, dict):
             error = 0.0
             for k in range(y["classes"].shape[1]):
-                error = error + _squared_error(self._decode(y_pred["capsules"], y["classes"][:, k]), y["parts"][:, k])
+                error = error + self._error(y_pred["capsules"], y["classes"][:, k], y["parts"][:, k])
         else:
-            error = _squared_error(self._decode(y_pred["capsules"], labels), x)
+            error = self._error(y_pred["capsules"], labels, x)
         if sample_weight is not None:
             error = error * ops.cast(ops.reshape(sample_weight, (-1,)), error.dtype)
         error = ops.mean(error)
@@ -176,9 +208,11 @@ class CapsuleModel(ConfiguredModel):
     def _labels(self, y):
         if not isinstance(y, dict):
             return y
-        return ops.max(ops.one_hot(y["classes"], self.output_shape[-1], dtype="float32"), axis=1)
+        num_classes, k = self.output_shape[-1], y["classes"].shape[1]
+        rows = ops.reshape(as_multi_hot(ops.reshape(y["classes"], (-1,)), num_classes), (-1, k, num_classes))
+        return 1 - ops.prod(1 - rows, axis=1)  # their maximum, and NaN where one is
 
-    # Labels in arrays are checked before anything runs; those in streams are the stream's business (``data`` checks).
+    # Labels in arrays are checked before anything runs; in streams, what is no label makes the loss NaN.
 
     def fit(self, x=None, y=None, *args, **kwargs):
         self._check_labels(y)
@@ -195,7 +229,3 @@ class CapsuleModel(ConfiguredModel):
 
 def _scores(y_pred):
     return y_pred["scores"] if isinstance(y_pred, dict) else y_pred
-
-
-def _squared_error(decoded, images):
-    return ops.sum(ops.square(decoded - ops.cast(images, decoded.dtype)), axis=(1, 2, 3))

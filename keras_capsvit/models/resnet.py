@@ -6,8 +6,9 @@ from typing import ClassVar
 import keras
 from keras import ops
 
-from keras_capsvit.layers import StandardizedConv2D
-from keras_capsvit.models.checks import check_images, check_normalization, check_positive
+from keras_capsvit import checks
+from keras_capsvit.layers import MaxPool2D, StandardizedConv2D
+from keras_capsvit.models.checks import check_images, check_normalization, check_positive, check_weights
 from keras_capsvit.models.convnet import IMAGES, LogitModel, normalized, to_logits, with_batch_norm
 
 HEADS = ("avg", "fc")
@@ -33,8 +34,8 @@ class PadChannels(keras.layers.Layer):
 
     def __init__(self, filters, *, strides=2, **kwargs):
         super().__init__(**kwargs)
-        self.filters = filters
-        self.strides = strides
+        self.filters = checks.positive_int("filters", filters)
+        self.strides = checks.positive_int("strides", strides)
 
     def call(self, inputs):
         missing = self.filters - inputs.shape[-1]
@@ -268,6 +269,7 @@ class _Layers:
 
     def conv(self, x, filters, kernel_size, *, strides=1, name, norm):
         """A convolution called ``name`` and its normalisation called ``norm``."""
+        check_weights(name, (kernel_size, kernel_size, x.shape[-1], filters))
         if strides > 1 and kernel_size > 1:
             # With strides, "same" would pad even sizes at the far side only; these networks pad both sides.
             x = keras.layers.ZeroPadding2D(kernel_size // 2, **IMAGES)(x)
@@ -292,7 +294,7 @@ class _Layers:
         if not large:
             return x
         # Zeros around what is not negative are as good as minus infinity.
-        return keras.layers.MaxPooling2D(3, strides=2, **IMAGES)(keras.layers.ZeroPadding2D(1, **IMAGES)(x))
+        return MaxPool2D(3, strides=2, **IMAGES)(keras.layers.ZeroPadding2D(1, **IMAGES)(x))
 
     def stages(self, x, widths, depths, block, *, project):
         for stage, (filters, depth) in enumerate(zip(widths, depths, strict=True), 1):

@@ -2,8 +2,17 @@
 
 import keras
 
+from keras_capsvit import checks
 from keras_capsvit.layers import PatchEmbedding, TransformerBlock
-from keras_capsvit.models.checks import check_images, check_normalization, check_positive, check_variant, choose
+from keras_capsvit.models.checks import (
+    check_images,
+    check_normalization,
+    check_positive,
+    check_rates,
+    check_variant,
+    check_weights,
+    choose,
+)
 from keras_capsvit.models.convnet import IMAGES, LogitModel, normalized
 
 # Width, depth, heads; MLPs are four times as wide.
@@ -30,7 +39,7 @@ class VisionTransformer(LogitModel):
             (thesis Eq. 7.3). Settable at any time: ``model.temperature = 1.5``.
         dropout: float in [0, 1), of tokens and inside the blocks.
         drop_path: float in [0, 1), stochastic depth of the last block; earlier ones have proportionally less.
-        epsilon: float, of the layer normalisations: 1e-6 in timm, 1e-12 in Hugging Face's.
+        epsilon: float > 0, of the layer normalisations: 1e-6 in timm, 1e-12 in Hugging Face's.
         mean: floats, one per channel, subtracted from the pixels; None for pixels as they are.
         std: floats > 0, one per channel, that pixels are divided by; given together with ``mean``.
 
@@ -76,6 +85,8 @@ class VisionTransformer(LogitModel):
         chosen = choose(size, width=width, depth=depth, num_heads=num_heads)
         chosen["mlp_units"] = 4 * chosen["width"] if mlp_units is None else mlp_units
         check_positive(**chosen)
+        check_rates(dropout=dropout, drop_path=drop_path)
+        checks.number("epsilon", epsilon, 0, without=(0,))
         self.resolve(**chosen)
         if pool not in POOLS or (distilled and pool != "token"):
             raise ValueError(f"pool must be one of {POOLS}, and 'token' if distilled; received {pool!r}.")
@@ -136,6 +147,7 @@ class _Head:
     def __init__(self, num_classes, distilled, embedding, norm):
         self.prefix, self.norm = embedding.num_prefix_tokens, norm
         names = ["head", "head_dist"] if distilled else ["head"]
+        check_weights("the head", (embedding.dim, num_classes))
         self.heads = [keras.layers.Dense(num_classes, dtype="float32", name=name) for name in names]
         self.grid = keras.layers.Reshape((*embedding.grid, embedding.dim), name="features")
 

@@ -1,5 +1,6 @@
 """The functions that a SavedModel answers with, and what each of them refuses."""
 
+import contextlib
 import re
 
 import keras
@@ -145,10 +146,10 @@ class Endpoints:
 
         endpoint = tf.function(endpoint, specs, autograph=False)
         self._check_owner(name, explainer, endpoint.get_concrete_function())
-        if function is explainer:  # a callable of the user's; with a known batch it shows whether it keeps that
-            pair = [tf.TensorSpec((2, *self.images.shape[1:])), tf.TensorSpec((2,), "int32")]
-            traced = tf.function(lambda x, ids: tf.convert_to_tensor(function(x, ids)), pair, autograph=False)
-            self._check_maps(name, traced.get_concrete_function().output_shapes, 2)
+        images = self.subject.noise([size or 64 for size in self.images.shape[1:]])[:2]
+        with contextlib.suppress(tf.errors.InvalidArgumentError):  # what it refuses as an endpoint
+            maps = endpoint(tf.cast(images, self.images.dtype), tf.zeros(2, "int64"))["maps"]
+            self._check_maps(name, maps.shape, 2)  # which tells whether it keeps the batch
         return endpoint
 
     def _check_maps(self, name, shape, batch):
@@ -169,8 +170,8 @@ class Endpoints:
 
     def _check_owner(self, name, explainer, traced):
         """Refuse explainers that read other variables than the model: the SavedModel holds those of one model."""
-        variables = [getattr(variable, "value", variable) for variable in getattr(explainer, "variables", ())]
-        read = [*_resources(traced), *(variable.handle for variable in variables)]
+        variables = getattr(explainer, "variables", ())
+        read = [*_resources(traced), *(one.value.handle if _of_keras(one) else one.handle for one in variables)]
         if any(id(handle) not in self._own for handle in read):
             raise ValueError(
                 f"Expected explainer {name!r} to be made of {self.subject.name}, the model that is exported; it reads "
@@ -215,6 +216,10 @@ def _number_of_classes(shape, name):
     if shape[-1] is None:
         raise ValueError(f"Expected a known number of classes; {name} returns {tuple(shape)}.")
     return max(2, shape[-1])  # a single score decides between two
+
+
+def _of_keras(variable):
+    return isinstance(variable, keras.Variable)
 
 
 def _resources(traced):

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_capsvit import checks
 from keras_capsvit.serving import warmup as warming
 from keras_capsvit.serving.endpoints import BYTES, DEFAULT, EXPLAIN, Endpoints, blank
 from keras_capsvit.taps import input_range as range_of
@@ -77,11 +78,12 @@ def export(
         pathlib.Path of the new version folder, one above the highest version in ``path``.
 
     Raises:
-        ValueError: on a backend other than TensorFlow; for what is no Keras model, or one without scores, with several
-            inputs, with several outputs unless ``output`` names one, with channels in front, or that does not tell the
-            shape of its images or the range of their pixels; for taps that are none, names that other endpoints have,
-            explainers that cannot run in a graph, are of another model, or return no maps; for warm-up images of
-            another shape, and cards that are no JSON or contradict what is measured.
+        ValueError: on a backend other than TensorFlow; for what is no Keras model, or one without scores, with
+            variables or scores that are not finite, with several inputs, with several outputs unless ``output`` names
+            one, with channels in front, or that does not tell the shape of its images or the range of their pixels; for
+            taps that are none, names that other endpoints have, explainers that cannot run in a graph, are of another
+            model, or return no maps; for warm-up images of another shape, and cards that are no JSON or contradict what
+            is measured.
         ImportError: for ``warmup`` without tensorflow-serving-api.
 
     Example::
@@ -97,6 +99,7 @@ def export(
     card = _checked_card(card)
     if warmup is not None:
         warmup = warming.check(warmup, builder.images)
+        _check_finite(subject, warmup)
     for explainer in explainers.values():
         if hasattr(explainer, "refresh"):  # relevance has folded the weights of the time when it was made
             explainer.refresh()
@@ -190,7 +193,18 @@ def _checked_model(model, output, input_shape):
     if not model.built:
         model(blank(shape))
         subject = scores(model, output)  # with the variables that it has now
+    _check_finite(subject, subject.noise([size or 64 for size in shape])[:4])
     return subject, shape
+
+
+def _check_finite(subject, images):
+    """Refuse a model with NaN or infinite variables, or such scores of images."""
+    checks.finite_variables(subject.model)
+    if not np.isfinite(keras.ops.convert_to_numpy(subject(tf.constant(images)))).all():
+        raise ValueError(
+            f"Expected a model of finite class scores; {subject.name} returns NaN or infinite ones. Evaluate it on "
+            "images that it was trained on."
+        )
 
 
 def _checked_taps(subject, shape, output, wanted):

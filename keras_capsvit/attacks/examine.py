@@ -117,9 +117,10 @@ def _callable(model):
 
 
 def _check_callable(function, x):
-    scores = function(ops.convert_to_tensor(x))
+    name = getattr(function, "__name__", type(function).__name__)
+    with checks.running(name, x):
+        scores = function(ops.convert_to_tensor(x))
     if not ops.is_tensor(scores):
-        name = getattr(function, "__name__", type(function).__name__)
         raise ValueError(f"{_LEAVES} Received {type(scores).__name__} from {name}.")
 
 

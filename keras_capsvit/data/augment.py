@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from keras_capsvit import checks
 from keras_capsvit.data.affine import uniform, warp
+from keras_capsvit.data.streams import check_stream
 
 
 def augment(stream, *, shift=0, flip=False, seed=0):
@@ -25,6 +26,7 @@ def augment(stream, *, shift=0, flip=False, seed=0):
     checks.integer("shift", shift)
     checks.booleans(flip=flip)
     checks.integer("seed", seed)
+    check_stream("stream", stream)
     if not (shift or flip):
         return stream
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_capsvit import checks
 from keras_capsvit.data import affine_sets, affnist, multidigit
+from keras_capsvit.data.streams import check_stream
 from keras_capsvit.patches import pair
 
 
@@ -65,7 +66,7 @@ def info(name):
     Raises:
         ValueError: for an unknown name; the message lists the known ones.
     """
-    if name not in DATASETS:
+    if not isinstance(name, str) or name not in DATASETS:
         raise ValueError(f"Unknown data set {name!r}; expected one of {', '.join(DATASETS)}.")
     return DATASETS[name]
 
@@ -133,6 +134,8 @@ def load(
         read = _read_digits() if name == "digits" else _read_tfds(base, data_dir, download)
         make = make or functools.partial(_batches, shape=shape)
     splits = (split,) if isinstance(split, str) else split
+    if not isinstance(splits, tuple | list) or not all(isinstance(each, str) for each in splits):
+        raise ValueError(f"split must be a str, such as 'test', or a tuple of such; received {split!r}.")
     streams = tuple(
         make(read(one), batch_size=batch_size, shuffle=one.startswith("train"), seed=seed, **options) for one in splits
     )
@@ -159,7 +162,7 @@ def from_arrays(images, labels, *, batch_size=128, shuffle=False, seed=0):
     checks.positive_int("batch_size", batch_size)
     checks.integer("seed", seed)
     checks.booleans(shuffle=shuffle)
-    images, labels = np.asarray(images), np.asarray(labels)
+    images, labels = checks.numbers(images, "images"), checks.numbers(labels, "labels")
     if images.ndim != 4:
         raise ValueError(f"Images must have shape (n, height, width, channels); received {images.shape}.")
     if labels.shape != (len(images),):
@@ -194,6 +197,7 @@ def take(dataset, n):
         ValueError: if the stream holds fewer than ``n`` examples.
     """
     checks.positive_int("n", n)
+    check_stream("dataset", dataset)
     batches, found = [], 0
     for batch in dataset.as_numpy_iterator():
         batches.append(batch)

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from keras_capsvit.checks import batches_of, booleans, image_maps, of_shape
+from keras_capsvit.checks import batches_of, booleans, choice, function, image_maps, named, numbers, of_shape
 from keras_capsvit.evaluate.judge import Judge
 from keras_capsvit.evaluate.table import Table
 
@@ -39,8 +39,13 @@ def compare(model, explainers, dataset, metrics, *, target="predicted", batch_si
         print(evaluate.compare(model, {"attention": explain.GraphAttention(model)}, test, metrics))
     """
     booleans(per_image=per_image)
-    if target not in ("predicted", "label"):
-        raise ValueError(f'target must be "predicted" or "label"; received {target!r}.')
+    choice("target", target, ("predicted", "label"))
+    explainers = named("explainers", explainers, "callables (x, target) → maps (b, H, W)")
+    metrics = named("metrics", metrics, "callables (model, x, y, maps) → values (b,)")
+    for name, explainer in explainers.items():
+        function(f"Explainer {name!r}", explainer, "(x, target) → maps (b, H, W)")
+    for name, metric in metrics.items():
+        function(f"Metric {name!r}", metric, "(model, x, y, maps) → values (b,)")
     if not explainers:
         raise ValueError("Expected at least one explainer; received none.")
     values = {name: {metric: [] for metric in metrics} for name in explainers}
@@ -54,7 +59,7 @@ def compare(model, explainers, dataset, metrics, *, target="predicted", batch_si
             seconds[name].append(time.perf_counter() - started)
             maps = _checked(name, maps, x)
             for metric, measure in metrics.items():
-                found = np.asarray(measure(model, x, classes, maps), "float64")
+                found = numbers(measure(model, x, classes, maps), f"values of metric {metric!r}").astype("float64")
                 of_shape(f"Metric {metric!r} must return a value for each image", (len(x),), found)
                 if not np.isfinite(found).all():
                     raise ValueError(f"Metric {metric!r} returned NaN or infinite values for maps of {name!r}.")

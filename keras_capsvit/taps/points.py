@@ -7,6 +7,7 @@ import re
 import numpy as np
 from keras import ops
 
+from keras_capsvit import checks
 from keras_capsvit.taps import declared
 from keras_capsvit.taps.influence import influence
 from keras_capsvit.taps.scores import scores
@@ -71,7 +72,7 @@ def resolve(seen, name, whose, taps=()):
     Raises:
         ValueError: if there is none, or several; lists them.
     """
-    if name in seen.shapes:
+    if checks.text("The name of a layer", name) in seen.shapes:
         return name
     ending = [full for full in seen.shapes if full.endswith(f"/{name}")]
     if len(ending) == 1:
@@ -211,7 +212,8 @@ def tap(model, name, x=None, output=None):
     Raises:
         ValueError: if the model has no such intermediate; the message lists those it has.
     """
-    listed = [name] if isinstance(name, str) else list(name)
+    listed = name if isinstance(name, tuple | list) and name else [name]
+    listed = [checks.text("The name of a tap", each) for each in listed]
     known = declared.names(model)
     if all(each in known for each in listed):
         return declared.tap(model, name)

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_capsvit import autodiff, private
+from keras_capsvit import autodiff, checks, private
 from keras_capsvit.taps import declared
 from keras_capsvit.taps.recording import Recorder, eagerly, run
 
@@ -51,6 +51,7 @@ class Scores:
     """
 
     def __init__(self, model, output=None):
+        check_output(output)
         self.model = model
         self.name = getattr(model, "name", None) or getattr(model, "__name__", type(model).__name__)
         self.variables = list(getattr(model, "variables", ()))
@@ -379,6 +380,11 @@ def served_function(model):
     return (lambda x: signatures[key](**{name: x})), spec
 
 
+def check_output(output):
+    """Refuse what is no name and no position of an output, and not None; otherwise return it."""
+    return output if output is None or isinstance(output, str) else checks.integer("output", output, low=-(2**31))
+
+
 def chosen_output(outputs, output, name):
     """One of several outputs.
 
@@ -390,6 +396,7 @@ def chosen_output(outputs, output, name):
     Raises:
         ValueError: lists the outputs.
     """
+    check_output(output)
     if not isinstance(outputs, dict | list | tuple):
         if output not in (None, 0):
             raise ValueError(f"{name} has one output; received output={output!r}. Leave it out.")

@@ -71,7 +71,7 @@ class Tally:
 
     def __str__(self):
         lines = [f"{kind:14}{count:7}" for kind, count in self.counts.most_common()]
-        lines.append(f"{len(self.called)} functions and classes, each called {min(self.called.values(), default=0)} times or more")
+        lines.append(f"{len(self.called)} things, each called {min(self.called.values(), default=0)} times or more")
         slowest = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.most_common(8))
         lines.append(f"slowest: {slowest}")
         for (kind, name, _), examples in sorted(self.faults.items()):
@@ -108,23 +108,18 @@ def _records(settings, tally):
         command = [sys.executable, str(pathlib.Path(__file__).parent), *own]
         process = subprocess.Popen(command, pass_fds=[writing])
         os.close(writing)
-        begun = None
+        begun, hung = None, False
         with os.fdopen(reading, "rb", buffering=0) as pipe:
             for record in _lines(pipe, settings.limit):
                 if record is None:
+                    hung = True
+                    process.kill()
                     break
                 if "begun" in record:
                     begun = record
                 else:
                     yield record["number"], record
                     number, begun = record["number"] + 1, None
-        hung = process.poll() is None and number < settings.calls
-        if hung:
-            try:
-                process.wait(2)
-                hung = False
-            except subprocess.TimeoutExpired:
-                process.kill()
         status = process.wait()
         if number < settings.calls:
             if begun is None:
@@ -153,11 +148,11 @@ def _lines(pipe, limit):
 def _work(settings):
     from fuzz import calls
 
-    pipe, number = settings.worker
+    pipe, first = settings.worker
     planned = plan(_subjects(settings), settings.calls)
     _limit_memory(settings.memory)
     with os.fdopen(pipe, "w") as out:
-        for number in range(number, settings.calls):
+        for number in range(first, settings.calls):
             call = calls.drawn(planned[number], settings.seed, number)
             record = {"number": number, "name": call.subject.name, "call": str(call)}
             print(json.dumps({**record, "begun": True}), file=out, flush=True)

@@ -7,8 +7,9 @@ right. ``nan``: it is refused, or something that is not finite comes out. ``bad`
 import typing
 
 import numpy as np
-from fuzz import zoo
 from keras import ops
+
+from fuzz import zoo
 
 VERDICTS = ("good", "open", "nan", "bad")
 
@@ -39,11 +40,16 @@ class Pool:
         return every[random.integers(len(every))] if every else self.good(random)
 
     def or_none(self):
-        """The same pool, in which None is good: of parameters with that default."""
+        """The same pool, in which None is the first good value: of parameters with that default."""
         pool = Pool([None])
         for verdict, values in self.values.items():
             pool.values[verdict] += [value for value in values if value.text != "None"]
         return pool
+
+    def and_bad(self, *bad):
+        """The same pool with further bad values."""
+        self.values["bad"] += [_value(each, "bad") for each in bad]
+        return self
 
 
 class made(typing.NamedTuple):
@@ -64,8 +70,34 @@ def generator():
 
 
 OBJECTS = made("array of objects", lambda: np.array([object(), None]))
-NO_NUMBERS = ["3", b"3", None, [], {}, 1j, made("object", object), made("generator", generator), OBJECTS, made("abs", lambda: abs)]
+NO_NUMBERS = [
+    "3",
+    b"3",
+    None,
+    [],
+    {},
+    1j,
+    made("object", object),
+    made("generator", generator),
+    OBJECTS,
+    made("abs", lambda: abs),
+]
 NOT_FINITE = [float("nan"), float("inf"), -float("inf")]
+
+
+def among(good, bad=(), open=(), nan=(), but=()):
+    """Pool in which one of every type is bad, too, if it is not listed otherwise or in ``but``, texts."""
+    pool = Pool(good, bad, open, nan)
+    listed = {value.text for values in pool.values.values() for value in values} | set(but)
+    others = [None, "nonsense", 3, 1.5, [], {}, 1j, float("nan"), b"x", made("generator", generator), OBJECTS]
+    pool.values["bad"] += [value for value in (_value(each, "bad") for each in others) if value.text not in listed]
+    pool.values["open"] += [value for value in (_value(each, "open") for each in others) if value.text in but]
+    return pool
+
+
+def nonsense(functions):
+    """Callables that return nonsense, as values."""
+    return [made(each.__name__, lambda each=each: each) for each in functions]
 
 
 def whole(low, good, high=None, huge=True):
@@ -124,7 +156,11 @@ def array(make, *, fixed=True, wrong_length=True, integers="open", more_bad=(), 
         made("float16", lambda: make().astype("float16")),
         *more_good,
     ]
-    nan = [made("NaN inside", changed(np.nan)), made("inf inside", changed(np.inf)), made("-inf inside", changed(-np.inf))]
+    nan = [
+        made("NaN inside", changed(np.nan)),
+        made("inf inside", changed(np.inf)),
+        made("-inf inside", changed(-np.inf)),
+    ]
     bad = [
         made("strings", lambda: make().astype(str)),
         made("complex", lambda: make().astype("complex64")),
@@ -147,17 +183,21 @@ def array(make, *, fixed=True, wrong_length=True, integers="open", more_bad=(), 
         made("none of them", lambda: make()[:0]),
     ]
     pools = {"open": open, "good": good, "bad": bad}
-    pools[integers] += [made("uint8", lambda: (make() * 200).astype("uint8")), made("int64", lambda: make().astype("int64"))]
+    pools[integers] += [
+        made("uint8", lambda: (make() * 200).astype("uint8")),
+        made("int64", lambda: make().astype("int64")),
+    ]
     return Pool(good, bad, open, nan)
 
 
-def pictures(make=zoo.images, wrong_length=True):
-    """Images ``(b, H, W, C)`` in [0, 1]."""
+def pictures(sizes=True, wrong_length=True):
+    """Images ``(b, H, W, C)`` in [0, 1]; with ``sizes`` those of another size are bad."""
+    make = zoo.images
     bad = [
         made("another size", lambda: np.zeros((zoo.BATCH, zoo.SIZE + 1, zoo.SIZE + 3, 1), "float32")),
         made("three channels", lambda: np.repeat(make(), 3, axis=-1)),
     ]
-    return array(make, wrong_length=wrong_length, more_bad=bad)
+    return array(make, wrong_length=wrong_length, more_bad=bad if sizes else [])
 
 
 def _labels_with(value):
@@ -204,13 +244,19 @@ def labels(classes=True):
     return Pool(good, bad + (beyond if classes else beyond[1:]), [] if classes else beyond[:1])
 
 
-def targets(several="bad"):
-    """A class id for all images, ids, or None; ``several``, the verdict on several ids for an image."""
+def targets(several="bad", none="good", beyond="bad"):
+    """A class id for all images, ids, or None, with verdicts on None, several ids for an image, and no classes."""
     ids = zoo.ids
-    good = [None, 0, np.int64(2), made("ids", ids), made("int32", lambda: ids().astype("int32")), made("list", lambda: ids().tolist())]
+    good = [
+        0,
+        np.int64(2),
+        made("ids", ids),
+        made("int32", lambda: ids().astype("int32")),
+        made("list", lambda: ids().tolist()),
+    ]
     bad = [
-        *(-1, -2, zoo.CLASSES, 2**31, 2**32, 1.5, "cat", True, 1j, float("nan"), float("inf"), [], {}, b"1"),
-        *map(_labels_with, (-1, zoo.CLASSES, 2**32, 1.7, float("nan"))),
+        *(-1, -2, 2**31, 2**32, 1.5, "cat", True, 1j, float("nan"), float("inf"), [], {}, b"1"),
+        *map(_labels_with, (-1, 2**32, 1.7, float("nan"))),
         made("one less", lambda: zoo.ids(zoo.BATCH - 1)),
         made("one more", lambda: zoo.ids(zoo.BATCH + 1)),
         made("bools", lambda: ids() > 0),
@@ -219,9 +265,12 @@ def targets(several="bad"):
         made("generator", generator),
         made("predict", lambda: zoo.linear),
     ]
-    pools = {"bad": bad, "open": [1.0, made("float ids", lambda: ids().astype("float32"))]}
+    open = [1.0, made("float ids", lambda: ids().astype("float32"))]
+    pools = {"good": good, "bad": bad, "open": open}
     pools[several].append(made("two ids each", lambda: np.stack([ids(), ids()], axis=1)))
-    return Pool(good, bad, pools["open"])
+    pools[none].insert(0, None)
+    pools[beyond] += [zoo.CLASSES, _labels_with(zoo.CLASSES)]
+    return Pool(good, bad, open)
 
 
 def bounds():
@@ -230,18 +279,13 @@ def bounds():
     return Pool([(0, 1), (0.0, 1.0), [0, 1], ((0,), (1,)), (np.float32(0), np.float32(1))], bad, [(-1, 2), (0, 255)])
 
 
-def models(*good, bad=()):
+def models(*good, bad=(), silly=zoo.NONSENSE):
     """Models, as callables that make them; the zoo's if none are given."""
     good = good or (zoo.cnn, zoo.softmax_cnn, zoo.graph_capsules, zoo.transformer)
-    bad = [None, "model", 3, [], {}, 1j, *(made(each.__name__, each) for each in (zoo.broken, zoo.two_inputs, *bad))]
-    bad += [made("without_scores", zoo.without_scores), *(made(each.__name__, lambda each=each: each) for each in zoo.NONSENSE)]
-    return Pool([made(each.__name__, each) for each in good], bad, [made("raises", lambda: zoo.raises)])
-
-
-def functions(*good, open=()):
-    """Callables that make a function anew; what returns nonsense is bad, what raises may."""
-    bad = [None, "function", 3, [], {}, 1j, *(made(each.__name__, lambda each=each: each) for each in zoo.NONSENSE)]
-    return Pool([made(f"good function {k}", each) for k, each in enumerate(good)], bad, [made("raises", lambda: zoo.raises), *open])
+    others = (zoo.two_inputs, zoo.without_scores, *bad)
+    bad = [None, "model", 3, [], {}, 1j, *(made(each.__name__, each) for each in others), *nonsense(silly)]
+    nan = [made("broken", zoo.broken), made("not_finite", lambda: zoo.not_finite)]
+    return Pool([made(each.__name__, each) for each in good], bad, [made("raises", lambda: zoo.raises)], nan)
 
 
 def datasets():
@@ -277,8 +321,19 @@ def datasets():
 
 
 def attacks():
-    good = [made("FGSM", zoo.fgsm), made("BIM", zoo.bim), made("identity", lambda: lambda objective, x, y, targeted=False: x)]
-    bad = [None, "pgd", 3, [], {}, *(made(each.__name__, lambda each=each: each) for each in zoo.NONSENSE)]
+    good = [
+        made("FGSM", zoo.fgsm),
+        made("BIM", zoo.bim),
+        made("identity", lambda: lambda objective, x, y, targeted=False: x),
+    ]
+    bad = [
+        None,
+        "pgd",
+        3,
+        [],
+        {},
+        *(made(each.__name__, lambda each=each: each) for each in (*zoo.NONSENSE, zoo.not_finite)),
+    ]
     return Pool(good, bad, [made("raises", lambda: zoo.raises)])
 
 

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_capsvit import checks, taps
+
 
 def load(model):
     """The loaded object for the path of a SavedModel; anything else is returned as it is."""
@@ -37,6 +39,9 @@ def read(model, *, input_shape=None, fixed=(), output=None, signature="serving_d
     Raises:
         ValueError: where the model leaves open what is meant; says what to pass.
     """
+    if input_shape is not None:
+        checks.integers("input_shape", input_shape, (None,), "(n,), such as (H, W, C)", low=1)
+        input_shape = tuple(input_shape)
     call, specs = _callable(model, signature, input_shape, extra)
     name = _explained(specs, fixed)
     spec = specs[name]
@@ -154,6 +159,7 @@ def _explained(specs, fixed):
 
 
 def _one_of(results, output):
+    taps.check_output(output)
     if not isinstance(results, dict | list | tuple):
         results = [results]
     by_name = results if isinstance(results, dict) else dict(enumerate(results))

@@ -35,9 +35,10 @@ def overlay(image, heatmap, *, ax=None, alpha=0.55, cmap=None, vmin=None, vmax=N
     """
     image, heatmap = checks.numbers(image, "an image"), checks.finite_array(heatmap, "heat map", "(H, W)", 2)
     _check_look(alpha, cmap)
-    ends = [checks.number(name, end) for name, end in (("vmin", vmin), ("vmax", vmax)) if end is not None]
-    if len(ends) == 2 and not ends[0] < ends[1]:
-        raise ValueError(f"vmin must lie below vmax; received vmin={vmin}, vmax={vmax}.")
+    low = heatmap.min() if vmin is None else checks.number("vmin", vmin)
+    high = heatmap.max() if vmax is None else checks.number("vmax", vmax)
+    if low > high:
+        raise ValueError(f"vmin must not exceed vmax, by default the ends of the map; received {low} and {high}.")
     if ax is not None and not hasattr(ax, "imshow"):
         raise ValueError(f"ax must be axes of matplotlib, or None for a new figure; received {type(ax).__name__}.")
     if image.ndim not in (2, 3):

@@ -103,7 +103,7 @@ def place(images, size, seed, *, keys=None):
     """
     images = _as_float(images)
     height, width = images.shape[1:3]
-    checks.positive_int("size", size)
+    size = checks.positive_int("size", size)
     if size < max(height, width):
         raise ValueError(f"The square must hold images of {height}x{width}; received size={size}.")
     keys = _check_keys(keys, images)
@@ -125,6 +125,7 @@ def uniform(keys, seed, n):
         float32 tensor ``(b, n)`` in [0, 1), multiples of 2^-24.
     """
     keys = keys if tf.is_tensor(keys) else checks.integers("keys", keys, (None,), "(b,)", low=None)
+    n = checks.positive_int("n", n)
     seed = seed if tf.is_tensor(seed) else checks.integer("seed", seed, -(2**63), 2**63 - 1)
     counters = tf.cast(keys, "int64")[:, None] * n + tf.range(n, dtype="int64")
     bits = _splitmix64(_splitmix64(tf.cast(seed, "int64")) + tf.cast(counters, "uint64"))

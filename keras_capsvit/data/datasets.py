@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_capsvit import checks
 from keras_capsvit.data import affine_sets, affnist, multidigit
-from keras_capsvit.data.streams import check_stream
+from keras_capsvit.data.streams import check_reading, check_stream
 from keras_capsvit.patches import pair
 
 
@@ -119,8 +119,7 @@ def load(
         raise ValueError(
             f"The options of {name} are {', '.join(known) or 'none'}; received {', '.join(sorted(options))}."
         )
-    checks.positive_int("batch_size", batch_size)
-    checks.integer("seed", seed)
+    check_reading(batch_size, True, seed)
     checks.booleans(download=download)
     if image_size is not None:
         if make or name == "affnist":
@@ -159,9 +158,7 @@ def from_arrays(images, labels, *, batch_size=128, shuffle=False, seed=0):
         ValueError: for NaN or infinite pixels, pixels outside [0, 1], wrong ranks, lengths that differ, or labels that
             are negative or not integers.
     """
-    checks.positive_int("batch_size", batch_size)
-    checks.integer("seed", seed)
-    checks.booleans(shuffle=shuffle)
+    check_reading(batch_size, shuffle, seed)
     images, labels = checks.numbers(images, "images"), checks.numbers(labels, "labels")
     if images.ndim != 4:
         raise ValueError(f"Images must have shape (n, height, width, channels); received {images.shape}.")

@@ -2,6 +2,9 @@
 
 import tensorflow as tf
 
+from keras_capsvit import checks
+
+LARGEST_SEED = 2**63 - 1  # of TensorFlow
 _KINDS = {3: "(image (H, W, C), label), unbatched", 4: "(images (b, H, W, C), labels (b,)), in batches"}
 
 
@@ -25,3 +28,10 @@ def check_stream(name, stream, rank=4):
     fits = isinstance(spec, tuple) and len(spec) == 2 and isinstance(spec[0], tf.TensorSpec)
     if not fits or spec[0].shape.rank not in (None, rank):
         raise ValueError(f"{name} must be a tf.data.Dataset of {_KINDS[rank]}; received one of {spec}.")
+
+
+def check_reading(batch_size, shuffle, seed):
+    """Refuse what says no way to read a stream: a batch size below 1, a flag that is none, a seed beyond 64 bits."""
+    checks.positive_int("batch_size", batch_size)
+    checks.booleans(shuffle=shuffle)
+    checks.integer("seed", seed, 0, LARGEST_SEED)

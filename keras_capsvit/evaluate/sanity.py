@@ -70,7 +70,8 @@ def parameter_randomization(make_explainer, model, x, *, target=None, cascading=
     if not layers:
         raise ValueError(f"Expected a model with trainable weights; {model.name} has none.")
     x = checks.images(x, empty=False)
-    target = Judge(model).classes(x) if target is None else checks.targets(target, len(x))
+    judge = Judge(model)
+    target = judge.of_targets(judge(x), target)[0]
     explainer = checks.function("What make_explainer returns", make_explainer(model), "(x, target) → maps (b, H, W)")
     original = explainer(x, target)
     random = np.random.default_rng(seed)

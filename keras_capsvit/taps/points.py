@@ -52,6 +52,10 @@ def layers(model, x=None, output=None):
 
 def look(subject, x=None):
     """Seen, of Scores, for images like ``x`` or as the model tells them; asked once, if the model tells."""
+    if x is not None:
+        if len(getattr(x, "shape", ())) != 4:
+            raise ValueError(f"Expected images x (b, H, W, C); received {getattr(x, 'shape', type(x).__name__)}.")
+        checks.of_size(x, subject.input_shape, subject.name)
     shape = subject.input_shape if x is None else tuple(x.shape[1:])
     if shape is None or None in shape:
         raise ValueError(f"{subject.name} leaves the size of its images open ({shape}); pass images x (b, H, W, C).")

@@ -266,7 +266,9 @@ class _Live:
 
     def look(self, x):
         recorder = Recorder(None, attention=True)
-        self._run(x, recorder)
+        returned = self._run(x, recorder)
+        if self._output is not None:
+            self._selected(returned)
         kinds = {name: type(layer).__name__ for name, layer in recorder.operations.items()}
         shapes = {name: tuple(value.shape[1:]) for name, value in recorder.outputs.items()}
         formats = {name: getattr(layer, "data_format", None) for name, layer in recorder.operations.items()}
@@ -501,5 +503,14 @@ def predictions(model, x):
 
     Returns:
         int array ``(b,)``, the classes of the highest scores: of one sigmoid output 1 where it is above 1/2.
+
+    Raises:
+        ValueError: for images of another size, NaN or infinite ones, and such scores.
     """
-    return ops.convert_to_numpy(scores(model)(ops.convert_to_tensor(x))).argmax(axis=-1)
+    x, subject = checks.images(x, empty=False), scores(model)
+    checks.of_size(x, subject.input_shape, subject.name)
+    with checks.running(subject.name, x):
+        values = checks.finite(checks.numbers(subject(ops.convert_to_tensor(x)), "scores"), f"scores of {subject.name}")
+    if values.shape[:1] != x.shape[:1]:
+        raise ValueError(f"Expected scores of {len(x)} images from {subject.name}; received {values.shape}.")
+    return values.argmax(axis=-1)

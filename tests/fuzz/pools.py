@@ -201,7 +201,7 @@ EXPLAIN = {
         for name in ("LRP", "CLRP", "GuidedBackprop", "DeconvNet", "ScoreCAM", "GradCAM")
     },
     **{f"{name}.model": values.models(zoo.cnn) for name in ("GradCAMPlusPlus", "LayerCAM", "HiResCAM", "EigenCAM")},
-    "FeatureMapAttention.model": values.models(zoo.cnn),
+    "FeatureMapAttention.model": values.models(zoo.cnn, scored=False),
     "GraphAttention.model": values.models(zoo.graph_capsules, bad=(zoo.cnn,)),
     "AttentionRollout.model": values.models(zoo.transformer, bad=(zoo.cnn,)),
     "TransformerAttribution.model": values.models(zoo.transformer, bad=(zoo.cnn,)),
@@ -372,6 +372,8 @@ EVALUATE = {
     "parameter_randomization.model": among([made("cnn", zoo.cnn)], [made("linear", lambda: zoo.linear)]),
     "explainer": functions_like(lambda: zoo.explainer, zoo.saliency),
     "scores": values.models(zoo.cnn, lambda: zoo.linear),
+    "conservation.x": values.pictures(wrong_length=False),
+    "vote_gradients.votes": values.array(zoo.votes, wrong_length=False),
     "votes": values.array(zoo.votes),
     "capsules": values.array(zoo.class_capsules),
     "coupling": values.array(zoo.coupling, fixed=False),
@@ -389,7 +391,7 @@ EVALUATE = {
     ),
 }
 TITLES = among([None, ["t"] * zoo.BATCH], ["ttt", ["t"]], [[None] * zoo.BATCH])
-TITLES_BY_NAME = among([None, {}, {"a": ["t"] * zoo.BATCH}], [{"a": ["t"]}, {"a": 3}, {"a": None}, ["t"]], but=["{}"])
+TITLES_BY_NAME = among([None, {}, {"a": ["t"] * zoo.BATCH}], [{"a": ["t"]}, {"a": 3}, ["t"]], [{"a": None}], but=["{}"])
 PLOT = {
     "image": values.array(lambda: zoo.images()[0], fixed=False),
     "heatmap": values.array(lambda: zoo.maps()[0]),
@@ -408,7 +410,7 @@ PLOT = {
     "found": values.mapping(IMAGES),
     "adversarial.titles": TITLES_BY_NAME,
     "rows.titles": TITLES_BY_NAME,
-    "rows.images": values.mapping(values.pictures(sizes=False)),
+    "rows.images": values.mapping(values.pictures(sizes=False, wrong_length=False)),
     "statistics": among(
         [
             made(
@@ -426,12 +428,12 @@ PATCHES = {
     "image_shape": among(
         [(6, 6), (6, 6, 1), [6, 8]], [6, "66", (6,), (6, 0), (6, -1), (6.5, 6), ("a", "b"), (None, 6), (True, 6)]
     ),
-    "images": values.array(zoo.images, wrong_length=False),
+    "images": values.array(zoo.images, wrong_length=False, not_finite="open"),  # patches may cover what is not finite
     "cut_patches.positions": GENERAL["positions"],
     "patch": values.array(
         lambda: zoo.random(1).uniform(size=(2, 2, 1)).astype("float32"), fixed=False, wrong_length=False
     ),
-    "batch": values.whole(0, [3, 1], huge=False),
+    "batch": among([3, 1, np.int64(2), [5, 0, 2]], [-1, True, [0.5], [-1], ["a"], [NAN]], but=["[]"]),
     "num_patches": values.whole(0, [1, 2], huge=False),
     "offset": among([(0, 0), (1, 2), [0, 1]], [(0,), (0, -1), (0.5, 0), (99, 0), (True, 0)], [0, 1], but=["3"]),
     "boxes.positions": among(
@@ -443,6 +445,8 @@ PATCHES = {
 }
 TAPS = {
     "model": values.models(zoo.cnn, zoo.graph_capsules, zoo.transformer),
+    "scores.model": values.models(zoo.cnn, zoo.graph_capsules, zoo.transformer, silly=zoo.NONSENSE[:4]),
+    "layers.model": Pool([made("cnn", zoo.cnn), made("capsules", zoo.graph_capsules)], [None, "model", 3, [], {}, 1j]),
     "names.model": Pool(
         [made("cnn", zoo.cnn), made("capsules", zoo.graph_capsules), None, 3, made("linear", lambda: zoo.linear)]
     ),

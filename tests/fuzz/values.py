@@ -129,7 +129,7 @@ def seed():
     return Pool([0, 7, np.int64(3)], [1.5, *NOT_FINITE, *NO_NUMBERS], [2**31, 2**32, 2**63, -1, True, [1, 2]])
 
 
-def array(make, *, fixed=True, wrong_length=True, integers="open", more_bad=(), more_good=()):
+def array(make, *, fixed=True, wrong_length=True, integers="open", not_finite="nan", more_bad=(), more_good=()):
     """Arrays of floats.
 
     Args:
@@ -137,6 +137,7 @@ def array(make, *, fixed=True, wrong_length=True, integers="open", more_bad=(), 
         fixed: bool, whether the rank is, so that others are bad.
         wrong_length: bool, whether another length than that of the other arguments is bad.
         integers: verdict on arrays of integers.
+        not_finite: verdict on arrays with NaN or infinite values.
     """
 
     def changed(value):
@@ -182,12 +183,13 @@ def array(make, *, fixed=True, wrong_length=True, integers="open", more_bad=(), 
         made("zeros", lambda: np.zeros_like(make())),
         made("none of them", lambda: make()[:0]),
     ]
-    pools = {"open": open, "good": good, "bad": bad}
+    pools = {"open": open, "good": good, "bad": bad, "nan": []}
+    pools[not_finite] += nan
     pools[integers] += [
         made("uint8", lambda: (make() * 200).astype("uint8")),
         made("int64", lambda: make().astype("int64")),
     ]
-    return Pool(good, bad, open, nan)
+    return Pool(good, bad, open, pools["nan"])
 
 
 def pictures(sizes=True, wrong_length=True):
@@ -241,7 +243,7 @@ def labels(classes=True):
         0,
         {},
     ]
-    return Pool(good, bad + (beyond if classes else beyond[1:]), [] if classes else beyond[:1])
+    return Pool(good, bad + (beyond if classes else []), [] if classes else beyond)
 
 
 def targets(several="bad", none="good", beyond="bad"):
@@ -279,10 +281,10 @@ def bounds():
     return Pool([(0, 1), (0.0, 1.0), [0, 1], ((0,), (1,)), (np.float32(0), np.float32(1))], bad, [(-1, 2), (0, 255)])
 
 
-def models(*good, bad=(), silly=zoo.NONSENSE):
-    """Models, as callables that make them; the zoo's if none are given."""
+def models(*good, bad=(), silly=zoo.NONSENSE, scored=True):
+    """Models, as callables that make them, the zoo's if none are given; ``scored``, whether one has to have scores."""
     good = good or (zoo.cnn, zoo.softmax_cnn, zoo.graph_capsules, zoo.transformer)
-    others = (zoo.two_inputs, zoo.without_scores, *bad)
+    others = (zoo.two_inputs, *([zoo.without_scores] if scored else []), *bad)
     bad = [None, "model", 3, [], {}, 1j, *(made(each.__name__, each) for each in others), *nonsense(silly)]
     nan = [made("broken", zoo.broken), made("not_finite", lambda: zoo.not_finite)]
     return Pool([made(each.__name__, each) for each in good], bad, [made("raises", lambda: zoo.raises)], nan)

@@ -171,6 +171,8 @@ def _one_of(results, output):
         output = list(by_name)[output]
     if output not in by_name:
         raise ValueError(f"Expected output= to be one of the model's outputs {list(by_name)}; received {output!r}.")
+    if not tf.as_dtype(getattr(by_name[output], "dtype", "string")).is_floating:
+        raise ValueError(f"Expected class scores, a tensor of floats, to explain; received {by_name[output]!r:.100}.")
     return by_name[output]
 
 

@@ -23,8 +23,7 @@ class Judge:
         if isinstance(model, keras.Model):
             checks.finite_variables(model)
         self._subject = taps.scores(model)
-        is_known = isinstance(model, keras.Layer | taps.Scores) or taps.names(model) or taps.served_function(model)
-        self._scores = taps.compiled(model, "scores", _themselves) if is_known else self._subject
+        self._scores = taps.compiled(model, "scores", _themselves) if taps.is_model(model) else self._subject
 
     def __call__(self, x):
         checks.of_size(x, self._subject.input_shape, "the model")

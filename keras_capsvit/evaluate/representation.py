@@ -122,7 +122,6 @@ def sweep(decode, capsules, label=None, *, dims=None, offsets=OFFSETS):
     for row, dim in enumerate(dims):
         moved[row, :, label, int(dim)] += offsets
     images = checks.numbers(decode(ops.convert_to_tensor(moved.reshape(-1, *capsules.shape))), "decoded images")
-    checks.finite(images, "decoded images")
     if images.ndim != 4 or len(images) != len(dims) * len(offsets):
         raise ValueError(
             f"decode must return images of shape ({len(dims) * len(offsets)}, height, width, channels); "
@@ -133,7 +132,8 @@ def sweep(decode, capsules, label=None, *, dims=None, offsets=OFFSETS):
 
 def _maps(factor, degrees, height, width):
     """Affine maps ``(n, 8)`` from output to input points ``(column, row)``, as ``affine_transform`` wants them."""
-    checks.choice("factor", factor, FACTORS)
+    if not isinstance(factor, str) or factor not in FACTORS:
+        raise ValueError(f"Unknown factor {factor!r}; expected one of {', '.join(FACTORS)}.")
     degrees = checks.finite_array(degrees, f"degrees of {factor}", "(n,)", 1)
     if factor == "scale" and degrees.min() <= 0:
         raise ValueError(f"Degrees of scale must be above 0; received {degrees.min()}.")

@@ -7,7 +7,7 @@ before any softmax or sigmoid, of which ``compiled`` compiles functions once per
 tokens and attention; ``influence`` and ``reading`` what the scores depend on; ``pixels`` the range of the input.
 """
 
-from keras_capsvit.taps.compiled import compiled
+from keras_capsvit.taps.compiled import compiled, is_model
 from keras_capsvit.taps.declared import names
 from keras_capsvit.taps.pixels import input_range
 from keras_capsvit.taps.points import FeatureMap, feature_map, layers, resolve, tap, tokens
@@ -25,6 +25,7 @@ __all__ = [
     "eagerly",
     "feature_map",
     "input_range",
+    "is_model",
     "layers",
     "names",
     "predictions",

@@ -59,6 +59,7 @@ NOT_CALLED = {
     "taps.FeatureMap": "record",
     "taps.Scores": "made by taps.scores",
     "taps.attentions": "of Scores, inside of explainers",
+    "taps.is_model": "asks whether it is one",
     "taps.check_output": "inside of taps.scores",
     "taps.compiled": "inside of explainers",
     "taps.chosen_output": "inside of taps.scores",

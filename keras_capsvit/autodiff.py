@@ -76,6 +76,27 @@ def compile(function, variables=()):
     return _compile_with_tensorflow(function)
 
 
+def traces():
+    """How often functions were traced in this process, an int, which costs time and memory.
+
+    It stands still once everything has been called: after that no setting, seed or batch size is traced again.
+    """
+    return _TRACES["count"]
+
+
+def counted(function):
+    """A function to trace that counts among ``traces``."""
+
+    def traced(*args):
+        _TRACES["count"] += 1
+        return function(*args)
+
+    return traced
+
+
+_TRACES = {"count": 0}
+
+
 def executes_eagerly():
     """Whether TensorFlow is the backend and computes at once what is called here, instead of tracing it."""
     if keras.backend.backend() != "tensorflow":
@@ -151,7 +172,7 @@ def _compile_with_tensorflow(function):
     import tensorflow as tf
 
     # Without AutoGraph, as Keras runs models; it would rewrite the model's code, and its errors speak of that.
-    compiled = silence_retracing(tf.function(function, reduce_retracing=True, autograph=False))
+    compiled = silence_retracing(tf.function(counted(function), reduce_retracing=True, autograph=False))
     return lambda *args: compiled(*map(tf.convert_to_tensor, args))
 
 
@@ -160,6 +181,7 @@ def _compile_with_jax(function, variables):
     import jax.numpy as jnp
 
     @jax.jit
+    @counted
     def compiled(state, *args):
         with keras.StatelessScope(state_mapping=list(zip(variables, state, strict=True))):
             return function(*args)

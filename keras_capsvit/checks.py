@@ -1,5 +1,7 @@
 """What may come in: images, labels, targets, bounds, maps, data sets and settings, or is refused in our words."""
 
+import collections.abc
+import contextlib
 import math
 import os
 
@@ -9,6 +11,7 @@ from keras import ops
 
 TOLERANCE = 1e-6  # of the range of pixels, by which rounding may put a pixel outside
 _MOST_CLASSES = 2**31
+_LIBRARIES = ("tensorflow", "jax", "numpy")
 
 
 class NoGradientError(ValueError):
@@ -234,6 +237,70 @@ def booleans(**arguments):
     for name, value in arguments.items():
         if not isinstance(value, bool | np.bool_):
             raise ValueError(f"{name} must be True or False; received {value!r}.")
+
+
+def choice(name, value, options):
+    """Refuse what is none of some strings; otherwise return it."""
+    if not isinstance(value, str) or value not in options:
+        raise ValueError(f"{name} must be one of {tuple(options)}; received {value!r:.60}.")
+    return value
+
+
+def text(name, value):
+    """Refuse what is no string; otherwise return it."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be a str; received {value!r:.60}.")
+    return value
+
+
+def function(name, value, takes):
+    """Refuse what cannot be called; otherwise return it. The message says what it ``takes`` and returns, a str."""
+    if not callable(value):
+        raise ValueError(f"{name} must be a callable {takes}; received {_described(value)}.")
+    return value
+
+
+def named(name, value, of):
+    """Refuse what is no dict; otherwise return it. The message says from names to what, ``of``, a str."""
+    if not isinstance(value, collections.abc.Mapping):
+        raise ValueError(f"{name} must be a dict from names to {of}; received {_described(value)}.")
+    return dict(value)
+
+
+def integers(name, values, shape, axes, low=0):
+    """Refuse what is no array of integers.
+
+    Args:
+        name: str, what the message calls them.
+        values: what was received.
+        shape: tuple, of which None is any length.
+        axes: str, the shape that the message asks for.
+        low: int, or None for any.
+
+    Returns:
+        int64 NumPy array.
+
+    Raises:
+        ValueError: for everything else.
+    """
+    array = numbers(values, name)
+    fits = array.ndim == len(shape) and all(n in (None, own) for n, own in zip(shape, array.shape, strict=True))
+    if not fits or (array.dtype.kind not in "iu" and array.size):
+        raise ValueError(f"{name} must be integers of shape {axes}; received {array.dtype} of shape {array.shape}.")
+    if array.size and ((low is not None and array.min() < low) or array.max() >= 2**63):
+        raise ValueError(f"{name} must be integers from {low or 0}; received {array.min()} to {array.max()}.")
+    return array.astype("int64")
+
+
+@contextlib.contextmanager
+def running(name, x):
+    """Turn errors of the libraries below, which do not speak of images ``x``, into those of ``wrong_size``."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, TypeError | AttributeError) and not type(error).__module__.startswith(_LIBRARIES):
+            raise
+        raise wrong_size(x, name, error) from error
 
 
 def memory(what, shape, remedy, *, times=4, bytes_each=4):

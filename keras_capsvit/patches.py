@@ -1,6 +1,7 @@
 """Where patches lie on images, and images with patches on them; a position is the pixel ``(top, left)`` of a patch."""
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -34,7 +35,7 @@ class PatchGrid:
     offset: tuple = (0, 0)
 
     def __post_init__(self):
-        object.__setattr__(self, "image_shape", pair(tuple(self.image_shape)[:2], "image_shape"))
+        object.__setattr__(self, "image_shape", _size(self.image_shape))
         object.__setattr__(self, "patch_size", pair(self.patch_size, "patch_size"))
         object.__setattr__(self, "offset", pair(self.offset, "offset", lowest=0))
         if not len(self):
@@ -71,9 +72,9 @@ class PatchGrid:
         """Different patches for each image, drawn at random; those of image ``k`` depend on the seed and ``k`` only.
 
         Args:
-            batch: int, number of images.
+            batch: int, number of images; or ints ``(b,)``, which images.
             num_patches: int from 0 to ``rows columns``.
-            seed: int, or sequence of ints.
+            seed: int from 0, or sequence of such.
 
         Returns:
             Indices into ``positions``, int array ``(batch, num_patches)``.
@@ -82,8 +83,9 @@ class PatchGrid:
             ValueError: for more patches than there are.
         """
         checks.integer("num_patches", num_patches, 0, len(self))
-        drawn = [_random(seed, k).permutation(len(self))[:num_patches] for k in range(batch)]
-        return np.reshape(np.array(drawn, int), (batch, num_patches))
+        generators = _generators(seed, batch)
+        drawn = [random.permutation(len(self))[:num_patches] for random in generators]
+        return np.reshape(np.array(drawn, int), (len(generators), num_patches))
 
     def _count(self, axis):
         return max(0, (self.image_shape[axis] - self.offset[axis]) // self.patch_size[axis])
@@ -99,7 +101,8 @@ def boxes(positions, patch_size):
     Returns:
         int array ``(..., 4)``: top, left, bottom, right, the last two excluded.
     """
-    positions = np.asarray(positions)
+    positions = checks.numbers(positions, "positions")
+    positions = checks.integers("positions", positions, (*positions.shape[:-1], 2), "(..., 2)", low=None)
     return np.concatenate([positions, positions + pair(patch_size, "patch_size")], axis=-1)
 
 
@@ -109,9 +112,9 @@ def random_positions(image_shape, patch_size, batch, num_patches=1, *, seed=0):
     Args:
         image_shape: ints ``(H, W)`` or ``(H, W, C)``.
         patch_size: int, or pair of ints ``(h, w)``.
-        batch: int, number of images.
-        num_patches: int.
-        seed: int, or sequence of ints; the positions of image ``k`` depend on it and ``k`` only.
+        batch: int, number of images; or ints ``(b,)``, which images.
+        num_patches: int from 0.
+        seed: int from 0, or sequence of such; the positions of image ``k`` depend on it and ``k`` only.
 
     Returns:
         int array ``(batch, num_patches, 2)``.
@@ -119,11 +122,12 @@ def random_positions(image_shape, patch_size, batch, num_patches=1, *, seed=0):
     Raises:
         ValueError: if the patches do not fit, or after 1,000 tries always overlapped.
     """
-    grid = PatchGrid(image_shape, patch_size)
+    grid, generators = PatchGrid(image_shape, patch_size), _generators(seed, batch)
     room = np.array(grid.image_shape) - grid.patch_size + 1
-    found = np.zeros((batch, num_patches, 2), int)
-    for k in range(batch):
-        random = _random(seed, k)
+    # More do not fit side by side, so no number of tries would find places.
+    checks.integer("num_patches", num_patches, 0, math.prod(grid.image_shape) // math.prod(grid.patch_size))
+    found = np.zeros((len(generators), num_patches, 2), int)
+    for k, random in enumerate(generators):
         for _ in range(_TRIES):
             found[k] = random.integers(room, size=(num_patches, 2))
             apart = np.any(np.abs(found[k][:, None] - found[k]) >= grid.patch_size, axis=-1)
@@ -152,7 +156,7 @@ def apply_patch(images, patch, positions):
     Raises:
         ValueError: for shapes that do not fit, and patches that cross the border.
     """
-    images, patch = np.array(images), np.asarray(patch)
+    images, patch = np.array(checks.numbers(images, "images")), checks.numbers(patch, "a patch")
     if images.ndim != 4:
         raise ValueError(f"Images must have shape (batch, height, width, channels); received {images.shape}.")
     if patch.ndim not in (3, 4, 5) or patch.shape[-1] != images.shape[-1]:
@@ -189,7 +193,9 @@ def cut_patches(images, positions, patch_size):
     Raises:
         ValueError: for patches that cross the border.
     """
-    images, size = np.asarray(images), pair(patch_size, "patch_size")
+    images, size = checks.numbers(images, "images"), pair(patch_size, "patch_size")
+    if images.ndim != 4:
+        raise ValueError(f"Images must have shape (batch, height, width, channels); received {images.shape}.")
     positions = check_positions(positions, size, images.shape)
     found = np.empty((*positions.shape[:2], *size, images.shape[-1]), images.dtype)
     for k in range(positions.shape[1]):
@@ -203,7 +209,7 @@ def check_positions(positions, patch_size, shape):
     Raises:
         ValueError: for other shapes, numbers that are no integers, and patches that cross the border.
     """
-    found = np.asarray(positions)
+    found = checks.numbers(positions, "positions")
     if not np.issubdtype(found.dtype, np.integer) or found.ndim not in (1, 2, 3) or found.shape[-1] != 2:
         raise ValueError(
             f"Positions must be integers of shape (2,), (n, 2) or ({shape[0]}, n, 2), the pixel (top, left) of each "
@@ -224,11 +230,12 @@ def check_positions(positions, patch_size, shape):
 
 def pair(value, name, lowest=1):
     """A pair of ints, of one int or a pair; the message calls it ``name``."""
-    both = (value, value) if np.ndim(value) == 0 else tuple(value)
-    ints = (isinstance(one, int | np.integer) and not isinstance(one, bool) and one >= lowest for one in both)
-    if len(both) != 2 or not all(ints):
-        raise ValueError(f"{name} must be an integer from {lowest}, or a pair of such; received {value}.")
-    return int(both[0]), int(both[1])
+    both = value if isinstance(value, tuple | list | np.ndarray) else (value, value)
+    try:
+        first, second = (checks.integer(name, each, lowest) for each in both)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be an integer from {lowest}, or a pair of such; received {value!r}.") from None
+    return first, second
 
 
 def _pixels(positions, size):
@@ -238,5 +245,19 @@ def _pixels(positions, size):
     return np.arange(len(positions))[:, None, None], rows[:, :, None], columns[:, None, :]
 
 
-def _random(seed, k):
-    return np.random.default_rng([*np.atleast_1d(seed), k])
+def _size(shape):
+    """``(H, W)`` of the shape of an image, with channels or without."""
+    if not isinstance(shape, tuple | list | np.ndarray) or len(shape) not in (2, 3):
+        raise ValueError(f"image_shape must be (H, W) or (H, W, C), integers from 1; received {shape!r}.")
+    return pair(tuple(shape)[:2], "image_shape")
+
+
+def _generators(seed, batch):
+    """For each of a number of images, or of those named, a generator that depends on the seed and the image alone."""
+    several = isinstance(seed, tuple | list | np.ndarray) and len(seed) > 0
+    seed = [checks.integer("seed", each) for each in (seed if several else [seed])]
+    if np.ndim(batch) == 0:
+        batch = range(checks.integer("batch", batch))
+    else:
+        batch = checks.integers("batch", batch, (None,), "(b,)").tolist()
+    return [np.random.default_rng([*seed, k]) for k in batch]

@@ -2,8 +2,11 @@
 
 import textwrap
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+
+from keras_capsvit import checks
 
 
 def overlay(image, heatmap, *, ax=None, alpha=0.55, cmap=None, vmin=None, vmax=None):
@@ -27,13 +30,22 @@ def overlay(image, heatmap, *, ax=None, alpha=0.55, cmap=None, vmin=None, vmax=N
         The matplotlib image of the heat map, for a colour bar (``.figure`` is the figure).
 
     Raises:
-        ValueError: if the two differ in height or width, or the map is not finite.
+        ValueError: if the two differ in height or width, the map is not finite, or pixels lie outside [0, 1]; for
+            axes, an opacity, colours and ends that are none.
     """
-    image, heatmap = np.asarray(image), np.asarray(heatmap)
+    image, heatmap = checks.numbers(image, "an image"), checks.finite_array(heatmap, "heat map", "(H, W)", 2)
+    _check_look(alpha, cmap)
+    low = heatmap.min() if vmin is None else checks.number("vmin", vmin)
+    high = heatmap.max() if vmax is None else checks.number("vmax", vmax)
+    if low > high:
+        raise ValueError(f"vmin must not exceed vmax, by default the ends of the map; received {low} and {high}.")
+    if ax is not None and not hasattr(ax, "imshow"):
+        raise ValueError(f"ax must be axes of matplotlib, or None for a new figure; received {type(ax).__name__}.")
+    if image.ndim not in (2, 3):
+        raise ValueError(f"Expected an image of shape (H, W, C) or (H, W); received {image.shape}.")
+    image = _pictures(image[None] if image.ndim == 3 else image[None, ..., None])[0]
     if heatmap.shape != image.shape[:2]:
         raise ValueError(f"Expected a heat map of shape {image.shape[:2]}; received {heatmap.shape}.")
-    if not np.isfinite(heatmap).all():
-        raise ValueError("Expected a finite heat map; received NaN or infinite values.")
     if ax is None:
         ax = Figure(figsize=(3, 3), layout="constrained").subplots()
     _show(ax, image)
@@ -62,13 +74,12 @@ def grid(images, maps, *, titles=None, columns=8, cmap=None, label="attention"):
     Raises:
         ValueError: if the numbers of images, maps and titles differ, or there are none; for maps that are not finite.
     """
-    images, maps = np.asarray(images), np.asarray(maps)
-    titles = [""] * len(images) if titles is None else list(titles)
-    if not len(images) or len(maps) != len(images) or len(titles) != len(images):
-        raise ValueError(
-            f"Expected as many maps and titles as images, at least 1; received {len(images)} images, {len(maps)} maps, "
-            f"{len(titles)} titles."
-        )
+    images = _pictures(images)
+    maps = checks.image_maps(maps, images)[0]
+    titles = _titles(titles, len(images))
+    checks.positive_int("columns", columns)
+    _check_look(1, cmap)
+    _check_text("label", label)
     colours, low, high = _scale(maps)
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
@@ -105,16 +116,12 @@ def comparison(images, maps, *, titles=None, label="relevance"):
     Raises:
         ValueError: for no images or explainers, maps of another shape or not finite, or titles of another number.
     """
-    images, maps = np.asarray(images), {name: np.asarray(one, "float64") for name, one in maps.items()}
-    shapes = {name: one.shape for name, one in maps.items()}
-    if images.ndim != 4 or not images.size or set(shapes.values()) != {images.shape[:3]}:
-        raise ValueError(
-            f"Expected images of shape (n, height, width, channels), at least 1, and maps (n, height, width) of the "
-            f"same; received {images.shape} and {shapes}."
-        )
-    titles = [""] * len(images) if titles is None else list(titles)
-    if len(titles) != len(images):
-        raise ValueError(f"Expected {len(images)} titles; received {len(titles)}.")
+    images = _pictures(images)
+    maps = {name: checks.image_maps(one, images)[0] for name, one in checks.named("maps", maps, "maps").items()}
+    if not maps:
+        raise ValueError("Expected the maps of at least one explainer; received none.")
+    titles = _titles(titles, len(images))
+    _check_text("label", label)
     signed = {name: bool((one < 0).any()) for name, one in maps.items()}
     shape = (len(images), 1 + len(maps))
     width = 1.5 * shape[1] + 0.9 * len(set(signed.values()))
@@ -150,9 +157,10 @@ def sweep(images, offsets, dims=None):
     Raises:
         ValueError: for images of another rank, none, or numbers of dimensions or offsets that differ from theirs.
     """
-    images, offsets = np.asarray(images), list(offsets)
-    dims = list(range(len(images))) if dims is None else list(dims)
-    if images.ndim != 5 or not images.size or images.shape[:2] != (len(dims), len(offsets)):
+    images = checks.finite_array(images, "images", "(dimensions, offsets, height, width, channels)", 5)
+    offsets = checks.finite_array(offsets, "offsets", "(n_offsets,)", 1)
+    dims = range(len(images)) if dims is None else checks.integers("dims", dims, (None,), "(n_dims,)").tolist()
+    if images.shape[:2] != (len(dims), len(offsets)):
         raise ValueError(
             f"Expected images of shape (dimensions, offsets, height, width, channels), at least 1; received shape "
             f"{images.shape} with {len(dims)} dimensions and {len(offsets)} offsets."
@@ -182,16 +190,15 @@ def adversarial(images, found, *, titles=None):
     Raises:
         ValueError: for no images or attacks, adversarial images of another shape, or titles of another number.
     """
-    images, titles = np.asarray(images), titles or {}
-    found = {name: np.asarray(one) for name, one in found.items()}
+    images = _pictures(images)
+    titles = _titles_of_rows(titles, len(images))
+    found = {name: _pictures(one) for name, one in checks.named("found", found, "images").items()}
     shapes = {name: one.shape for name, one in found.items()}
-    if images.ndim != 4 or not images.size or not found or set(shapes.values()) != {images.shape}:
+    if not found or set(shapes.values()) != {images.shape}:
         raise ValueError(
             f"Expected images of shape (n, height, width, channels), at least 1, and adversarial ones of the same; "
             f"received {images.shape} and {shapes}."
         )
-    if any(len(one) != len(images) for one in titles.values()):
-        raise ValueError(f"Expected {len(images)} titles each; received { ({k: len(v) for k, v in titles.items()}) }.")
     rows = {"clean": images} | found
     largest = max(np.abs(one - images).mean(axis=-1).max() for one in found.values()) or 1.0
     figure = Figure(figsize=(1.1 * len(images) + 1.6, 1.35 * (1 + 2 * len(found))), layout="constrained")
@@ -228,13 +235,12 @@ def rows(images, *, titles=None):
     Raises:
         ValueError: for no images, images of different shapes, or titles of another number.
     """
-    images, titles = {name: np.asarray(one) for name, one in images.items()}, titles or {}
+    images = {name: _pictures(one) for name, one in checks.named("images", images, "images").items()}
     shapes = {name: one.shape for name, one in images.items()}
-    if len(set(shapes.values())) != 1 or any(one.ndim != 4 or not one.size for one in images.values()):
+    if len(set(shapes.values())) != 1:
         raise ValueError(f"Expected images of one shape (n, height, width, channels), at least 1; received {shapes}.")
     count = len(next(iter(images.values())))
-    if any(len(one) != count for one in titles.values()):
-        raise ValueError(f"Expected {count} titles each; received { ({k: len(v) for k, v in titles.items()}) }.")
+    titles = _titles_of_rows(titles, count)
     figure = Figure(figsize=(1.1 * count + 1.6, 1.35 * len(images)), layout="constrained")
     axes = figure.subplots(len(images), count, squeeze=False)
     for line, (name, shown) in zip(axes, images.items(), strict=True):
@@ -258,6 +264,12 @@ def vote_histograms(statistics, *, bins=100):
     Raises:
         ValueError: for no statistics.
     """
+    statistics = checks.named("statistics", statistics, "what evaluate.vote_statistics returns")
+    for name, of in statistics.items():
+        if not isinstance(of, dict) or not {"cosine", "length", "coupling"} <= set(of):
+            kind = type(of).__name__
+            raise ValueError(f"Expected what evaluate.vote_statistics returns as {name!r}; received {kind}.")
+    checks.positive_int("bins", bins)
     if not statistics:
         raise ValueError("Expected the statistics of at least one set of images; received none.")
     figure = Figure(figsize=(3.3 * len(statistics) + 0.8, 4.6), layout="constrained")
@@ -304,9 +316,47 @@ def titles_of(lengths, class_names):
 
     Returns:
         List of n str, the predicted class and its capsule's length, such as ``"Bag\\n0.91"``.
+
+    Raises:
+        ValueError: for lengths that are not finite or of another shape, and another number of names.
     """
-    lengths = np.asarray(lengths)
+    lengths = checks.finite_array(lengths, "lengths", "(n, M)", 2, empty=True)
+    if not isinstance(class_names, tuple | list | np.ndarray) or len(class_names) != lengths.shape[1]:
+        raise ValueError(f"Expected a list of {lengths.shape[1]} names of classes; received {class_names!r:.60}.")
     return [f"{class_names[row.argmax()]}\n{row.max():.2f}" for row in lengths]
+
+
+def _pictures(images):
+    """Images ``(n, H, W, C)``, at least one, as a float32 array in [0, 1]."""
+    return checks.images(images, bounds=(0, 1), empty=False)
+
+
+def _titles(titles, count):
+    """Titles of images, a list of strings."""
+    if titles is None:
+        return [""] * count
+    if not isinstance(titles, tuple | list | np.ndarray) or len(titles) != count:
+        raise ValueError(f"Expected a list of {count} titles, one for each image; received {titles!r:.60}.")
+    return list(map(str, titles))
+
+
+def _titles_of_rows(titles, count):
+    named = {} if titles is None else checks.named("titles", titles, "lists of titles")
+    return {name: _titles(each, count) for name, each in named.items()}
+
+
+def _check_text(name, value):
+    if not isinstance(value, str | None):
+        raise ValueError(f"{name} must be a string; received {value!r:.60}.")
+
+
+def _check_look(alpha, cmap):
+    """Refuse an opacity out of range and a colour map that is none."""
+    checks.number("alpha", alpha, 0, 1)
+    if isinstance(cmap, matplotlib.colors.Colormap):
+        return
+    if cmap is not None and (not isinstance(cmap, str) or cmap not in matplotlib.colormaps):
+        raise ValueError(f"cmap must name a colour map of matplotlib, such as 'jet'; received {cmap!r:.60}.")
 
 
 def _scale(maps):

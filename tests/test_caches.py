@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_capsvit import attacks, caches, evaluate
+from keras_capsvit import attacks, autodiff, caches, evaluate
 from keras_capsvit.attacks import objectives
 
 ATTACKS = [
@@ -197,11 +197,39 @@ def test_a_sweep_costs_no_trace_and_finds_what_single_attacks_find(name, monkeyp
         attack = dataclasses.replace(attack, epsilon=0.3) if "epsilon" in SWEEPS[name] else attack
     variants = [dataclasses.replace(attack, **{key: value}) for key, values in SWEEPS[name].items() for value in values]
     model.layers[0].traces.clear()
+    before = autodiff.traces()
     found = [variant(model, images(), LABELS) for variant in variants]
-    assert model.layers[0].traces == []
+    assert model.layers[0].traces == [] and autodiff.traces() == before
     for variant, result in list(zip(variants, found, strict=True))[-3:]:
         monkeypatch.setattr(objectives, "_COMPILED", caches.Cache(64))
         np.testing.assert_allclose(variant(model, images(), LABELS), result, atol=1e-6)
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("name", SWEEPS)
+def test_batches_of_other_sizes_cost_no_trace(name):
+    model = net()
+    settings = {"error": lambda x: ops.sum(ops.square(x), axis=(1, 2, 3))} if name == "DetectionAware" else {}
+    attack = small(name, **settings)
+    for count in (4, 3):  # of one size a function knows that size only
+        attack(model, images(count), LABELS[:count])
+        attack(model, images(count), LABELS[:count], targeted=True)
+        attack(model, images(count) * 0, LABELS[:count])  # looks why images did not move
+    before = autodiff.traces()
+    for count in (1, 2, 3, 4):
+        attack(model, images(count), LABELS[:count])
+    assert autodiff.traces() == before
+
+
+def test_universal_patches_of_any_number_and_shape_are_one_function():
+    model, labels = net(), LABELS
+    attacks.PatchAttack(2, universal=True, steps=1)(model, images(), labels)
+    attacks.PatchAttack((3, 1), universal=True, steps=1)(model, images(), labels)
+    before = autodiff.traces()
+    result = attacks.PatchAttack((1, 2), universal=True, num_patches=3, steps=2).run(model, images(), labels)
+    assert result.patches.shape == (3, 1, 2, 1)
+    if keras.backend.backend() == "tensorflow":
+        assert autodiff.traces() == before
 
 
 def test_all_attacks_are_swept():

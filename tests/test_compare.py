@@ -75,7 +75,7 @@ def test_metrics_of_the_package_fit(digits):
 
 def test_says_what_is_wrong():
     for wrong, message in [
-        ({"target": "best"}, 'target must be "predicted" or "label"; received \'best\''),
+        ({"target": "best"}, r"target must be one of \('predicted', 'label'\); received 'best'"),
         ({"explainers": {}}, "at least one explainer"),
         ({"dataset": []}, "the data set is empty"),
         ({"explainers": {"odd": lambda x, y: x}}, r"Maps of explainer 'odd': Expected maps of shape \(b, H, W\)"),

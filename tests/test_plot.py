@@ -121,7 +121,7 @@ def test_adversarial_shows_what_attacks_made_and_changed(tmp_path, channels):
     for wrong in ({}, {"PGD": images[:2]}):
         with pytest.raises(ValueError, match=r"and adversarial ones of the same; received \(3, 6, 7,"):
             plot.adversarial(images, wrong)
-    with pytest.raises(ValueError, match=r"Expected 3 titles each; received \{'PGD': 1\}"):
+    with pytest.raises(ValueError, match=r"Expected a list of 3 titles, one for each image; received \['a'\]"):
         plot.adversarial(images, found, titles={"PGD": ["a"]})
 
 
@@ -134,7 +134,7 @@ def test_rows_of_images(tmp_path):
     for wrong in ({}, {"a": images["clean"], "b": images["clean"][:1]}, {"a": images["clean"][:0]}):
         with pytest.raises(ValueError, match="Expected images of one shape"):
             plot.rows(wrong)
-    with pytest.raises(ValueError, match="Expected 2 titles each"):
+    with pytest.raises(ValueError, match="Expected a list of 2 titles, one for each image"):
         plot.rows(images, titles={"clean": ["a"]})
 
 
@@ -203,7 +203,7 @@ def test_comparison_says_what_is_wrong():
     for wrong in ({}, {"a": maps[:1]}, {"a": maps, "b": maps[..., None]}):
         with pytest.raises(ValueError, match=r"maps \(n, height, width\) of the same; received \(2, 4, 4, 1\)"):
             plot.comparison(images, wrong)
-    with pytest.raises(ValueError, match="Expected 2 titles; received 1"):
+    with pytest.raises(ValueError, match="Expected a list of 2 titles"):
         plot.comparison(images, {"a": maps}, titles=["one"])
     with pytest.raises(ValueError, match="finite heat map"):
         plot.comparison(images, {"a": maps + np.nan})

@@ -35,7 +35,7 @@ class Attack:
     numeric = ("epsilon", "step_size", "steps", "bounds", "seed")
     raised = staticmethod(loss_and_scores)
 
-    def prepare(self, objective, x, y, targeted=False):
+    def prepare(self, objective, x, y, targeted=False, numbers=None):
         """The Objective that ``objective`` stands for, and checked arrays of images and labels."""
         checks.booleans(targeted=targeted)
         objective = natural(objective)
@@ -44,6 +44,8 @@ class Attack:
         ids = checks.class_ids(y, len(x))
         if len(x):
             ids = checks.class_ids(y, len(x), examine(objective, x))
+        if numbers is not None:
+            checks.integers("numbers", numbers, (len(x),), f"({len(x)},), one for each image")
         return objective, x, ids
 
     def compiled(self, objective, make):
@@ -86,9 +88,10 @@ class Attack:
     def check_settings(self, *, above_0=(), at_least_0=(), counts=()):
         """Refuse named settings that are no finite numbers above 0 or from 0 (None is no limit), or no integers from 1;
         and flags, a seed, a norm and bounds that are none."""
+        optional = {field.name for field in dataclasses.fields(self) if field.default is None}
         for names, without in ((above_0, (0,)), (at_least_0, ())):
             for name in names:
-                if getattr(self, name) is not None:
+                if getattr(self, name) is not None or name not in optional:
                     checks.number(name, getattr(self, name), 0, without=without)
         for name in counts:
             checks.positive_int(name, getattr(self, name), _MOST)
@@ -96,6 +99,5 @@ class Attack:
         checks.booleans(**{name: getattr(self, name) for name in flags})
         if hasattr(self, "seed"):
             checks.integer("seed", self.seed)
-        if self.norm not in NORMS:
-            raise ValueError(f"norm must be one of {tuple(NORMS)}; received {self.norm!r}.")
+        checks.choice("norm", self.norm, NORMS)
         object.__setattr__(self, "bounds", checks.bounds(self.bounds))

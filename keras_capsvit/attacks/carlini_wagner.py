@@ -155,7 +155,7 @@ class CarliniWagner(_PixelSearch):
         return ops.sum(ops.square(change), axis=(1, 2, 3))
 
     def __call__(self, objective, x, y, targeted=False, *, numbers=None):
-        objective, x, y = self.prepare(objective, x, y, targeted)
+        objective, x, y = self.prepare(objective, x, y, targeted, numbers)
         if not len(x):
             return x
         best, smallest = x.copy(), np.full(len(x), np.inf, "float32")
@@ -228,7 +228,7 @@ class CarliniWagnerLinf(_PixelSearch):
         return ops.sum(ops.relu(ops.abs(change) - per_image(limit)), axis=(1, 2, 3))
 
     def __call__(self, objective, x, y, targeted=False, *, numbers=None):
-        objective, x, y = self.prepare(objective, x, y, targeted)
+        objective, x, y = self.prepare(objective, x, y, targeted, numbers)
         if not len(x):
             return x
         best, smallest = x.copy(), np.full(len(x), np.inf)

@@ -51,7 +51,7 @@ class DeepFool(Attack):
         checks.integer("candidates", self.candidates, 2)
 
     def __call__(self, objective, x, y, targeted=False, *, numbers=None):
-        objective, x, y = self.prepare(objective, x, y, targeted)
+        objective, x, y = self.prepare(objective, x, y, targeted, numbers)
         if not len(x):
             return x
         run = self.compiled(objective, "_to_target" if targeted else "_away")

@@ -11,6 +11,8 @@ from keras_capsvit.attacks.gradient import GradientAttack
 from keras_capsvit.attacks.norms import NORMS
 from keras_capsvit.ops import safe_norm
 
+_EXAMINED = caches.Cache(64)
+
 
 def reconstruction_error(model):
     """Distance of images from their reconstruction by the winning capsule, ``||r(v_p) - x||_2``.
@@ -59,6 +61,13 @@ class DetectionAware(GradientAttack):
     def __post_init__(self):
         super().__post_init__()
         checks.number("beta", self.beta, 0, 1)
+        checks.function("error", self.error, "x (b, H, W, C) → (b,)")
+
+    def prepare(self, objective, x, y, targeted=False, numbers=None):
+        objective, x, y = super().prepare(objective, x, y, targeted, numbers)
+        if len(x):
+            _EXAMINED.get((self.error,), x.shape[1:], lambda: _check_error(self.error, x[:1]))
+        return objective, x, y
 
     def weak(self):
         error = caches.weakly(self.error)
@@ -82,3 +91,12 @@ class DetectionAware(GradientAttack):
             return images, momentum, losses, scores
 
         return move
+
+
+def _check_error(error, x):
+    """Refuse a reconstruction error that gives no finite number for each image; True for one that does."""
+    with checks.running("error", x):
+        values = error(ops.convert_to_tensor(x))
+    checks.of_shape("error must return one value per image", (len(x),), values)
+    checks.finite(ops.convert_to_numpy(values), "values of error")
+    return True

@@ -117,14 +117,10 @@ def _callable(model):
 
 
 def _check_callable(function, x):
-    try:
+    name = getattr(function, "__name__", type(function).__name__)
+    with checks.running(name, x):
         scores = function(ops.convert_to_tensor(x))
-    except ValueError:
-        raise
-    except Exception as error:  # the backend's own, which do not speak of images
-        raise checks.wrong_size(x, getattr(function, "__name__", type(function).__name__), error) from error
     if not ops.is_tensor(scores):
-        name = getattr(function, "__name__", type(function).__name__)
         raise ValueError(f"{_LEAVES} Received {type(scores).__name__} from {name}.")
 
 

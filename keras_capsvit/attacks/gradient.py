@@ -89,11 +89,10 @@ class GradientAttack(Attack):
             )
         if self.restarts > 1 and not self.random_start:
             raise ValueError("Restarts from the same start find the same; set random_start=True.")
-        if self.keep not in KEEP:
-            raise ValueError(f"keep must be one of {KEEP}; received {self.keep!r}.")
+        checks.choice("keep", self.keep, KEEP)
 
     def __call__(self, objective, x, y, targeted=False, *, numbers=None):
-        objective, x, y = self.prepare(objective, x, y, targeted)
+        objective, x, y = self.prepare(objective, x, y, targeted, numbers)
         if not len(x):
             return x
         result = self._none_yet(x)

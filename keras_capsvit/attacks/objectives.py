@@ -5,7 +5,7 @@ import weakref
 
 from keras import ops
 
-from keras_capsvit import autodiff, caches, taps
+from keras_capsvit import autodiff, caches, checks, taps
 from keras_capsvit.ops import safe_norm, squash
 
 # Lengths below this count as this: a class capsule of length 0 has no direction to grow in.
@@ -223,8 +223,7 @@ def votes(model, order="average_then_squash"):
     Raises:
         ValueError: for another order, or a model without the tap ``votes``.
     """
-    if order not in ORDERS:
-        raise ValueError(f"order must be one of {ORDERS}; received {order!r}.")
+    checks.choice("order", order, ORDERS)
     if "votes" not in taps.names(model):
         taps.tap(model, "votes")  # which says what taps there are instead
     return _of(order, None, model)
@@ -240,10 +239,13 @@ def combined(*objectives):
         Objective.
 
     Raises:
-        ValueError: for no objective.
+        ValueError: for no objective, and what is none.
     """
     if not objectives:
         raise ValueError("Expected at least one objective to combine; received none.")
+    if not all(isinstance(each, Objective) for each in objectives):
+        kinds = ", ".join(type(each).__name__ for each in objectives)
+        raise ValueError(f"Expected Objectives, such as attacks.votes(model), to combine; received {kinds}.")
     return _living(("combined", *map(id, objectives)), lambda: _Combined(objectives))
 
 
@@ -294,6 +296,7 @@ _LIVING = weakref.WeakValueDictionary()  # objectives in use; they keep their mo
 
 
 def _kind_of(model, output):
+    taps.check_output(output)
     return _KINDS.get((model,), output, lambda: taps.scores(model, output).kind)
 
 

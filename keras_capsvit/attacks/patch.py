@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_capsvit import autodiff
+from keras_capsvit import autodiff, checks
 from keras_capsvit.attacks.base import Attack
 from keras_capsvit.attacks.examine import NOT_FINITE
 from keras_capsvit.attacks.objectives import fools
@@ -89,7 +89,7 @@ class PatchAttack(Attack):
         )
         object.__setattr__(self, "patch_size", pair(self.patch_size, "patch_size"))
         if not isinstance(self.positions, PatchGrid | None):
-            object.__setattr__(self, "positions", _tuples(np.asarray(self.positions).tolist()))
+            object.__setattr__(self, "positions", _tuples(checks.numbers(self.positions, "positions").tolist()))
         if self.universal and self.epsilon is not None:
             raise ValueError("A universal patch has no image to stay close to; leave epsilon out.")
 
@@ -112,7 +112,7 @@ class PatchAttack(Attack):
         Raises:
             ValueError: as Attack, and for positions that do not fit the images.
         """
-        objective, x, y = self.prepare(objective, x, y, targeted)
+        objective, x, y = self.prepare(objective, x, y, targeted, numbers)
         positions = self._positions(x.shape, self.seed, numbers)
         sign = np.float32(-1 if targeted else 1)
         noise = np.random.default_rng(self.seed).uniform(size=(positions.shape[1], *self.patch_size, x.shape[-1]))
@@ -141,12 +141,11 @@ class PatchAttack(Attack):
         return np.float32(2 / 255) * (self.limits(x)[1] - self.limits(x)[0])
 
     def _positions(self, shape, seed, numbers=None):
-        numbers = np.arange(shape[0]) if numbers is None else np.asarray(numbers, int)
-        drawn = numbers.max(initial=-1) + 1  # those of an image depend on its number only
+        which = shape[0] if numbers is None else numbers  # positions of an image depend on its number only
         if isinstance(self.positions, PatchGrid):
-            positions = self.positions.positions[self.positions.draw(drawn, self.num_patches, seed=seed)][numbers]
+            positions = self.positions.positions[self.positions.draw(which, self.num_patches, seed=seed)]
         elif self.positions is None:
-            positions = random_positions(shape[1:], self.patch_size, drawn, self.num_patches, seed=seed)[numbers]
+            positions = random_positions(shape[1:], self.patch_size, which, self.num_patches, seed=seed)
         else:
             positions = self.positions
         return check_positions(positions, self.patch_size, shape)
@@ -214,41 +213,30 @@ class PatchAttack(Attack):
     def _common(self, objective, x, y, noise, sign):
         """Patches ``(n, h, w, C)`` for all images."""
         low, high = self.limits(x)
-        patches = (low + noise * (high - low)).astype("float32")
+        # Pixels of all patches in a row, and which of them every pixel of an image shows: so the shape of patches is no
+        # shape of the compiled function.
+        pixels = (low + noise * (high - low)).astype("float32").reshape(-1, x.shape[-1])
+        own = np.arange(len(pixels), dtype="int32").reshape(*noise.shape[:-1], 1)
         step, random = self.compiled(objective, "_common_step"), np.random.default_rng([self.seed, 1])
         given = self._positions(x.shape, 0) if isinstance(self.positions, tuple) else None
         for number in range(self.steps if len(x) else 0):
             few = random.permutation(len(x))[: self.batch_size]
             places = given[few] if given is not None else self._positions(x[few].shape, (self.seed, number + 1))
-            places, size = places.astype("int32"), self._step(x) * sign
-            patches = step(patches, x[few], y[few], places, size, low, high)
-        return ops.convert_to_numpy(patches)
+            shown = apply_patch(np.full((*x[few].shape[:3], 1), -1, "int32"), own, places)[..., 0]
+            pixels = step(pixels, x[few], y[few], shown, self._step(x) * sign, low, high)
+        return ops.convert_to_numpy(pixels).reshape(noise.shape)
 
     def _common_step(self, objective):
-        gradient = autodiff.gradient(lambda patches, x, y, places: objective.loss(_pasted(x, patches, places), y))
+        def loss(pixels, x, y, shown):
+            pasted = ops.take(pixels, ops.maximum(shown, 0), axis=0)
+            return objective.loss(ops.where(shown[..., None] < 0, x, pasted), y)
 
-        def step(patches, x, y, places, size, low, high):
-            return ops.clip(patches + size * ops.sign(gradient(patches, x, y, places)[1]), low, high)
+        gradient = autodiff.gradient(loss)
+
+        def step(pixels, x, y, shown, size, low, high):
+            return ops.clip(pixels + size * ops.sign(gradient(pixels, x, y, shown)[1]), low, high)
 
         return step
-
-
-def _pasted(x, patches, places):
-    """``apply_patch`` of tensors, with a gradient: patches ``(n, h, w, C)`` at places ``(b, n, 2)``."""
-    for k in range(patches.shape[0]):
-        # Sizes of tensors, because traces that serve several sizes of patches and images leave them open.
-        height, width = ((ops.shape(x)[axis], ops.shape(patches)[axis]) for axis in (1, 2))
-        rows, columns = _one_hot(*height, places[:, k, 0]), _one_hot(*width, places[:, k, 1])
-        covered = ops.sum(rows, axis=-1)[:, :, None, None] * ops.sum(columns, axis=-1)[:, None, :, None]
-        spread = ops.einsum("bip,pqc,bjq->bijc", rows, patches[k], columns)
-        x = x * (1 - covered) + spread
-    return x
-
-
-def _one_hot(length, size, first):
-    """Which of the ``length`` rows each of the ``size`` rows from ``first (b,)`` is, ``(b, length, size)``."""
-    rows = ops.arange(length, dtype="int32")[:, None] - ops.arange(size, dtype="int32")
-    return ops.cast(ops.equal(rows, first[:, None, None]), "float32")
 
 
 def _padded(count, full):

@@ -1,5 +1,6 @@
 """Attacks with the settings that Foolbox 3.3 and ART 1.20 have by default, by name, because tables use them."""
 
+from keras_capsvit import checks
 from keras_capsvit.attacks.carlini_wagner import CarliniWagner, CarliniWagnerLinf
 from keras_capsvit.attacks.deepfool import DeepFool
 from keras_capsvit.attacks.gradient import BIM, FGSM, MIM, PGD
@@ -44,8 +45,7 @@ def preset(name, epsilon=None):
     Raises:
         ValueError: for an unknown name, or no radius where there has to be one.
     """
-    if name not in _PRESETS:
-        raise ValueError(f"name must be one of {PRESETS}; received {name!r}.")
+    checks.choice("name", name, PRESETS)
     if epsilon is None and not any(kind in name for kind in ("deepfool", "carlini")):
         raise ValueError(f"{name} needs a radius: preset({name!r}, epsilon).")
     return _PRESETS[name](epsilon)

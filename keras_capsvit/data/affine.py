@@ -67,7 +67,10 @@ def warp(images, matrices, shifts):
             another shape, or that cannot be inverted.
     """
     images = _as_float(images)
-    matrices, shifts = tf.cast(matrices, "float32"), tf.cast(shifts, "float32")
+    matrices, shifts = (
+        tf.cast(values if tf.is_tensor(values) else checks.numbers(values, name), "float32")
+        for values, name in ((matrices, "matrices"), (shifts, "shifts"))
+    )
     n = images.shape[:1]
     if not (matrices.shape.is_compatible_with([*n, 2, 2]) and shifts.shape.is_compatible_with([*n, 2])):
         raise ValueError(
@@ -100,7 +103,7 @@ def place(images, size, seed, *, keys=None):
     """
     images = _as_float(images)
     height, width = images.shape[1:3]
-    checks.positive_int("size", size)
+    size = checks.positive_int("size", size)
     if size < max(height, width):
         raise ValueError(f"The square must hold images of {height}x{width}; received size={size}.")
     keys = _check_keys(keys, images)
@@ -121,6 +124,9 @@ def uniform(keys, seed, n):
     Returns:
         float32 tensor ``(b, n)`` in [0, 1), multiples of 2^-24.
     """
+    keys = keys if tf.is_tensor(keys) else checks.integers("keys", keys, (None,), "(b,)", low=None)
+    n = checks.positive_int("n", n)
+    seed = seed if tf.is_tensor(seed) else checks.integer("seed", seed, -(2**63), 2**63 - 1)
     counters = tf.cast(keys, "int64")[:, None] * n + tf.range(n, dtype="int64")
     bits = _splitmix64(_splitmix64(tf.cast(seed, "int64")) + tf.cast(counters, "uint64"))
     return tf.cast(tf.bitwise.right_shift(bits, 40), "float32") / 2**24
@@ -134,7 +140,7 @@ def _splitmix64(state):
 
 
 def _as_float(images):
-    images = tf.convert_to_tensor(images)
+    images = images if tf.is_tensor(images) else tf.convert_to_tensor(checks.numbers(images, "images"))
     if images.shape.rank != 4 or not (images.dtype == "uint8" or images.dtype.is_floating):
         raise ValueError(
             "Images must have shape (n, height, width, channels), float in [0, 1] or uint8; "
@@ -149,7 +155,7 @@ def _as_float(images):
 def _check_keys(keys, images):
     if keys is None:
         return tf.range(tf.shape(images)[0])
-    keys = tf.convert_to_tensor(keys)
+    keys = keys if tf.is_tensor(keys) else tf.convert_to_tensor(checks.numbers(keys, "keys"))
     if not (keys.dtype.is_integer and keys.shape.is_compatible_with(images.shape[:1])):
         raise ValueError(
             f"keys must be integers of shape ({images.shape[0]},), one per image; "
@@ -162,8 +168,13 @@ def check_ranges(rotation, shear, scale, translation):
     """Refuse ranges of ``transform`` that are none."""
     checks.number("rotation", rotation, 0, 180)
     checks.number("shear", shear, 0, 90, without=(90,))
-    if not (np.shape(scale) == (2,) and 0 < scale[0] <= scale[1] < np.inf):
-        raise ValueError(f"scale must be a pair of factors, 0 < low <= high; received {scale}.")
+    try:
+        low, high = (checks.number("scale", each, 0, without=(0,)) for each in scale)
+        fits = low <= high
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ValueError(f"scale must be a pair of factors, 0 < low <= high; received {scale!r}.")
     checks.number("translation", translation, 0)
 
 

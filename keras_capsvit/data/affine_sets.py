@@ -2,8 +2,8 @@
 
 import tensorflow as tf
 
-from keras_capsvit import checks
 from keras_capsvit.data.affine import check_ranges, place, transform
+from keras_capsvit.data.streams import check_reading, check_stream
 
 
 def affine_mnist(base, *, rotation=20.0, shear=45.0, scale=(0.8, 1.2), translation=8.0, **settings):
@@ -87,8 +87,7 @@ def keyed_batches(base, change, *, batch_size, shuffle, seed):
     Raises:
         ValueError: for a base that is empty or whose length is not known.
     """
-    checks.positive_int("batch_size", batch_size)
-    checks.integer("seed", seed)
+    check_reading(batch_size, shuffle, seed)
     n = length(base)
     if shuffle:
         base = base.shuffle(n, seed=seed, reshuffle_each_iteration=True)
@@ -104,6 +103,7 @@ def keyed_batches(base, change, *, batch_size, shuffle, seed):
 
 def length(base):
     """Number of examples in an unbatched stream, int; ValueError where it is zero or not known."""
+    check_stream("base", base, 3)
     n = int(base.cardinality())
     if n < 1:
         raise ValueError(

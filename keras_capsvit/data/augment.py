@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from keras_capsvit import checks
 from keras_capsvit.data.affine import uniform, warp
+from keras_capsvit.data.streams import LARGEST_SEED, check_stream
 
 
 def augment(stream, *, shift=0, flip=False, seed=0):
@@ -24,7 +25,8 @@ def augment(stream, *, shift=0, flip=False, seed=0):
     """
     checks.integer("shift", shift)
     checks.booleans(flip=flip)
-    checks.integer("seed", seed)
+    checks.integer("seed", seed, 0, LARGEST_SEED)
+    check_stream("stream", stream)
     if not (shift or flip):
         return stream
 

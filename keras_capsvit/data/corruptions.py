@@ -6,7 +6,7 @@ import importlib
 import numpy as np
 
 from keras_capsvit import checks
-from keras_capsvit.patches import apply_patch, cut_patches
+from keras_capsvit.patches import PatchGrid, apply_patch, cut_patches
 
 CORRUPTIONS = (
     "gaussian_noise",
@@ -53,15 +53,12 @@ def corrupt(images, name, severity=5, *, seed=0, keys=None):
         ImportError: without imagecorruptions-imaug.
     """
     images = _checked(images)
-    if name not in CORRUPTIONS:
+    if not isinstance(name, str) or name not in CORRUPTIONS:
         raise ValueError(f"Unknown corruption {name!r}; expected one of {', '.join(CORRUPTIONS)}.")
     checks.integer("severity", severity, 1, 5)
     checks.integer("seed", seed)
-    keys = np.arange(len(images)) if keys is None else np.asarray(keys)
-    if keys.shape != images.shape[:1] or not np.issubdtype(keys.dtype, np.integer):
-        raise ValueError(
-            f"keys must be integers of shape ({len(images)},), one per image; received {keys.dtype} of {keys.shape}."
-        )
+    axes = f"({len(images)},), one per image"
+    keys = np.arange(len(images)) if keys is None else checks.integers("keys", keys, (len(images),), axes)
     library = _library()
     height, width, channels = images.shape[1:]
     below, right = max(0, _SMALLEST - height), max(0, _SMALLEST - width)
@@ -95,7 +92,9 @@ def corrupt_patches(images, grid, indices, name, severity=5, *, seed=0, keys=Non
         ValueError: for indices that are none, a grid of other images, and as ``corrupt``.
         ImportError: without imagecorruptions-imaug.
     """
-    images, indices = _checked(images), np.asarray(indices)
+    images, indices = _checked(images), checks.numbers(indices, "indices")
+    if not isinstance(grid, PatchGrid):
+        raise ValueError(f"Expected a PatchGrid of the images as grid; received {type(grid).__name__}.")
     if grid.image_shape != images.shape[1:3]:
         raise ValueError(f"The grid is one of images of {grid.image_shape}; received images of {images.shape[1:3]}.")
     if not np.issubdtype(indices.dtype, np.integer) or indices.shape[:-1] not in ((), images.shape[:1]):
@@ -111,7 +110,7 @@ def corrupt_patches(images, grid, indices, name, severity=5, *, seed=0, keys=Non
 
 
 def _checked(images):
-    images = np.asarray(images)
+    images = checks.numbers(images, "images")
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or not np.issubdtype(images.dtype, np.floating):
         raise ValueError(
             "Images must be float in [0, 1], of shape (n, height, width, channels) with 1 or 3 channels; "

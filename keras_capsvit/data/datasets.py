@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from keras_capsvit import checks
 from keras_capsvit.data import affine_sets, affnist, multidigit
+from keras_capsvit.data.streams import check_reading, check_stream
 from keras_capsvit.data.tfds_folders import read_tfds
 from keras_capsvit.patches import pair
 
@@ -65,7 +66,7 @@ def info(name):
     Raises:
         ValueError: for an unknown name; the message lists the known ones.
     """
-    if name not in DATASETS:
+    if not isinstance(name, str) or name not in DATASETS:
         raise ValueError(f"Unknown data set {name!r}; expected one of {', '.join(DATASETS)}.")
     return DATASETS[name]
 
@@ -120,8 +121,7 @@ def load(
         raise ValueError(
             f"The options of {name} are {', '.join(known) or 'none'}; received {', '.join(sorted(options))}."
         )
-    checks.positive_int("batch_size", batch_size)
-    checks.integer("seed", seed)
+    check_reading(batch_size, True, seed)
     checks.booleans(download=download)
     if image_size is not None:
         if make or name == "affnist":
@@ -135,6 +135,8 @@ def load(
         read = _read_digits() if name == "digits" else read_tfds(base, data_dir, download, info(base).image_shape)
         make = make or functools.partial(_batches, shape=shape)
     splits = (split,) if isinstance(split, str) else split
+    if not isinstance(splits, tuple | list) or not all(isinstance(each, str) for each in splits):
+        raise ValueError(f"split must be a str, such as 'test', or a tuple of such; received {split!r}.")
     streams = tuple(
         make(read(one), batch_size=batch_size, shuffle=one.startswith("train"), seed=seed, **options) for one in splits
     )
@@ -158,10 +160,8 @@ def from_arrays(images, labels, *, batch_size=128, shuffle=False, seed=0):
         ValueError: for NaN or infinite pixels, pixels outside [0, 1], wrong ranks, lengths that differ, or labels that
             are negative or not integers.
     """
-    checks.positive_int("batch_size", batch_size)
-    checks.integer("seed", seed)
-    checks.booleans(shuffle=shuffle)
-    images, labels = np.asarray(images), np.asarray(labels)
+    check_reading(batch_size, shuffle, seed)
+    images, labels = checks.numbers(images, "images"), checks.numbers(labels, "labels")
     if images.ndim != 4:
         raise ValueError(f"Images must have shape (n, height, width, channels); received {images.shape}.")
     if labels.shape != (len(images),):
@@ -196,6 +196,7 @@ def take(dataset, n):
         ValueError: if the stream holds fewer than ``n`` examples.
     """
     checks.positive_int("n", n)
+    check_stream("dataset", dataset)
     batches, found = [], 0
     for batch in dataset.as_numpy_iterator():
         batches.append(batch)

@@ -6,6 +6,7 @@ import tensorflow as tf
 from keras_capsvit import checks
 from keras_capsvit.data.affine import place, uniform
 from keras_capsvit.data.affine_sets import length
+from keras_capsvit.data.streams import check_reading
 
 # Numbers of examples that are shuffled at once; more of them would fill the memory with numbers.
 _WINDOW = 100_000
@@ -37,8 +38,7 @@ def multi_mnist(base, *, pairs=1, parts=True, batch_size, shuffle, seed):
         ValueError: for ``pairs`` below 1, a base of a single class, or one that is empty or of unknown length.
     """
     checks.positive_int("pairs", pairs)
-    checks.positive_int("batch_size", batch_size)
-    checks.integer("seed", seed)
+    check_reading(batch_size, shuffle, seed)
     checks.booleans(parts=parts)
     n = length(base)
     images, labels = base.batch(n).get_single_element()

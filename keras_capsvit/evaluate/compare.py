@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from keras_capsvit.checks import batches_of, booleans, image_maps, of_shape
+from keras_capsvit.checks import batches_of, booleans, choice, function, image_maps, named, numbers, of_shape
 from keras_capsvit.evaluate.judge import Judge
 from keras_capsvit.evaluate.progress import Progress, batches_in
 from keras_capsvit.evaluate.table import Table
@@ -43,8 +43,13 @@ def compare(model, explainers, dataset, metrics, *, target="predicted", batch_si
         print(evaluate.compare(model, {"attention": explain.GraphAttention(model)}, test, metrics))
     """
     booleans(per_image=per_image)
-    if target not in ("predicted", "label"):
-        raise ValueError(f'target must be "predicted" or "label"; received {target!r}.')
+    choice("target", target, ("predicted", "label"))
+    explainers = named("explainers", explainers, "callables (x, target) → maps (b, H, W)")
+    metrics = named("metrics", metrics, "callables (model, x, y, maps) → values (b,)")
+    for name, explainer in explainers.items():
+        function(f"Explainer {name!r}", explainer, "(x, target) → maps (b, H, W)")
+    for name, metric in metrics.items():
+        function(f"Metric {name!r}", metric, "(model, x, y, maps) → values (b,)")
     if not explainers:
         raise ValueError("Expected at least one explainer; received none.")
     judge, settings = Judge(model), {"model": model, "explainers": explainers, "metrics": metrics, "target": target}
@@ -61,7 +66,7 @@ def compare(model, explainers, dataset, metrics, *, target="predicted", batch_si
             measured[f"{name}\nseconds"] = np.full(len(x), (time.perf_counter() - started) / max(len(x), 1))
             maps = _checked(name, maps, x)
             for metric, values_of in metrics.items():
-                values = np.asarray(values_of(model, x, classes, maps), "float64")
+                values = numbers(values_of(model, x, classes, maps), f"values of metric {metric!r}").astype("float64")
                 of_shape(f"Metric {metric!r} must return a value for each image", (len(x),), values)
                 if not np.isfinite(values).all():
                     raise ValueError(f"Metric {metric!r} returned NaN or infinite values for maps of {name!r}.")

@@ -6,10 +6,10 @@ import functools
 import numpy as np
 from keras import ops
 
-from keras_capsvit.checks import batches_of, class_ids, number
+from keras_capsvit.checks import batches_of, function, number, numbers, running
 from keras_capsvit.evaluate.judge import Judge
 from keras_capsvit.evaluate.progress import Progress, batches_in
-from keras_capsvit.evaluate.robustness import attacked
+from keras_capsvit.evaluate.robustness import attacked, goal_of, targets_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,7 @@ def detection_threshold(error, dataset, *, percentile=95.0, batch_size=128):
         ValueError: for an empty data set, errors that are not finite, or another percentile.
     """
     number("percentile", percentile, 0, 100, without=(0, 100))
+    function("error", error, "x (b, H, W, C) → (b,)")
     errors = [_errors(error, x) for x, _ in batches_of(dataset, batch_size)]
     if not sum(map(len, errors)):
         raise ValueError("Expected at least one benign example; the data set is empty.")
@@ -78,7 +79,8 @@ def detection(model, attack, dataset, *, error, threshold, objective=None, targe
             belongs to something else.
     """
     number("threshold", threshold)
-    goal, judge = model if objective is None else objective(model), Judge(model)
+    function("error", error, "x (b, H, W, C) → (b,)")
+    goal, judge = goal_of(model, attack, objective, targets), Judge(model)
     settings = {"model": model, "attack": attack, "objective": objective, "targets": targets, "error": error}
 
     def measure(x, y, wanted, first):
@@ -90,7 +92,7 @@ def detection(model, attack, dataset, *, error, threshold, objective=None, targe
     with Progress(work, "detection", settings, judges=[judge], total=total) as progress:
         first = 0
         for x, y in batches_of(dataset, batch_size):
-            wanted = y if targets is None else class_ids(targets(y), len(y), name="Targets")
+            wanted = y if targets is None else targets_of(targets, y)
             progress.batch(functools.partial(measure, x, y, wanted, first), x, y)
             first += len(x)
     if not first:
@@ -104,7 +106,8 @@ def detection(model, attack, dataset, *, error, threshold, objective=None, targe
 def _errors(error, x):
     if not len(x):
         return np.zeros(0)
-    errors = ops.convert_to_numpy(error(ops.convert_to_tensor(x)))
+    with running("error", x):
+        errors = numbers(error(ops.convert_to_tensor(x)), "values of error")
     if errors.shape != (len(x),):
         raise ValueError(f"error must return one value per image, of shape ({len(x)},); received {errors.shape}.")
     if not np.isfinite(errors).all():

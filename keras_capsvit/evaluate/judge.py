@@ -4,9 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_capsvit import autodiff, caches, checks, taps
-
-_COMPILED = caches.Cache(32)
+from keras_capsvit import checks, taps
 
 
 class Judge:
@@ -28,14 +26,14 @@ class Judge:
         if isinstance(model, keras.Model):
             checks.finite_variables(model)
         self.variables = list(getattr(model, "variables", ()))
-        if isinstance(model, keras.Layer | taps.Scores) or taps.names(model):
-            self._scores = _COMPILED.get((model,), "scores", lambda: _compiled(model))
-        else:
-            scores = taps.scores(model)
-            self._scores = lambda x: scores(ops.convert_to_tensor(x))
+        self._subject = taps.scores(model)
+        self._scores = taps.compiled(model, "scores", _themselves) if taps.is_model(model) else self._subject
 
     def __call__(self, x):
-        scores = ops.convert_to_numpy(self._scores(np.asarray(x, "float32")))
+        checks.of_size(x, self._subject.input_shape, "the model")
+        with checks.running("the model", x):
+            scores = self._scores(ops.convert_to_tensor(np.asarray(x, "float32")))
+        scores = checks.numbers(scores, "scores of the model")
         if scores.ndim != 2 or len(scores) != len(x):
             raise ValueError(f"The model must return scores of shape ({len(x)}, classes); received {scores.shape}.")
         if not np.isfinite(scores).all():
@@ -60,6 +58,5 @@ class Judge:
         return ids, scores[np.arange(len(scores)), ids].astype("float64")
 
 
-def _compiled(model):
-    there = caches.weakly(model)
-    return autodiff.compile(lambda x: taps.scores(there())(x), taps.scores(model).variables)
+def _themselves(scores):
+    return scores

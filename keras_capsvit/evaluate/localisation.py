@@ -1,8 +1,10 @@
 """Whether maps point at what they should: at objects in boxes or masks, or at adversarial patches."""
 
 import numpy as np
+from keras import ops
 from scipy import ndimage
 
+from keras_capsvit import checks
 from keras_capsvit.checks import image_maps, number
 
 
@@ -38,7 +40,7 @@ def pointing_game(maps, where, *, threshold=None, tolerance=0):
     flat, inside = maps.reshape(len(maps), -1), inside.reshape(len(maps), -1)
     if threshold is None:
         return inside[np.arange(len(flat)), flat.argmax(axis=1)]
-    shares = np.asarray(threshold, "float64")
+    shares = checks.numbers(threshold, "threshold").astype("float64")
     if shares.ndim > 1 or not shares.size or not ((shares > 0) & (shares <= 100)).all():
         raise ValueError(f"threshold must be percentages above 0, at most 100; received {threshold!r}.")
     positive = flat.clip(min=0)
@@ -105,6 +107,9 @@ def _lowest_kept(positive, shares):
 
 def _masks(where, shape):
     """Masks ``(b, H, W)`` of bool, of masks or boxes."""
+    if not isinstance(where, tuple | list | np.ndarray) and not ops.is_tensor(where):
+        raise ValueError(f"Expected masks of shape {shape}, or boxes for each image; received {type(where).__name__}.")
+    where = ops.convert_to_numpy(where) if ops.is_tensor(where) else where
     if _are_masks(where):
         try:
             masks = np.asarray(where)
@@ -139,7 +144,7 @@ def _are_masks(where):
 
 def _filled(boxes, shape):
     """Mask ``(H, W)`` of the union of boxes."""
-    boxes = np.asarray(boxes)
+    boxes = checks.numbers(boxes, "boxes")
     mask = np.zeros(shape, bool)
     if boxes.shape[-1:] != (4,) or boxes.ndim > 2 or not np.issubdtype(boxes.dtype, np.integer):
         raise ValueError(

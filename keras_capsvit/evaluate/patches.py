@@ -5,13 +5,12 @@ import functools
 import time
 
 import numpy as np
-from keras import ops
 
 from keras_capsvit import checks
 from keras_capsvit.evaluate.judge import Judge
 from keras_capsvit.evaluate.progress import Progress
 from keras_capsvit.evaluate.table import Table
-from keras_capsvit.patches import apply_patch
+from keras_capsvit.patches import PatchGrid, apply_patch
 
 
 def classified_correctly(models, dataset, *, batch_size=128):
@@ -24,12 +23,21 @@ def classified_correctly(models, dataset, *, batch_size=128):
 
     Returns:
         List of batches ``(x, y)``, arrays; without batches of which none is left.
+
+    Raises:
+        ValueError: for no models, and what is none; and for a data set that is none.
     """
-    judges, kept = [Judge(model) for model in models.values()], []
+    models = checks.named("models", models, "models")
+    if not models:
+        raise ValueError("Expected at least one model; received none.")
+    judges, kept, examples = [Judge(model) for model in models.values()], [], 0
     for x, y in checks.batches_of(dataset, batch_size):
+        examples += len(x)
         right = np.all([judge.correct(x, y) for judge in judges], axis=0)
         if right.any():
             kept.append((x[right], y[right]))
+    if not examples:
+        raise ValueError("Expected at least one example; the data set is empty.")
     return kept
 
 
@@ -55,6 +63,7 @@ def fooling_rate(models, perturb, dataset, *, batch_size=128, work=None):
         noise = lambda model, x, y: corrupt_patches(x, grid, grid.draw(len(x), 16), "gaussian_noise")
         print(evaluate.fooling_rate({"vit": vit, "resnet": resnet}, noise, test))
     """
+    checks.function("perturb", perturb, "(model, x, y) → images")
     batches = classified_correctly(models, dataset, batch_size=batch_size)
     judges, settings = {name: Judge(model) for name, model in models.items()}, {"models": models, "perturb": perturb}
 
@@ -62,8 +71,9 @@ def fooling_rate(models, perturb, dataset, *, batch_size=128, work=None):
         started = time.perf_counter()
         numbers = {"numbers": first + np.arange(len(x))} if hasattr(perturb, "prepare") else {}
         result = perturb.run(models[name], x, y, **numbers) if hasattr(perturb, "run") else None
-        images = perturb(models[name], x, y, **numbers) if result is None else result.images
-        measured = {"fooled": judges[name].classes(ops.convert_to_numpy(images)) != y}
+        images = checks.images(perturb(models[name], x, y, **numbers) if result is None else result.images)
+        checks.of_shape("perturb must return an image for each", x.shape, images)
+        measured = {"fooled": judges[name].classes(images) != y}
         if result is not None:
             measured["iterations"] = np.asarray(result.iterations)
         return {**measured, "seconds": np.full(len(x), (time.perf_counter() - started) / len(x))}
@@ -104,7 +114,13 @@ def position_map(model, attack, dataset, grid, *, batch_size=128, work=None):
 
     Returns:
         Array ``(rows, columns)`` of floats in [0, 1], of the images classified correctly; NaN if there are none.
+
+    Raises:
+        ValueError: for an attack or a grid of another type, and what the attack refuses.
     """
+    if not isinstance(grid, PatchGrid) or not hasattr(attack, "positions"):
+        kinds = type(attack).__name__, type(grid).__name__
+        raise ValueError(f"Expected a PatchAttack and a PatchGrid; received {kinds[0]} and {kinds[1]}.")
     batches = classified_correctly({"model": model}, dataset, batch_size=batch_size)
     judge, settings = Judge(model), {"model": model, "attack": attack, "grid": grid}
 
@@ -138,12 +154,14 @@ def shift_table(model, x, y, result, shifts):
     """
     x, judge, rows = checks.images(x), Judge(model), []
     y = checks.class_ids(y, len(x))
+    shifts = checks.integers("shifts", shifts, (None, 2), "(n, 2), pixels (dy, dx)", low=None)
+    _check_result(result, x)
     room = np.array(x.shape[1:3]) - result.patches.shape[-3:-1]
-    for shift in shifts:
+    for shift in shifts.tolist():
         moved = result.positions + np.array(shift)
         fits = np.all((moved >= 0) & (moved <= room), axis=(1, 2))
         patches = result.patches[fits] if result.patches.ndim == 5 else result.patches
-        fooled = judge.classes(apply_patch(x[fits], patches, moved[fits])) != y[fits] if fits.any() else []
+        fooled = ~judge.correct(apply_patch(x[fits], patches, moved[fits]), y[fits])
         rows.append({"dy": shift[0], "dx": shift[1], "examples": int(fits.sum()), "fooling_rate": _share([fooled])})
     return Table(rows)
 
@@ -164,15 +182,27 @@ def patch_transfer(models, x, y, results):
     Raises:
         ValueError: for results of universal patches, which are those of all images.
     """
+    models, results = checks.named("models", models, "models"), checks.named("results", results, "PatchResults")
+    if not set(results) <= set(models):
+        raise ValueError(f"Expected results of the models {list(models)}; received results of {list(results)}.")
     x, judges, rows = checks.images(x), {name: Judge(model) for name, model in models.items()}, []
     y = checks.class_ids(y, len(x))
     for name, result in results.items():
+        _check_result(result, x)
         if result.patches.ndim != 5:
             raise ValueError("Expected results with patches for each image; received a universal patch.")
-        there = {target: _share([judge.classes(result.images) != y]) for target, judge in judges.items()}
+        there = {target: _share([~judge.correct(result.images, y)]) for target, judge in judges.items()}
         moved = apply_patch(x, np.roll(result.patches, 1, axis=0), np.roll(result.positions, 1, axis=0))
-        rows.append({"made_on": name, **there, "other_images": _share([judges[name].classes(moved) != y])})
+        rows.append({"made_on": name, **there, "other_images": _share([~judges[name].correct(moved, y)])})
     return Table(rows)
+
+
+def _check_result(result, x):
+    """Refuse what is no PatchResult for images."""
+    parts = ("images", "patches", "positions")
+    if not all(hasattr(result, part) for part in parts) or np.shape(result.images) != x.shape:
+        kind = f"one for images of {np.shape(result.images)}" if hasattr(result, "images") else type(result).__name__
+        raise ValueError(f"Expected the PatchResult of an attack on these images, {x.shape}; received {kind}.")
 
 
 def _share(fooled):

@@ -82,13 +82,11 @@ def aopc(
     checks.integer("seed", seed)
     positive_int("batch_size", batch_size)
     positive_int("patch", patch, min(x.shape[1:3]))
-    if order not in ORDERS:
-        raise ValueError(f"order must be one of {ORDERS}; received {order!r}.")
-    if regions not in REGIONS or (regions == "pixels" and patch % 2 == 0):
-        raise ValueError(
-            f"regions must be one of {REGIONS}, and around pixels patch is odd; received regions={regions!r}, "
-            f"patch={patch}."
-        )
+    checks.choice("order", order, ORDERS)
+    checks.choice("regions", regions, REGIONS)
+    if regions == "pixels" and patch % 2 == 0:
+        raise ValueError(f"Regions around pixels have an odd side; received regions={regions!r}, patch={patch}.")
+    bounds = checks.bounds(bounds)
     ranks, count = (_ranks if regions == "grid" else _ranks_around)(maps if order == "ascending" else -maps, patch)
     steps = count if steps is None else steps
     positive_int("steps", steps, count)
@@ -162,10 +160,10 @@ def neuron_ablation(neurons, x, maps, *, mean, size=9, relative=False, batch_siz
             ``relative``.
     """
     checks.booleans(relative=relative)
-    if np.ndim(maps) != 4 or not len(maps):
-        raise ValueError(f"Expected maps of shape (neurons, b, H, W), at least 1; received {np.shape(maps)}.")
+    checks.function("neurons", neurons, "x (b, H, W, C) → activations (b, n)")
+    maps = checks.finite_array(maps, "maps", "(neurons, b, H, W)", 4)
+    x = checks.images(x, empty=False)
     squares = [_squares(image_maps(one, x)[0], size) for one in maps]
-    x = image_maps(maps[0], x)[1]
     mean = _broadcast(mean, x, "mean")
     neurons = _activations(neurons)
     clean = _batched(neurons, x, batch_size)
@@ -196,7 +194,7 @@ def _ranks_around(maps, patch):
 def _filling(fill, x, bounds, seed):
     if isinstance(fill, str):
         if fill != "random":
-            raise ValueError(f'fill must be "random", a float or an array; received {fill!r}.')
+            raise ValueError(f'fill must be "random", a float or an array; received {fill!r:.60}.')
         if not checks.within(x, bounds):
             warnings.warn(
                 f"Random values are drawn within bounds={bounds}, but pixels lie in [{x.min()}, {x.max()}]; give the "
@@ -209,9 +207,7 @@ def _filling(fill, x, bounds, seed):
 
 
 def _broadcast(values, x, name):
-    values = np.asarray(values, "float32")
-    if not np.isfinite(values).all():
-        raise ValueError(f"Expected finite {name}; received NaN or infinite values.")
+    values = checks.finite(checks.numbers(values, name).astype("float32"), name)
     try:
         return np.broadcast_to(values, x.shape)
     except ValueError:
@@ -234,7 +230,8 @@ def _activations(neurons):
 
     def activations(x):
         compiled = isinstance(neurons, keras.Model)
-        return _finite(neurons.predict_on_batch(x) if compiled else neurons(ops.convert_to_tensor(x)))
+        with checks.running("neurons", x):
+            return _finite(neurons.predict_on_batch(x) if compiled else neurons(ops.convert_to_tensor(x)))
 
     return activations
 
@@ -259,7 +256,7 @@ def _streamed(judge, images_of, count, batch_size):
 
 
 def _finite(activations):
-    activations = ops.convert_to_numpy(activations)
+    activations = checks.numbers(activations, "activations of neurons")
     if not np.isfinite(activations).all():
         raise ValueError("neurons returned NaN or infinite activations.")
     return activations

@@ -76,6 +76,8 @@ def compactness(represent, x, labels, *, factors=FACTORS, batch_size=128):
         raise ValueError(f"Expected images of shape (batch, height, width, channels), not empty; received {x.shape}.")
     ids = checks.class_ids(labels, len(x))
     checks.positive_int("batch_size", batch_size)
+    checks.function("represent", represent, "from images to class capsules (b, j, e) or representations (b, n)")
+    factors = checks.named("factors", factors, "degrees, such as evaluate.FACTORS")
     for factor, degrees in factors.items():
         _maps(factor, degrees, *x.shape[1:3])
         if len(set(degrees)) < 2:
@@ -110,15 +112,16 @@ def sweep(decode, capsules, label=None, *, dims=None, offsets=OFFSETS):
     capsules = checks.finite_array(capsules, "capsules", "(classes, dimension)", 2)
     if label is None:
         label = np.linalg.norm(capsules, axis=-1).argmax()
-    label = int(checks.class_ids([label], 1, len(capsules))[0])
-    dims = list(range(capsules.shape[1])) if dims is None else list(dims)
-    if not dims or any(dim not in range(capsules.shape[1]) for dim in dims):
+    checks.function("decode", decode, "from class capsules (b, j, e) to images (b, H, W, C)")
+    label = checks.integer("label", label, 0, len(capsules) - 1)
+    dims = list(range(capsules.shape[1])) if dims is None else checks.integers("dims", dims, (None,), "(n,)").tolist()
+    if not dims or max(dims) >= capsules.shape[1]:
         raise ValueError(f"Expected at least 1 dimension between 0 and {capsules.shape[1] - 1}; received {dims}.")
     offsets = checks.finite_array(offsets, "offsets", "(n_offsets,)", 1)
     moved = np.tile(capsules, (len(dims), len(offsets), 1, 1))
     for row, dim in enumerate(dims):
         moved[row, :, label, int(dim)] += offsets
-    images = ops.convert_to_numpy(decode(ops.convert_to_tensor(moved.reshape(-1, *capsules.shape))))
+    images = checks.numbers(decode(ops.convert_to_tensor(moved.reshape(-1, *capsules.shape))), "decoded images")
     if images.ndim != 4 or len(images) != len(dims) * len(offsets):
         raise ValueError(
             f"decode must return images of shape ({len(dims) * len(offsets)}, height, width, channels); "
@@ -129,7 +132,7 @@ def sweep(decode, capsules, label=None, *, dims=None, offsets=OFFSETS):
 
 def _maps(factor, degrees, height, width):
     """Affine maps ``(n, 8)`` from output to input points ``(column, row)``, as ``affine_transform`` wants them."""
-    if factor not in FACTORS:
+    if not isinstance(factor, str) or factor not in FACTORS:
         raise ValueError(f"Unknown factor {factor!r}; expected one of {', '.join(FACTORS)}.")
     degrees = checks.finite_array(degrees, f"degrees of {factor}", "(n,)", 1)
     if factor == "scale" and degrees.min() <= 0:
@@ -158,7 +161,7 @@ def _compactness(represent, x, ids, factor, degrees, batch_size):
     for start in range(0, len(x), step):
         varied = vary(x[start : start + step], factor, degrees)
         found = represent(ops.reshape(varied, (-1, *x.shape[1:])))
-        found = ops.convert_to_numpy(found).astype("float64")
+        found = checks.numbers(found, "representations").astype("float64")
         chosen = np.repeat(ids[start : start + step], n)
         if found.ndim not in (2, 3) or len(found) != len(chosen) or not found.size:
             raise ValueError(

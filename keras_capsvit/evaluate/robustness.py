@@ -89,14 +89,14 @@ def robustness(model, attack, dataset, *, objective=None, targets=None, early=Tr
         ValueError: for an empty data set, what the attack refuses, and a ``work`` that belongs to something else.
     """
     checks.booleans(early=early)
-    goal, judge = model if objective is None else objective(model), Judge(model)
+    goal, judge = goal_of(model, attack, objective, targets), Judge(model)
     run = _step_by_step if early and hasattr(attack, "advance") else _whole
     settings = {"model": model, "attack": attack, "objective": objective, "targets": targets, "early": early}
     total = batches_in(dataset, batch_size)
     with Progress(work, "robustness", settings, judges=[judge], total=total) as progress:
         first = 0
         for x, y in checks.batches_of(dataset, batch_size):
-            wanted = y if targets is None else checks.class_ids(targets(y), len(y), name="Targets")
+            wanted = y if targets is None else targets_of(targets, y)
             progress.batch(functools.partial(_attack, run, judge, attack, goal, x, y, wanted, targets, first), x, y)
             first += len(x)
     measured = progress.results()
@@ -152,6 +152,11 @@ def attack_table(model, attacks, dataset, *, objectives=None, targets=None, batc
         print(evaluate.attack_table(model, {"PGD": pgd}, test, objectives={"capsules": attacks.capsules}))
     """
     rows, settings = [], {"targets": targets, "batch_size": batch_size}
+    attacks = checks.named("attacks", attacks, "attacks")
+    if not attacks:
+        raise ValueError("Expected at least one attack; received none.")
+    if objectives is not None:
+        objectives = checks.named("objectives", objectives, "callables from the model to what is attacked")
     for kind, objective in (objectives or {"natural": None}).items():
         for name, attack in attacks.items():
             settings |= {"objective": objective, "work": place(work, kind, name)}
@@ -177,7 +182,9 @@ def transfer_matrix(models, attack, dataset, *, sources=None, batch_size=128, wo
         Table, a row for each target: ``target``, and for each source the share of the examples that the target
         classifies correctly and that, made on the source, fool it (NaN if it classifies none correctly).
     """
-    sources = models if sources is None else sources
+    models = checks.named("models", models, "models")
+    sources = models if sources is None else checks.named("sources", sources, "models or Objectives")
+    checks.function("attack", attack, "(objective, x, y, targeted) → adversarial images")
     judges, first = {name: Judge(model) for name, model in models.items()}, 0
 
     def measure(x, y, numbers):
@@ -196,10 +203,12 @@ def transfer_matrix(models, attack, dataset, *, sources=None, batch_size=128, wo
         for x, y in checks.batches_of(dataset, batch_size):
             progress.batch(functools.partial(measure, x, y, first + np.arange(len(x))), x, y)
             first += len(x)
+    if not first:
+        raise ValueError("Expected at least one example; the data set is empty.")
     measured = progress.results()
 
     def share(target, source):
-        right = measured[f"right {target}"] if first else np.zeros(0)
+        right = measured[f"right {target}"]
         return float(measured[f"wrong {target}\n{source}"][right].mean()) if right.any() else float("nan")
 
     return Table([{"target": target, **{source: share(target, source) for source in sources}} for target in models])
@@ -233,8 +242,13 @@ def perturbation_norms(x, adversarial):
 
     Returns:
         dict from ``l0`` (changed values), ``l1``, ``l2`` and ``linf`` to arrays ``(b,)``.
+
+    Raises:
+        ValueError: for images of different shapes, or not finite.
     """
-    change = np.abs(np.asarray(adversarial, "float64") - np.asarray(x)).reshape(len(x), math.prod(x.shape[1:]))
+    x, adversarial = checks.images(x), checks.images(adversarial)
+    checks.of_shape("Expected an adversarial image for each", x.shape, adversarial)
+    change = np.abs(adversarial.astype("float64") - x).reshape(len(x), math.prod(x.shape[1:]))
     return {
         "l0": np.count_nonzero(change, axis=1),
         "l1": change.sum(axis=1),
@@ -243,10 +257,28 @@ def perturbation_norms(x, adversarial):
     }
 
 
+def goal_of(model, attack, objective, targets):
+    """What is attacked; refuses an attack, an objective and targets that cannot be called."""
+    checks.function("attack", attack, "(objective, x, y, targeted) → adversarial images")
+    if targets is not None:
+        checks.function("targets", targets, "y → wanted class ids (b,)")
+    if objective is None:
+        return model
+    goal = checks.function("objective", objective, "from a model to what is attacked, such as attacks.votes")(model)
+    return checks.function("What objective returns", goal, "x (b, H, W, C) → scores (b, M)")
+
+
+def targets_of(targets, y):
+    """Wanted class ids ``(b,)``."""
+    return checks.class_ids(targets(y), len(y), name="Targets")
+
+
 def attacked(attack, goal, x, y, targeted, numbers):
     """Adversarial images, NumPy, of images whose numbers in the data set an attack of this package is told."""
     told = {"numbers": numbers} if hasattr(attack, "prepare") else {}
-    return ops.convert_to_numpy(attack(goal, x, y, targeted, **told))
+    images = checks.images(attack(goal, x, y, targeted, **told))
+    checks.of_shape("An attack must return an image for each", x.shape, images)
+    return images
 
 
 def _fools(judge, x, y, targeted):

@@ -1,5 +1,6 @@
 """Whether explanations depend on what they should depend on: the model's weights and the class."""
 
+import keras
 import numpy as np
 from scipy.stats import rankdata
 
@@ -62,12 +63,17 @@ def parameter_randomization(make_explainer, model, x, *, target=None, cascading=
     """
     checks.booleans(cascading=cascading, absolute=absolute)
     checks.integer("seed", seed)
+    checks.function("make_explainer", make_explainer, "from a model to an explainer")
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"Expected a keras.Model, whose weights are permuted; received {type(model).__name__}.")
     layers = [layer for layer in reversed(model.layers) if layer.trainable_variables]
     if not layers:
         raise ValueError(f"Expected a model with trainable weights; {model.name} has none.")
     x = checks.images(x, empty=False)
-    target = Judge(model).classes(x) if target is None else checks.targets(target, len(x))
-    original = make_explainer(model)(x, target)
+    judge = Judge(model)
+    target = judge.of_targets(judge(x), target)[0]
+    explainer = checks.function("What make_explainer returns", make_explainer(model), "(x, target) → maps (b, H, W)")
+    original = explainer(x, target)
     random = np.random.default_rng(seed)
     before = [(variable, variable.numpy()) for layer in layers for variable in layer.trainable_variables]
     found = {}
@@ -99,6 +105,9 @@ def class_sensitivity(explainer, x, first, second, *, absolute=False):
     Raises:
         ValueError: see ``rank_correlation``, and what the explainer refuses.
     """
+    checks.function("explainer", explainer, "(x, target) → maps (b, H, W)")
+    x = checks.images(x, empty=False)
+    first, second = (checks.targets(target, len(x)) for target in (first, second))
     return rank_correlation(explainer(x, first), explainer(x, second), absolute=absolute)
 
 
@@ -117,11 +126,12 @@ def conservation(explainer, scores, x, target=None):
     Raises:
         ValueError: for scores of 0, targets that are no classes, maps that are not finite.
     """
+    checks.function("explainer", explainer, "(x, target) → maps (b, H, W)")
     x, judge = checks.images(x, empty=False), Judge(scores)
     ids, score = judge.of_targets(judge(x), target)
     if not score.all():
         raise ValueError(f"Conservation needs scores other than 0; those of images {np.flatnonzero(score == 0)} are 0.")
-    return image_maps(explainer(x, ids)).sum(axis=(1, 2), dtype="float64") / score
+    return image_maps(explainer(x, ids), x)[0].sum(axis=(1, 2), dtype="float64") / score
 
 
 def _restore(before):

@@ -18,6 +18,9 @@ class Table:
     Args:
         rows: list of dicts from column names to str, int, float or bool; columns are in the order of their first row.
 
+    Raises:
+        ValueError: for rows that are none.
+
     Example::
 
         print(table)
@@ -25,6 +28,10 @@ class Table:
     """
 
     rows: list
+
+    def __post_init__(self):
+        if not isinstance(self.rows, tuple | list) or not all(isinstance(row, dict) for row in self.rows):
+            raise ValueError(f"Expected rows, a list of dicts from column names to values; received {self.rows!r:.60}.")
 
     @property
     def columns(self):

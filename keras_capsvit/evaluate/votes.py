@@ -92,6 +92,8 @@ def vote_gradients(route, votes, loss):
         ValueError: for votes, capsules or losses of another shape, and votes or gradients that are not finite.
     """
     votes = checks.finite_array(votes, "votes", "(batch, inputs, classes, dimension)", 4)
+    checks.function("route", route, "from votes (b, i, j, e) to class capsules (b, j, e)")
+    checks.function("loss", loss, "from lengths (b, j) to one value per image, (b,)")
 
     def losses(votes):
         capsules = route(votes)
@@ -113,7 +115,7 @@ def _routed(votes, capsules, coupling, labels):
             f"Votes of shape {votes.shape} need capsules {(batch, classes, dim)}; received {capsules.shape}."
         )
     shape = (batch, inputs, classes)
-    coupling = ops.convert_to_numpy(coupling)
+    coupling = checks.numbers(coupling, "coupling")
     if coupling.shape not in (shape, shape[1:]):
         raise ValueError(
             f"Votes of shape {votes.shape} need a coupling of shape {shape} or {shape[1:]}; received {coupling.shape}."

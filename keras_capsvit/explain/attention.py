@@ -3,7 +3,7 @@
 import numpy as np
 from keras import ops
 
-from keras_capsvit import autodiff, taps
+from keras_capsvit import autodiff, checks, taps
 from keras_capsvit.explain.base import PREDICTED, GridExplainer, ModelExplainer, class_rows, enlarged, in_batches
 
 
@@ -96,7 +96,7 @@ class FeatureMapAttention(GridExplainer):
     """
 
     def __init__(self, model, layer=None, *, output=None, batch_size=128):
-        declared = "features" if layer is None else layer
+        declared = "features" if layer is None else checks.text("layer", layer)
         self._declared = taps.tap(model, declared) if declared in taps.names(model) else None
         self._layer = layer
         super().__init__(model, batch_size, output)

@@ -103,7 +103,7 @@ class ModelExplainer(Explainer):
         self.batch_size = checks.positive_int("batch_size", batch_size)
         self.scores = taps.scores(model, output)
         self.variables = self.scores.variables
-        self._scores = autodiff.compile(self.scores, self.variables)
+        self._scores = taps.compiled(model, "scores", lambda scores: scores, output)
         self._classes = {}  # their number, by size of the images
 
     def check(self, x, ids):
@@ -117,13 +117,12 @@ class ModelExplainer(Explainer):
 
     def _number_of_classes(self, x):
         try:
-            return self._scores(x[:1]).shape[-1]
-        except Exception as error:
-            # Of a model that took another size it is about the size; others, but for the backend's own, speak for
-            # themselves.
-            if isinstance(error, ValueError) and not self._classes:
-                raise
-            raise checks.wrong_size(x, self.scores.name, error) from error
+            with checks.running(self.scores.name, x):
+                return self._scores(x[:1]).shape[-1]
+        except ValueError as error:
+            if self._classes:  # of a model that took another size it is about the size
+                raise checks.wrong_size(x, self.scores.name, error) from error
+            raise
 
     def predicted(self, x):
         """Predicted classes ``(b,)`` of images ``(b, H, W, C)``."""
@@ -209,9 +208,10 @@ def check_target(target, batch):
     """Class id, ids ``(batch,)``, or None as int32 ids ``(batch,)``, ``PREDICTED`` for None."""
     if target is None:
         return np.full(batch, PREDICTED, "int32")
-    if np.ndim(target) > 1:
+    target = checks.numbers(target, "targets")
+    if target.ndim > 1:
         raise ValueError(
-            f"Expected a class id or ids of shape ({batch},) as target; received shape {np.shape(target)}. Several ids "
+            f"Expected a class id or ids of shape ({batch},) as target; received shape {target.shape}. Several ids "
             "per image, of shape (batch, k), are taken by LRP, CLRP, GuidedBackprop and DeconvNet."
         )
     return checks.targets(target, batch)
@@ -236,13 +236,19 @@ def mean_over_samples(function, images, samples, batch_size):
 
     Returns:
         float32 array ``(images, ...)``.
+
+    Raises:
+        ValueError: for another number of values than of images.
     """
     pairs = images * samples
     size = -(-pairs // -(-pairs // batch_size))
     total = None
     for first in range(0, pairs, size):
         sample, image = np.divmod(np.minimum(np.arange(first, first + size), pairs - 1), images)
-        found = ops.convert_to_numpy(function(image, sample))[: pairs - first]
+        found = checks.numbers(function(image, sample), "values of images")
+        if found.shape[:1] != (size,):
+            raise ValueError(f"Expected a value for each of {size} images; received values of shape {found.shape}.")
+        found = found[: pairs - first]
         if total is None:  # in double precision equal samples have themselves as their mean
             total = np.zeros((images, *found.shape[1:]))
         np.add.at(total, image[: len(found)], found)

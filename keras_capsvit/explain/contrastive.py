@@ -82,9 +82,12 @@ class LRP(Recorded):
         relevance = _relevance()
         checks.booleans(channels=channels)
         self.channels, self.batch_size = channels, checks.positive_int("batch_size", batch_size)
+        for name, value in (("start", start), ("stop", stop)):
+            if value is not None:
+                checks.text(name, value)
         chosen = relevance.choose(rules, input_range)
         self._check(chosen)
-        self._fixed = dict(fixed or {})
+        self._fixed = {} if fixed is None else checks.named("fixed", fixed, "values of the other inputs")
         self._model = relevance.load(model)  # variables of a SavedModel live as long as it
         tapped, start, extra = self._with_taps(start, stop)
         function, spec, self._others = relevance.read(
@@ -246,7 +249,8 @@ class LRP(Recorded):
         return ids
 
     def _checked(self, x):
-        x = np.asarray(x, self._engine.dtype)
+        with np.errstate(over="ignore"):
+            x = checks.numbers(x, "input").astype(self._engine.dtype)
         if x.ndim != len(self._shape) or any(s not in (None, n) for n, s in zip(x.shape, self._shape, strict=True)):
             raise ValueError(f"Expected input of shape {self._shape}; received {x.shape}.")
         checks.finite(x, "input")
@@ -265,7 +269,7 @@ class LRP(Recorded):
         """Ids ``(b, k)``."""
         if target is None:
             return self._predicted(given)[:, None]
-        ids, count = np.asarray(target), len(given[0])
+        ids, count = checks.numbers(target, "targets"), len(given[0])
         shapes_fit = ids.ndim == 0 or (ids.ndim in (1, 2) and len(ids) == count and 0 not in ids.shape[1:])
         if not shapes_fit or not np.issubdtype(ids.dtype, np.integer):
             raise ValueError(
@@ -306,8 +310,7 @@ class CLRP(LRP):
     """
 
     def __init__(self, model, variant="others", *, rules="z_plus", **settings):
-        if variant not in VARIANTS:
-            raise ValueError(f"variant must be one of {VARIANTS}; received {variant!r}.")
+        checks.choice("variant", variant, VARIANTS)
         self._contrast, self._negate = variant == "others", variant == "negated"
         super().__init__(model, rules, **settings)
 

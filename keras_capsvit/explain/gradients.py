@@ -3,7 +3,7 @@
 import numpy as np
 from keras import ops
 
-from keras_capsvit import autodiff, checks
+from keras_capsvit import autodiff, checks, taps
 from keras_capsvit.explain.base import (
     Explainer,
     ModelExplainer,
@@ -26,10 +26,7 @@ class GradientExplainer(ModelExplainer):
         super().__init__(model, batch_size, output)
         checks.booleans(channels=channels)
         self.channels = channels
-        self._gradient = autodiff.compile(autodiff.gradient(self._score), self.variables)
-
-    def _score(self, x, ids):
-        return score_of(self.scores(x), ids)
+        self._gradient = taps.compiled(model, "gradient of a class", _gradient, output)
 
     def gradients(self, x, ids, points=None, samples=1):
         """Gradients of the scores of classes, averaged over samples of each image.
@@ -68,6 +65,10 @@ class GradientExplainer(ModelExplainer):
 
     def finished(self, attributions):
         return attributions if self.channels else ops.sum(attributions, axis=-1)
+
+
+def _gradient(scores):
+    return autodiff.gradient(lambda x, ids: score_of(scores(x), ids))
 
 
 class Saliency(GradientExplainer):
@@ -177,7 +178,8 @@ class SmoothGrad(Explainer):
     """
 
     def __init__(self, base, samples=10, *, noise=0.15, seed=0):
-        self.base, self.samples = base, checks.positive_int("samples", samples)
+        self.base = checks.function("base", base, "(x, target) → maps (b, ...), such as an explainer")
+        self.samples = checks.positive_int("samples", samples)
         self.noise, self.seed = checks.number("noise", noise, 0), checks.integer("seed", seed)
         self.channels = getattr(base, "channels", False)
         self._attributions = getattr(base, "attributions", base)

@@ -12,7 +12,7 @@ class _ChangedGradient(LRP):
         super().__init__(model, self._rules, **settings)
 
     def _over_channels(self, maps):
-        return ops.max(ops.abs(maps), axis=-1)
+        return ops.max(ops.abs(maps), axis=-1, initial=0.0)  # which serves no images, too
 
 
 class GuidedBackprop(_ChangedGradient):

@@ -87,9 +87,7 @@ class AttentionRollout(TokenExplainer):
     """
 
     def __init__(self, model, *, head_fusion="mean", discard_ratio=0.0, output=None, batch_size=32):
-        if head_fusion not in FUSIONS:
-            raise ValueError(f"head_fusion must be one of {tuple(FUSIONS)}; received {head_fusion!r}.")
-        self.head_fusion = head_fusion
+        self.head_fusion = checks.choice("head_fusion", head_fusion, FUSIONS)
         self.discard_ratio = checks.number("discard_ratio", discard_ratio, 0, 1, without=(1,))
         super().__init__(model, batch_size, output)
 

@@ -1,16 +1,18 @@
 """Loading SavedModels, what ``export`` wrote and others, as models."""
 
+import functools
 import pathlib
 import warnings
 
 import numpy as np
 import tensorflow as tf
 
-from keras_capsvit import checks
+from keras_capsvit import autodiff, checks
 from keras_capsvit.files import FileError, read_json, reading, refuse
 from keras_capsvit.serving.endpoints import DEFAULT, EXPLAIN, PREDICTED
 from keras_capsvit.serving.export import CARD, newest
 
+_MOST_TOGETHER = 16  # lists of taps whose functions are kept
 _IMAGES, _OUTPUTS = "images", "outputs"  # of what ``export`` wrote
 
 
@@ -99,6 +101,7 @@ class ServedModel:
 
     def __init__(self, loaded, card=None, *, signature=None, input=None, output=None):
         self._loaded = loaded  # its variables live as long as this reference
+        self._several = functools.lru_cache(_MOST_TOGETHER)(self._traced_together)
         self.card = card or {}
         self.name = self.card.get("name", "served_model")
         self.endpoints = sorted(getattr(loaded, "signatures", {}))
@@ -175,13 +178,18 @@ class ServedModel:
     def together(self, names):
         """Callable from images to the list of several taps, in one pass."""
         spec = self._inputs(self._signature)[self._input]
+        several = self._several(tuple(names))
+        return lambda x: several(_fitted(spec, x))
 
-        @tf.function(autograph=False)
+    def _traced_together(self, names):
+        spec = self._inputs(self._signature)[self._input]
+
         def several(images):  # compiled, so that what nobody asks for is not computed
             tapped = self._loaded.tapped(images)
             return [tapped[name] for name in names]
 
-        return lambda x: several(_fitted(spec, x))
+        images = tf.TensorSpec(spec.shape, spec.dtype)
+        return tf.function(autodiff.counted(several), [images], autograph=False)
 
     def traced_function(self):
         """``(function, tf.TensorSpec of its images)``, what ``taps`` reads the graph of.

@@ -3,25 +3,29 @@
 A model is a Keras model (functional, Sequential, subclassed, nested), a SavedModel, or any callable from images to
 class scores. ``declared`` are the taps that models of this package list themselves; ``recording`` runs a live model and
 sees its layers and its attention; ``graphs`` reads the functions of SavedModels; ``scores`` finds the class scores
-before any softmax or sigmoid; ``points`` the last feature map, tokens and attention; ``influence`` and ``reading``
-what the scores depend on; ``pixels`` the range of the input.
+before any softmax or sigmoid, of which ``compiled`` compiles functions once per model; ``points`` the last feature map,
+tokens and attention; ``influence`` and ``reading`` what the scores depend on; ``pixels`` the range of the input.
 """
 
+from keras_capsvit.taps.compiled import compiled, is_model
 from keras_capsvit.taps.declared import names
 from keras_capsvit.taps.pixels import input_range
 from keras_capsvit.taps.points import FeatureMap, feature_map, layers, resolve, tap, tokens
 from keras_capsvit.taps.reading import attentions, tokens_read
 from keras_capsvit.taps.recording import eagerly
-from keras_capsvit.taps.scores import Scores, chosen_output, predictions, scores, served_function
+from keras_capsvit.taps.scores import Scores, check_output, chosen_output, predictions, scores, served_function
 
 __all__ = [
     "FeatureMap",
     "Scores",
     "attentions",
+    "check_output",
     "chosen_output",
+    "compiled",
     "eagerly",
     "feature_map",
     "input_range",
+    "is_model",
     "layers",
     "names",
     "predictions",

@@ -4,7 +4,7 @@ import functools
 
 import tensorflow as tf
 
-from keras_capsvit import private
+from keras_capsvit import autodiff, private
 
 CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
 # What a classifier ends in, and what leaves values as they are.
@@ -133,7 +133,7 @@ class Program:
                 return output, *values
 
             # A function of its own, because a tape does not see ops that are imported.
-            compiled = tf.function(function, autograph=False, reduce_retracing=True)
+            compiled = tf.function(autodiff.counted(function), autograph=False, reduce_retracing=True)
             self._compiled[key] = private.silence_retracing(compiled)
         scores, *values = self._compiled[key](x, list(offsets.values()))
         return scores, values

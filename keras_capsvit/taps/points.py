@@ -7,6 +7,7 @@ import re
 import numpy as np
 from keras import ops
 
+from keras_capsvit import checks
 from keras_capsvit.taps import declared
 from keras_capsvit.taps.influence import influence
 from keras_capsvit.taps.scores import scores
@@ -51,6 +52,10 @@ def layers(model, x=None, output=None):
 
 def look(subject, x=None):
     """Seen, of Scores, for images like ``x`` or as the model tells them; asked once, if the model tells."""
+    if x is not None:
+        if len(getattr(x, "shape", ())) != 4:
+            raise ValueError(f"Expected images x (b, H, W, C); received {getattr(x, 'shape', type(x).__name__)}.")
+        checks.of_size(x, subject.input_shape, subject.name)
     shape = subject.input_shape if x is None else tuple(x.shape[1:])
     if shape is None or None in shape:
         raise ValueError(f"{subject.name} leaves the size of its images open ({shape}); pass images x (b, H, W, C).")
@@ -71,7 +76,7 @@ def resolve(seen, name, whose, taps=()):
     Raises:
         ValueError: if there is none, or several; lists them.
     """
-    if name in seen.shapes:
+    if checks.text("The name of a layer", name) in seen.shapes:
         return name
     ending = [full for full in seen.shapes if full.endswith(f"/{name}")]
     if len(ending) == 1:
@@ -211,7 +216,8 @@ def tap(model, name, x=None, output=None):
     Raises:
         ValueError: if the model has no such intermediate; the message lists those it has.
     """
-    listed = [name] if isinstance(name, str) else list(name)
+    listed = name if isinstance(name, tuple | list) and name else [name]
+    listed = [checks.text("The name of a tap", each) for each in listed]
     known = declared.names(model)
     if all(each in known for each in listed):
         return declared.tap(model, name)

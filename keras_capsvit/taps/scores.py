@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_capsvit import autodiff, private
+from keras_capsvit import autodiff, checks, private
 from keras_capsvit.taps import declared
 from keras_capsvit.taps.recording import Recorder, eagerly, run
 
@@ -52,6 +52,7 @@ class Scores:
     """
 
     def __init__(self, model, output=None):
+        check_output(output)
         self.model = model
         self.name = getattr(model, "name", None) or getattr(model, "__name__", type(model).__name__)
         self.variables = list(getattr(model, "variables", ()))
@@ -267,7 +268,9 @@ class _Live:
 
     def look(self, x):
         recorder = Recorder(None, attention=True)
-        self._run(x, recorder)
+        returned = self._run(x, recorder)
+        if self._output is not None:
+            self._selected(returned)
         kinds = {name: type(layer).__name__ for name, layer in recorder.operations.items()}
         shapes = {name: tuple(value.shape[1:]) for name, value in recorder.outputs.items()}
         formats = {name: getattr(layer, "data_format", None) for name, layer in recorder.operations.items()}
@@ -381,6 +384,11 @@ def served_function(model):
     return (lambda x: signatures[key](**{name: x})), spec
 
 
+def check_output(output):
+    """Refuse what is no name and no position of an output, and not None; otherwise return it."""
+    return output if output is None or isinstance(output, str) else checks.integer("output", output, low=-(2**31))
+
+
 def chosen_output(outputs, output, name):
     """One of several outputs.
 
@@ -392,6 +400,7 @@ def chosen_output(outputs, output, name):
     Raises:
         ValueError: lists the outputs.
     """
+    check_output(output)
     if not isinstance(outputs, dict | list | tuple):
         if output not in (None, 0):
             raise ValueError(f"{name} has one output; received output={output!r}. Leave it out.")
@@ -497,5 +506,14 @@ def predictions(model, x):
 
     Returns:
         int array ``(b,)``, the classes of the highest scores: of one sigmoid output 1 where it is above 1/2.
+
+    Raises:
+        ValueError: for images of another size, NaN or infinite ones, and such scores.
     """
-    return ops.convert_to_numpy(scores(model)(ops.convert_to_tensor(x))).argmax(axis=-1)
+    x, subject = checks.images(x, empty=False), scores(model)
+    checks.of_size(x, subject.input_shape, subject.name)
+    with checks.running(subject.name, x):
+        values = checks.finite(checks.numbers(subject(ops.convert_to_tensor(x)), "scores"), f"scores of {subject.name}")
+    if values.shape[:1] != x.shape[:1]:
+        raise ValueError(f"Expected scores of {len(x)} images from {subject.name}; received {values.shape}.")
+    return values.argmax(axis=-1)

@@ -2,8 +2,9 @@
 
 import dataclasses
 
-import tensorflow as tf
+import numpy as np
 
+from keras_capsvit import checks
 from keras_capsvit.explain.relevance.rules import RULES
 
 
@@ -57,7 +58,9 @@ def choose(rules, input_range=None):
     Raises:
         ValueError: for names and entries that are none, and a range that is missing, out of order or of no use.
     """
-    *own, last = [rules] if isinstance(rules, str) else [*rules] or [None]
+    if not isinstance(rules, str | tuple | list) or not rules:
+        raise ValueError(f"rules must be a str or a list of entries, see LRP; received {rules!r:.60}.")
+    *own, last = [rules] if isinstance(rules, str) else rules
     if not isinstance(last, str):
         own, last = [*own, last], "z_plus"
     names = {name for known in RULES.values() for name in known}
@@ -75,12 +78,24 @@ def choose(rules, input_range=None):
         raise ValueError(f"rules must be one of {sorted({*COMPOSITES, *RULES['linear']})}; received {last!r}.")
     entries = found.entries
     if input_range is not None:
-        low, high = input_range
         if found.box == "never":
             raise ValueError(f"rules={last!r} makes no use of an input_range; received {input_range}.")
-        if not tf.reduce_all(tf.cast(low, "float32") < tf.cast(high, "float32")):
-            raise ValueError(f"input_range must be (lowest, highest) input; received {input_range}.")
+        _check_range(input_range)
         entries = (("input", "z_box"), *entries)
     elif found.box == "needed" or any(entry[1] == "z_box" for entry in own):
         raise ValueError("z_box needs to know the range of the input; pass input_range=(lowest, highest).")
     return dataclasses.replace(found, entries=(*own, *entries), own=len(own))
+
+
+def _check_range(input_range):
+    """Refuse what are no lowest and highest input, numbers or arrays."""
+    try:
+        low, high = (checks.finite(checks.numbers(end, "input_range"), "input_range") for end in input_range)
+        fits = np.all(low < high)
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ValueError(
+            "input_range must be (lowest, highest) input, numbers or arrays that broadcast to an image; received "
+            f"{input_range}."
+        )

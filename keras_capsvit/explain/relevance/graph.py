@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from keras_capsvit import autodiff
 from keras_capsvit.explain.relevance import groups, refusals
 from keras_capsvit.private import gradient_function
 from keras_capsvit.taps.graphs import ancestors, inlined, key_of, node_of
@@ -222,7 +223,7 @@ def trace(function, spec, others=()):
 
 def compiled(function, *specs):
     """``function`` of tensors of the given tf.TensorSpec, traced now."""
-    return tf.function(function, autograph=False, input_signature=specs).get_concrete_function()
+    return tf.function(autodiff.counted(function), autograph=False, input_signature=specs).get_concrete_function()
 
 
 def emit(op, inputs):

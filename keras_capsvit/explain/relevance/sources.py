@@ -6,6 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_capsvit import checks, taps
+
 
 def load(model):
     """The loaded object for the path of a SavedModel; anything else is returned as it is."""
@@ -37,6 +39,9 @@ def read(model, *, input_shape=None, fixed=(), output=None, signature="serving_d
     Raises:
         ValueError: where the model leaves open what is meant; says what to pass.
     """
+    if input_shape is not None:
+        checks.integers("input_shape", input_shape, (None,), "(n,), such as (H, W, C)", low=1)
+        input_shape = tuple(input_shape)
     call, specs = _callable(model, signature, input_shape, extra)
     name = _explained(specs, fixed)
     spec = specs[name]
@@ -154,6 +159,7 @@ def _explained(specs, fixed):
 
 
 def _one_of(results, output):
+    taps.check_output(output)
     if not isinstance(results, dict | list | tuple):
         results = [results]
     by_name = results if isinstance(results, dict) else dict(enumerate(results))
@@ -165,6 +171,8 @@ def _one_of(results, output):
         output = list(by_name)[output]
     if output not in by_name:
         raise ValueError(f"Expected output= to be one of the model's outputs {list(by_name)}; received {output!r}.")
+    if not tf.as_dtype(getattr(by_name[output], "dtype", "string")).is_floating:
+        raise ValueError(f"Expected class scores, a tensor of floats, to explain; received {by_name[output]!r:.100}.")
     return by_name[output]
 
 

@@ -1,0 +1,607 @@
+"""The pool of every parameter. Before its name may stand the room, and what is called: the longest name counts."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from fuzz import values, zoo
+from fuzz.values import Pool, among, made, nonsense
+from keras_capsvit import attacks, evaluate, layers, patches
+
+NAN = float("nan")
+IMAGES, MAPS, SEED = values.pictures(), values.array(zoo.maps), values.seed()
+FLAG, SMALL = values.flag(), values.whole(1, [2, 1, 3], huge=False)
+BATCH_SIZE, SHARE = values.whole(1, [2, 3, 4, 1]), values.number([0.0, 0.1], 0, 1, below=True)
+ANGLE = values.number([10.0, 0, 30.0], 0, 90, below=True)
+LENGTHS = values.array(lambda: zoo.random(3).uniform(size=(zoo.BATCH, zoo.CLASSES)).astype("float32"))
+INPUT_CAPSULES = values.array(
+    lambda: zoo.random(1).normal(size=(zoo.BATCH, 5, 4)).astype("float32"), wrong_length=False
+)
+SIZES = among([(4, 4), (2,)], [0, "4", (0,), (1.5,), (-1,), (True,), (2**40,)], [()], but=["[]"])
+VARIANT = among(["S/3", "Ti/2"], ["S", "X/3", "S/0", "S/x", "S/-1", "S/1.5", ""], ["S/4"])
+MEAN_STD = among([None], ["mean", (0.5,), (NAN,), ("a",)], [(0.5, 0.5, 0.5)])
+INPUT_SHAPE = among(
+    [zoo.SHAPE, [6, 6, 1], (8, 8, 3)],
+    [
+        (0, 6, 1),
+        (-6, 6, 1),
+        (6, 6),
+        (6, 6, 1, 1),
+        (6.5, 6, 1),
+        (6, 6, None),
+        (True, 6, 1),
+        (NAN, 6, 1),
+        6,
+        (2**31, 6, 1),
+    ],
+    [(1, 1, 1), (np.int64(6), 6, 1)],
+)
+PATCH_SIZE = among(
+    [2, (2, 1), np.int64(2), [1, 2]],
+    [0, -1, True, (2,), (1, 2, 3), (2, 1.5), (2, -1), (True, 2)],
+    [100, 2**32],
+    but=["3"],
+)
+
+
+def boxes():
+    return np.tile([[1, 1, 3, 4]], (zoo.BATCH, 1))
+
+
+def masks():
+    everywhere = np.zeros((zoo.BATCH, zoo.SIZE, zoo.SIZE), bool)
+    everywhere[:, 1:3, 1:4] = True
+    return everywhere
+
+
+def digits(*bad):
+    more = [made("batched", zoo.batched), made("empty", lambda: zoo.stream().take(0)), *bad]
+    return among([made("digits", zoo.stream)], more)
+
+
+def functions_like(*good, nonsense_of=zoo.NONSENSE):
+    return among(
+        [made(f"good {k}", each) for k, each in enumerate(good)],
+        nonsense(nonsense_of),
+        [made("raises", lambda: zoo.raises)],
+        [made("not_finite", lambda: zoo.not_finite)],
+    )
+
+
+GENERAL = {
+    "x": IMAGES,
+    "images": IMAGES,
+    "maps": MAPS,
+    "y": values.labels(),
+    "labels": values.labels(),
+    "target": values.targets(),
+    "bounds": values.bounds(),
+    "batch_size": BATCH_SIZE,
+    "seed": SEED,
+    "model": values.models(),
+    "models": values.mapping(values.models(zoo.cnn, lambda: zoo.linear)),
+    "dataset": values.datasets(),
+    "attack": functions_like(zoo.fgsm, zoo.bim),
+    "attacks": values.mapping(values.attacks()),
+    "output": among([None], ["nothing", -1], [0]),
+    "num_classes": values.whole(2, [3, 2], huge=False).and_bad(10**9),
+    "patch_size": PATCH_SIZE,
+    "positions": among(
+        [
+            made("for all", lambda: np.array([[0, 0], [3, 3]])),
+            made("of each", lambda: np.zeros((zoo.BATCH, 2, 2), int)),
+        ],
+        [
+            *([[-1, 0], [0, 0]], [[5, 5], [0, 0]], [[0.5, 0], [1, 1]], [[2**32, 0], [0, 0]], [["a", "b"]], [[NAN, 0]]),
+            made("of other images", lambda: np.zeros((zoo.BATCH + 1, 2, 2), int)),
+            made("triples", lambda: np.zeros((2, 3), int)),
+        ],
+        [[[0, 0], [0, 0]]],
+        but=["[]"],
+    ),
+    "name": Pool(["a_name"]),
+    **dict.fromkeys(
+        ("early", "relative", "absolute", "cascading", "per_image", "targeted", "channels", "shared", "matrix"), FLAG
+    ),
+    **dict.fromkeys(
+        ("random_start", "abort_early", "early_stop", "universal", "squash", "self_loops", "normalize"), FLAG
+    ),
+    **dict.fromkeys(("use_bias", "rolled", "class_token", "distillation_token", "shared_transform", "distilled"), FLAG),
+    **dict.fromkeys(("weight_standardization", "download", "shuffle", "flip", "keep_inside", "parts"), FLAG),
+    **dict.fromkeys(
+        ("num_heads", "units", "token_units", "channel_units", "num_types", "capsule_dim", "primary_dim"), SMALL
+    ),
+    **dict.fromkeys(
+        ("num_capsules", "height", "width", "dim", "num_inputs", "filters", "mlp_units", "group_dim"), SMALL
+    ),
+}
+OPS = {
+    "x": values.array(zoo.class_capsules, fixed=False, wrong_length=False),
+    "axis": values.whole(-3, [-1, 0, 1, -2], 2),
+    "keepdims": FLAG,
+    "attention": among(
+        [made("attention", zoo.attention)],
+        [[1, 2], [None], made("different", lambda: [zoo.attention()[0], np.ones((4, 3, 3), "float32")])],
+        nan=[made("NaN inside", lambda: [each * NAN for each in zoo.attention()])],
+    ),
+    "matrices": among(
+        [made("attention", zoo.attention)],
+        [[1, 2], [None]],
+        nan=[made("NaN", lambda: [each * NAN for each in zoo.attention()])],
+    ),
+    "prefix": values.whole(0, [1, 0, 2], 4),
+    "attention_rollout.read": among([None, [0], [0, 1], np.array([2])], [[7], [-6], [0.5], [None]]),
+    "reached.read": among([[0], [0, 1], np.array([2])], [[7], [-6], [0.5], [None]]),
+    "num_classes": among([zoo.CLASSES, np.int64(3)], [0, -1, True], [4, 2, 2**31], but=["3"]),
+}
+ATTACKS = {
+    "objective": values.models(zoo.cnn, zoo.softmax_cnn, zoo.graph_capsules, lambda: zoo.linear),
+    "numbers": among(
+        [None, made("numbers", lambda: np.arange(7, 7 + zoo.BATCH)), made("list", lambda: [3, 1, 2, 0])],
+        [[1], [0.5] * 4, [-1] * 4, ["a"] * 4, [None] * 4, [NAN] * 4],
+        [[2**33] * 4, [0.0] * 4, [True] * 4],
+    ),
+    "epsilon": values.number([0.1, 0.05, 0.3], 0),
+    **{
+        f"{n}.epsilon": values.number([0.1, 0.05], 0).or_none()
+        for n in ("CarliniWagner", "CarliniWagnerLinf", "DeepFool", "PatchAttack")
+    },
+    "preset.name": values.choice(*attacks.PRESETS),
+    "step_size": values.number([0.05, 0.01], 0).or_none(),
+    "CarliniWagner.step_size": values.number([0.05, 0.01], 0),
+    "CarliniWagnerLinf.step_size": values.number([0.05, 0.01], 0),
+    "relative_step": values.number([0.25, 1.0], 0).or_none(),
+    "steps": SMALL,
+    "norm": values.choice("linf", "l2"),
+    "decay": values.number([1.0, 0.5], 0).or_none(),
+    "restarts": values.whole(1, [1, 2], huge=False),
+    "keep": values.choice("best", "last"),
+    "error": functions_like(lambda: zoo.error),
+    "beta": values.number([0.5, 0.2], 0, 1),
+    "candidates": values.whole(2, [3, 2, 10]),
+    "overshoot": values.number([0.02, 0.5], 0),
+    "binary_search_steps": values.whole(1, [1, 2], huge=False),
+    "initial_const": values.number([0.1, 1.0], 0, above=True),
+    "CarliniWagner.initial_const": values.number([0.1, 1.0], 0),
+    "largest_const": values.number([0.2, 1.0], 0, above=True),
+    "const_factor": values.number([2.0, 3.0], 1, above=True),
+    "decrease_factor": values.number([0.5, 0.9], 0, 1, above=True, below=True),
+    "smallest_limit": values.number([0.1, 0.3], 0, above=True),
+    "confidence": values.number([0.0, 0.5], 0),
+    "positions": among(
+        [
+            None,
+            made("grid", zoo.grid),
+            ((0, 0),),
+            made("array", lambda: np.array([[1, 1]])),
+            made("of each", lambda: np.zeros((4, 1, 2), int)),
+        ],
+        [((5, 5),), ((-1, 0),), ((0.5, 0),), (("a", "b"),), ((2**32, 0),)],
+        but=["[]"],
+    ),
+    "num_patches": values.whole(1, [1, 2], huge=False),
+    "order": values.choice(*attacks.ORDERS),
+    "votes.model": values.models(zoo.capsules),
+    "natural.model": values.models(silly=zoo.NONSENSE[:4]),
+    "capsules.model": values.models(zoo.graph_capsules, zoo.capsules),
+    "logits.model": values.models(zoo.cnn, zoo.softmax_cnn, silly=zoo.NONSENSE[:4]),
+    "reconstruction_error.model": values.models(zoo.capsules, bad=(zoo.cnn,)),
+    "combined.objectives": Pool(
+        [made("two", lambda: [attacks.capsules(zoo.capsules()), attacks.votes(zoo.capsules())])],
+        [[], [None], ["votes"], [3], made("models", lambda: [zoo.linear])],
+    ),
+}
+EXPLAIN = {
+    "x": values.pictures(wrong_length=False),
+    "SmoothGrad.x": values.pictures(sizes=False, wrong_length=False),
+    "RandomMap.x": values.pictures(sizes=False, wrong_length=False),
+    "model": values.models(zoo.cnn, zoo.softmax_cnn, lambda: zoo.linear),
+    **{
+        f"{name}.model": values.models(zoo.cnn)
+        for name in ("LRP", "CLRP", "GuidedBackprop", "DeconvNet", "ScoreCAM", "GradCAM")
+    },
+    **{f"{name}.model": values.models(zoo.cnn) for name in ("GradCAMPlusPlus", "LayerCAM", "HiResCAM", "EigenCAM")},
+    "FeatureMapAttention.model": values.models(zoo.cnn, scored=False),
+    "GraphAttention.model": values.models(zoo.graph_capsules, bad=(zoo.cnn,)),
+    "AttentionRollout.model": values.models(zoo.transformer, bad=(zoo.cnn,)),
+    "TransformerAttribution.model": values.models(zoo.transformer, bad=(zoo.cnn,)),
+    "layer": among([None, "conv"], ["nothing", "", b"conv"]),
+    "steps": values.whole(1, [2, 1, 4], huge=False),
+    "baseline": Pool(
+        [0.0, 0.5, made("image", lambda: zoo.images()[0])],
+        [
+            None,
+            "black",
+            {},
+            1j,
+            made("larger", lambda: np.zeros((7, 7, 1))),
+            values.OBJECTS,
+            made("generator", values.generator),
+        ],
+        [True, made("row", lambda: np.zeros((1, zoo.SIZE, 1))), [], 1e30],
+        values.NOT_FINITE,
+    ),
+    "samples": values.whole(1, [2, 1], huge=False),
+    "noise": values.number([0.1, 0.0], 0),
+    "base": functions_like(zoo.saliency, lambda: zoo.explainer, nonsense_of=zoo.NONSENSE[:4]),
+    "head_fusion": values.choice("mean", "max", "min"),
+    "discard_ratio": values.number([0.0, 0.5], 0, 1, below=True),
+    "rules": among(
+        ["z_plus", "epsilon", "gradient", [("conv", "gamma", {"gamma": 0.5}), "z_plus"]],
+        [[("conv",)], [3], ["nonsense"], [("conv", "gamma", {"gamma": NAN}), "z_plus"]],
+        [[("nothing*", "gamma"), "z_plus"]],
+    ),
+    "input_range": among(
+        [None, (0, 1), (0.0, 1.0)],
+        [(1, 0), (NAN, 1), (0, float("inf")), "01", (0, 1, 2), ("a", "b"), (0, 0)],
+        [(-1, 2)],
+    ),
+    "input_shape": among([None, zoo.SHAPE], [(6, 6), (7, 7, 1), (NAN,) * 3, (6, 6, -1)], [[6, 6, 1]]),
+    "start": among([None], open=["conv"]),
+    "stop": among([None], open=["conv"]),
+    "fixed": among([None, {}], [{"nothing": 1}], but=["{}"]),
+    "signature": Pool(["serving_default"], [], [None, 3, "x", NAN]),
+    "variant": values.choice("others", "negated"),
+}
+EVALUATE = {
+    "where": among(
+        [
+            made("boxes", boxes),
+            made("masks", masks),
+            made("several boxes", lambda: [boxes()[:2]] * zoo.BATCH),
+            made("masks of 0 and 1", lambda: masks().astype("uint8")),
+            made("list", lambda: boxes().tolist()),
+        ],
+        [
+            made("too few", lambda: boxes()[:2]),
+            made("float boxes", lambda: boxes() + 0.5),
+            made("NaN boxes", lambda: boxes() * NAN),
+            made("empty masks", lambda: masks() & False),
+            made("outside", lambda: boxes() + 10),
+            made("negative", lambda: boxes() - 5),
+            made("2**32", lambda: boxes() + 2**32),
+            made("twos", lambda: masks() * 2),
+            made("NaN masks", lambda: np.where(masks(), NAN, 0)),
+            made("strings", lambda: boxes().astype(str)),
+            made("other size", lambda: np.ones((zoo.BATCH, 3, 3), bool)),
+            made("ragged", lambda: [[1, 2], [1], [], [3]]),
+        ],
+    ),
+    "objective": functions_like(
+        lambda: attacks.logits, lambda: attacks.natural, nonsense_of=zoo.NONSENSE[:3]
+    ).or_none(),
+    "targets": functions_like(lambda: lambda y: (y + 1) % zoo.CLASSES).or_none(),
+    "error": functions_like(lambda: zoo.error),
+    "explainers": values.mapping(functions_like(lambda: zoo.explainer, zoo.saliency)),
+    "metrics": values.mapping(functions_like(lambda: zoo.metric, nonsense_of=zoo.NONSENSE[:3])),
+    "compare.target": values.choice("predicted", "label"),
+    "percentile": values.number([95.0, 50.0], 0, 100, above=True, below=True),
+    "detection.threshold": values.number([0.1, 0.0]),
+    "pointing_game.threshold": among(
+        [None, 50, [5, 25.0, 100]], [0, -1, 101, [[1]], [None], ["a"], [float("inf")]], [True], but=["3", "1.5"]
+    ),
+    "tolerance": values.number([0, 1.5], 0),
+    "perturb": values.attacks(),
+    "position_map.attack": among(
+        [made("PatchAttack", lambda: attacks.PatchAttack(2, steps=1))], [made("FGSM", zoo.fgsm)]
+    ),
+    "grid": among(
+        [made("grid", lambda: patches.PatchGrid((zoo.SIZE, zoo.SIZE), 3))],
+        [made("of other images", lambda: patches.PatchGrid((12, 12), 4))],
+    ),
+    "result": among([made("result", zoo.patched)]),
+    "results": among([made("results", lambda: {"a": zoo.patched()})], [{"b": 3}, {"a": None}], but=["{}"]),
+    "patch_transfer.models": among([made("models", lambda: {"a": zoo.cnn()})], [{"a": None}, {"a": "model"}]),
+    "shifts": among(
+        [[(0, 0), (1, -1)], [(0, 1)]],
+        [[3], [(1,)], [(0.5, 0)], [("a", "b")], [(NAN, 0)]],
+        [[(9, 9)], [(2**32, 0)]],
+        but=["[]"],
+    ),
+    "patch": values.whole(1, [2, 3], zoo.SIZE),
+    "regions": values.choice("grid", "pixels"),
+    "steps": values.whole(1, [2, 1, 4], 36).or_none(),
+    "fill": Pool(
+        ["random", 0.0, 0.5, made("images", zoo.images)],
+        [
+            "nonsense",
+            None,
+            {},
+            1j,
+            values.OBJECTS,
+            made("other size", lambda: np.zeros((7, 7, 1))),
+            made("generator", values.generator),
+        ],
+        [True, 1e30, []],
+        values.NOT_FINITE,
+    ),
+    "order": values.choice("descending", "ascending"),
+    "mean": Pool(
+        [0.5, made("image", lambda: zoo.images().mean(axis=0))],
+        [
+            "mean",
+            None,
+            {},
+            1j,
+            values.OBJECTS,
+            made("other size", lambda: np.zeros((7, 7, 1))),
+            made("generator", values.generator),
+        ],
+        [True, []],
+        values.NOT_FINITE,
+    ),
+    "size": values.whole(1, [3, 1]),
+    "neurons": functions_like(lambda: lambda x: zoo.linear(x)[:, :2]),
+    "neuron_ablation.maps": values.array(lambda: np.stack([zoo.maps(), zoo.maps()])),
+    "factor": values.choice("rotation", "scale", "trans_x", "shear_y"),
+    "degrees": among([[1.0, 0.9], [1.1]], [[[1]], ["a"], [None]], [[0.0], [-1.0], [1e30]], [[NAN], [float("inf")]]),
+    "factors": among(
+        [{"rotation": [-5, 0, 5]}, {"scale": [0.9, 1.1]}],
+        [
+            {"nothing": [0, 1]},
+            {"rotation": [0]},
+            {"rotation": []},
+            {"scale": [0, 1]},
+            {"rotation": "ab"},
+            {"rotation": [0, NAN]},
+        ],
+        but=["{}"],
+    ),
+    "represent": functions_like(
+        lambda: zoo.linear, lambda: lambda x: ops.reshape(zoo.linear(x), (-1, zoo.CLASSES, 1)) * np.ones(2, "float32")
+    ),
+    "decode": functions_like(
+        lambda: (
+            lambda capsules: ops.reshape(ops.sum(capsules, axis=(1, 2)), (-1, 1, 1, 1)) * np.ones((2, 2, 1), "float32")
+        )
+    ),
+    "sweep.capsules": values.array(lambda: zoo.class_capsules()[0], wrong_length=False),
+    "label": values.whole(0, [1, 0], zoo.CLASSES - 1).or_none(),
+    "dims": among([None, [0], (1, 0), np.array([1])], [[5], [-1], [0.5], [None], ["a"], [2**32]], [[0, 0]]),
+    "offsets": among(
+        [[0.0, 0.5], (-0.25,), np.array([0.1])], [["a"], [None], [[1.0]]], [[1e30]], [[NAN], [float("inf")]]
+    ),
+    "adversarial": values.array(lambda: zoo.images() * 0.9),
+    "first": MAPS,
+    "second": MAPS,
+    "class_sensitivity.first": values.targets(none="bad", beyond="open"),
+    "class_sensitivity.second": values.targets(none="bad", beyond="open"),
+    "class_sensitivity.x": values.pictures(sizes=False),
+    "vary.x": values.pictures(sizes=False, wrong_length=False),
+    "make_explainer": functions_like(lambda: lambda model: zoo.explainer, nonsense_of=zoo.NONSENSE[:3]),
+    "parameter_randomization.model": among([made("cnn", zoo.cnn)], [made("linear", lambda: zoo.linear)]),
+    "explainer": functions_like(lambda: zoo.explainer, zoo.saliency),
+    "scores": values.models(zoo.cnn, lambda: zoo.linear),
+    "conservation.x": values.pictures(wrong_length=False),
+    "vote_gradients.votes": values.array(zoo.votes, wrong_length=False),
+    "votes": values.array(zoo.votes),
+    "capsules": values.array(zoo.class_capsules),
+    "coupling": values.array(zoo.coupling, fixed=False),
+    "route": functions_like(lambda: lambda votes: ops.sum(votes, axis=1), layers.UniformRouting),
+    "loss": functions_like(lambda: lambda lengths: ops.sum(lengths, axis=-1)),
+    "sources": among([None, made("cnn", lambda: {"s": zoo.cnn()})], [{"s": None}, {"s": "model"}, [1]], but=["{}"]),
+    "objectives": among(
+        [None, made("logits", lambda: {"l": attacks.logits})],
+        [{"a": 3}, {"a": "votes"}, [1]],
+        [{"a": None}],
+        but=["{}"],
+    ),
+    "rows": among(
+        [[{"a": 1, "b": 0.5}], [{"a": "x"}, {"b": True}]], [[3], [None], {"a": 1}], [[{}], [{"a": NAN}]], but=["[]"]
+    ),
+}
+TITLES = among([None, ["t"] * zoo.BATCH], ["ttt", ["t"]], [[None] * zoo.BATCH])
+TITLES_BY_NAME = among([None, {}, {"a": ["t"] * zoo.BATCH}], [{"a": ["t"]}, {"a": 3}, ["t"]], [{"a": None}], but=["{}"])
+PLOT = {
+    "image": values.array(lambda: zoo.images()[0], fixed=False),
+    "heatmap": values.array(lambda: zoo.maps()[0]),
+    "ax": among([None]),
+    "alpha": values.number([0.55, 0.2], 0, 1),
+    "cmap": among([None, "jet", "gray"]),
+    "vmin": values.number([0.0, 0.2]).or_none(),
+    "vmax": values.number([1.0, 0.8]).or_none(),
+    "titles": TITLES,
+    "columns": values.whole(1, [2, 8]),
+    "label": among(["relevance"], open=[None, ""], but=["'nonsense'"]),
+    "comparison.maps": values.mapping(MAPS),
+    "sweep.images": values.array(lambda: np.full((2, 2, 3, 3, 1), 0.5, "float32")),
+    "sweep.offsets": among([[0.0, 0.1], (1, 2)], ["xy", [0.0], ["a", "b"]], nan=[[NAN, 0.0]]),
+    "sweep.dims": among([None, [0, 1]], ["xy", [0], [0, 1, 2]], [["a", "b"]]),
+    "found": values.mapping(IMAGES),
+    "adversarial.titles": TITLES_BY_NAME,
+    "rows.titles": TITLES_BY_NAME,
+    "rows.images": values.mapping(values.pictures(sizes=False, wrong_length=False)),
+    "statistics": among(
+        [
+            made(
+                "statistics",
+                lambda: {"a": evaluate.vote_statistics(zoo.votes(), zoo.class_capsules(), zoo.coupling(), zoo.ids())},
+            )
+        ],
+        [{"a": 3}, {"a": {}}, {"a": None}, [1]],
+    ),
+    "bins": values.whole(1, [10, 2], huge=False),
+    "lengths": LENGTHS,
+    "class_names": among([["a", "b", "c"], ("x", "y", "z")], [["a"], "abc"], [[None] * 3]),
+}
+PATCHES = {
+    "image_shape": among(
+        [(6, 6), (6, 6, 1), [6, 8]], [6, "66", (6,), (6, 0), (6, -1), (6.5, 6), ("a", "b"), (None, 6), (True, 6)]
+    ),
+    "images": values.array(zoo.images, wrong_length=False, not_finite="open"),  # patches may cover what is not finite
+    "cut_patches.positions": GENERAL["positions"],
+    "patch": values.array(
+        lambda: zoo.random(1).uniform(size=(2, 2, 1)).astype("float32"), fixed=False, wrong_length=False
+    ),
+    "batch": among([3, 1, np.int64(2), [5, 0, 2]], [-1, True, [0.5], [-1], ["a"], [NAN]], but=["[]"]),
+    "num_patches": values.whole(0, [1, 2], huge=False),
+    "offset": among([(0, 0), (1, 2), [0, 1]], [(0,), (0, -1), (0.5, 0), (99, 0), (True, 0)], [0, 1], but=["3"]),
+    "boxes.positions": among(
+        [made("positions", lambda: np.array([[0, 0], [3, 3]]))],
+        [["a", "b"], [[0.5, 0]], [[NAN, 0]], [1], [1, 2, 3]],
+        [[[-1, 0]]],
+        but=["[]"],
+    ),
+}
+TAPS = {
+    "model": values.models(zoo.cnn, zoo.graph_capsules, zoo.transformer),
+    "scores.model": values.models(zoo.cnn, zoo.graph_capsules, zoo.transformer, silly=zoo.NONSENSE[:4]),
+    "layers.model": Pool([made("cnn", zoo.cnn), made("capsules", zoo.graph_capsules)], [None, "model", 3, [], {}, 1j]),
+    "names.model": Pool(
+        [made("cnn", zoo.cnn), made("capsules", zoo.graph_capsules), None, 3, made("linear", lambda: zoo.linear)]
+    ),
+    "input_range.model": Pool(
+        [made("cnn", zoo.cnn), made("capsules", zoo.graph_capsules), None, 3, made("linear", lambda: zoo.linear)]
+    ),
+    "x": among([None, made("images", zoo.images)], [made("maps", zoo.maps)]),
+    "predictions.x": IMAGES,
+    "checked_scores.x": IMAGES,
+    "tap.name": among(
+        ["features", ["features"]], [[None], b"x"], ["", "conv", "attention_0", "attention_99"], but=["[]"]
+    ),
+}
+LAYERS = {
+    "inputs": values.array(zoo.images, wrong_length=False),
+    "tokens": values.array(zoo.tokens, wrong_length=False),
+    "training": Pool([None, False, True]),
+    "return_attention_scores": Pool([False, True]),
+    "return_coupling": Pool([False, True]),
+    "votes": values.array(zoo.votes, wrong_length=False),
+    "activations": values.array(lambda: zoo.random(1).uniform(size=(zoo.BATCH, 5)).astype("float32")),
+    "capsules": values.array(zoo.class_capsules),
+    "SelfRouting.capsules": INPUT_CAPSULES,
+    "CapsuleMask.labels": values.labels().or_none(),
+    "gelu.x": values.array(zoo.tokens, fixed=False, wrong_length=False),
+    "CapsuleLength.inputs": values.array(zoo.class_capsules, fixed=False, wrong_length=False),
+    "CapsuleTransform.inputs": INPUT_CAPSULES,
+    "GraphCapsPool.capsules": values.array(zoo.primary, wrong_length=False),
+    "TopKGraphPool.capsules": values.array(zoo.primary, wrong_length=False),
+    "temperature": values.number([1.0, 0.5], 0, above=True),
+    "dropout": SHARE,
+    "drop_path": SHARE,
+    "epsilon": values.number([1e-6, 1e-3], 0),
+    "kernel_size": among([2, 3], [0, -1, True, 2**31], [(2, 3), 7], but=["3"]),
+    "strides": among([1, 2], [0, -1, True, 2**31, 2**32], [(1, 2)], but=["3"]),
+    "pool_size": among([2, 3], [0, -1, True, 2**31], [(2, 3)], but=["3"]),
+    "padding": values.choice("valid", "same"),
+    "kernel_initializer": among([None, "he_normal"]),
+    "CapsuleTransform.num_capsules": SMALL.or_none(),
+    "conv": among(
+        [made("conv", lambda: keras.layers.Conv2D(2, 2))],
+        [made("activated", lambda: keras.layers.Conv2D(2, 2, activation="relu"))],
+    ),
+    "NormalizedConv2D.norm": among([made("norm", keras.layers.BatchNormalization)]),
+    "sigma": values.number([2.0, 1.0], 0),
+    "ratio": values.number([0.5, 1.0], 0, 1, above=True),
+    "SelfRouting.num_capsules": values.whole(1, [3, 3], huge=False),
+    "num_iterations": values.whole(1, [1, 3], huge=False),
+    "inverse_temperature": values.number([0.01, 1.0], 0, above=True),
+    "eps": values.number([1e-6, 1e-3], 0, above=True),
+    "PatchEmbedding.positions": FLAG,
+    "PatchEmbedding.patch_size": values.whole(1, [2, 3], huge=False),
+    "interpolation": values.choice("bicubic", "bilinear"),
+    "resize_positions.positions": values.array(
+        lambda: zoo.random(1).normal(size=(4, 3)).astype("float32"), wrong_length=False
+    ),
+    "resize_positions.grid": among([(2, 2)], [(2,), (3, 3), (0, 0), (1.5, 2)]),
+    "new_grid": among([(3, 3), (2, 4)], [(2,), (0, 0), (1.5, 2), (-1, 2)]),
+    "dtype": among(["float32", "float16"], open=[None]),
+}
+LOSSES = {
+    "m_plus": values.number([0.9, 0.8], 0, 1),
+    "m_minus": values.number([0.1, 0.2], 0, 1),
+    "lam": values.number([0.5, 1.0], 0),
+    "y_true": values.labels(),
+    "y_pred": LENGTHS,
+}
+MODELS = {
+    "input_shape": INPUT_SHAPE,
+    "kernel_size": LAYERS["kernel_size"],
+    "ConvNetFC.filters": SIZES,
+    "units": SIZES,
+    "reconstruction_units": SIZES,
+    "strides": among(
+        [(1, 1), (1, 2)], [0, (0, 1), (1.5, 1), (-1, 1), (True, 1), (2**31, 1), (2**32, 1)], [1, (), [1, 1]], but=["[]"]
+    ),
+    "backbone": among([None], [made("linear", lambda: zoo.linear)]),
+    "pooling": among(["attention", "top_k"]),
+    "routing": among(["dynamic", "uniform", "em", "self", "rolled", "trainable"]),
+    "reconstruction": among([None, "conditional", "unconditional"], [True]),
+    "reconstruction_weight": values.number([0.0005, 1.0], 0),
+    "depth": values.whole(1, [1, 2], huge=False),
+    "ResNet.depth": among([20, 8], [0, -1, 21, True]),
+    "head": among(["avg", "fc"]),
+    "variant": VARIANT,
+    "pool": among(["token", "avg"]),
+    **{name: LAYERS[name] for name in ("temperature", "dropout", "drop_path", "epsilon", "sigma")},
+    "mean": MEAN_STD,
+    "std": MEAN_STD,
+    "stem": among(["3x3", "7x7"]),
+    "norm": among(["batch", "group"]),
+    "capsules_shape": among([(3, 4)], [(3,), (0, 4), (-1, 4), (1.5, 4)]),
+    "build_decoder.image_shape": INPUT_SHAPE,
+}
+DATA = {
+    "name": values.choice("digits", "mnist", "cifar10"),
+    "load.name": values.choice("digits"),
+    "split": among(["test", ("train", "test")], [[3]], ["train"], but=["[]"]),
+    "image_size": among([None, 8, (6, 8)], [0, -1, (8,), (0, 8), True, (1.5, 8)], but=["3"]),
+    "data_dir": Pool([None], [], [3, "nowhere"]),
+    "from_arrays.labels": values.labels(classes=False),
+    "n": values.whole(1, [3, 1], huge=False),
+    "take.dataset": among([made("stream", zoo.batched)], [made("pair", lambda: (zoo.images(), zoo.ids()))]),
+    "stream": among([made("stream", zoo.batched)], [made("unbatched", zoo.stream)]),
+    "shift": values.whole(0, [1, 0, 2], huge=False),
+    "images": values.array(zoo.images),
+    "keys": among(
+        [None, [1, 2, 3, 4], made("array", lambda: np.arange(4))],
+        [[1], [0.5] * 4, ["a"] * 4, [None] * 4, [NAN] * 4],
+        [[-1] * 4, [2**40] * 4],
+    ),
+    "rotation": values.number([10.0, 0.0], 0, 180),
+    "shear": ANGLE,
+    "scale": among(
+        [(0.9, 1.1), [1.0, 1.0]],
+        [(1.1, 0.9), (0, 1), (-1, 1), (1,), (1, 2, 3), (NAN, 1), (1, float("inf")), ("a", "b")],
+        [(1e-30, 1)],
+    ),
+    "translation": values.number([1.0, 0.0], 0),
+    "matrices": values.array(lambda: np.tile(np.eye(2, dtype="float32"), (zoo.BATCH, 1, 1))),
+    "affine.warp.shifts": values.array(lambda: np.zeros((zoo.BATCH, 2), "float32")),
+    "affine.place.size": values.whole(zoo.SIZE, [8, 6], huge=False),
+    "affine.uniform.keys": among(
+        [made("array", lambda: np.arange(4)), [1, 2]], [[0.5], ["a"], [None], [NAN]], [[-1], [2**40]], but=["[]"]
+    ),
+    "affine.uniform.n": values.whole(1, [2, 3], huge=False),
+    "base": digits(),
+    "multidigit.multi_mnist.base": digits(made("one class", lambda: zoo.stream().take(1))),
+    "pairs": values.whole(1, [1, 2], huge=False),
+    "corruptions.name": values.choice("brightness", "contrast", "gaussian_noise"),
+    "severity": values.whole(1, [1, 5], 5),
+    "indices": among(
+        [[0, 1], made("of each", lambda: np.zeros((4, 1), int))],
+        [[99], [-1], [0.5], [None], [2**32], [NAN]],
+        but=["[]"],
+    ),
+    "grid": EVALUATE["grid"],
+}
+ROOMS = {
+    "ops": OPS,
+    "attacks": ATTACKS,
+    "explain": EXPLAIN,
+    "evaluate": EVALUATE,
+    "plot": PLOT,
+    "patches": PATCHES,
+    "taps": TAPS,
+}
+ROOMS |= {"layers": LAYERS, "losses": LOSSES, "metrics": LOSSES, "models": MODELS, "data": DATA}
+
+
+def pool_of(name, parameter):
+    """The pool of a parameter of something public, whose name begins with its room; None if there is none."""
+    room, *parts = name.split(".")
+    for count in range(len(parts), -1, -1):
+        pool = ROOMS[room].get(".".join([*parts[:count], parameter]))
+        if pool is not None:
+            return pool
+    return GENERAL.get(parameter)

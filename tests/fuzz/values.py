@@ -1,0 +1,351 @@
+"""Pools of arguments. Every value has a verdict on what may come of a call with it.
+
+``good``: the call returns something finite, or refuses the combination. ``open``: returning and refusing are both
+right. ``nan``: it is refused, or something that is not finite comes out. ``bad``: it is refused.
+"""
+
+import typing
+
+import numpy as np
+from keras import ops
+
+from fuzz import zoo
+
+VERDICTS = ("good", "open", "nan", "bad")
+
+
+class Value(typing.NamedTuple):
+    """An argument: what makes it anew for every call, how it is printed, and its verdict."""
+
+    make: typing.Callable
+    text: str
+    verdict: str
+
+
+class Pool:
+    """Values of one parameter, by verdict; of each a list of plain values, or of ``made`` ones."""
+
+    def __init__(self, good, bad=(), open=(), nan=()):
+        self.values = {
+            verdict: [_value(each, verdict) for each in each_of]
+            for verdict, each_of in zip(VERDICTS, (good, open, nan, bad), strict=True)
+        }
+
+    def good(self, random):
+        return self.values["good"][random.integers(len(self.values["good"]))]
+
+    def hostile(self, random):
+        """A value of any verdict, the first good one aside, all alike likely."""
+        every = [value for values in self.values.values() for value in values][1:]
+        return every[random.integers(len(every))] if every else self.good(random)
+
+    def or_none(self):
+        """The same pool, in which None is the first good value: of parameters with that default."""
+        pool = Pool([None])
+        for verdict, values in self.values.items():
+            pool.values[verdict] += [value for value in values if value.text != "None"]
+        return pool
+
+    def and_bad(self, *bad):
+        """The same pool with further bad values."""
+        self.values["bad"] += [_value(each, "bad") for each in bad]
+        return self
+
+
+class made(typing.NamedTuple):
+    """A value that is made anew for every call, and its text."""
+
+    text: str
+    make: typing.Callable
+
+
+def _value(each, verdict):
+    if isinstance(each, made):
+        return Value(each.make, each.text, verdict)
+    return Value(lambda: each, repr(each)[:60], verdict)
+
+
+def generator():
+    return (k for k in range(3))
+
+
+OBJECTS = made("array of objects", lambda: np.array([object(), None]))
+NO_NUMBERS = [
+    "3",
+    b"3",
+    None,
+    [],
+    {},
+    1j,
+    made("object", object),
+    made("generator", generator),
+    OBJECTS,
+    made("abs", lambda: abs),
+]
+NOT_FINITE = [float("nan"), float("inf"), -float("inf")]
+
+
+def among(good, bad=(), open=(), nan=(), but=()):
+    """Pool in which one of every type is bad, too, if it is not listed otherwise or in ``but``, texts."""
+    pool = Pool(good, bad, open, nan)
+    listed = {value.text for values in pool.values.values() for value in values} | set(but)
+    others = [None, "nonsense", 3, 1.5, [], {}, 1j, float("nan"), b"x", made("generator", generator), OBJECTS]
+    pool.values["bad"] += [value for value in (_value(each, "bad") for each in others) if value.text not in listed]
+    pool.values["open"] += [value for value in (_value(each, "open") for each in others) if value.text in but]
+    return pool
+
+
+def nonsense(functions):
+    """Callables that return nonsense, as values."""
+    return [made(each.__name__, lambda each=each: each) for each in functions]
+
+
+def whole(low, good, high=None, huge=True):
+    """Integers from ``low`` to ``high``."""
+    beyond = [] if high is None else [high + 1, 2**31, 2**32]
+    bad = [low - 1, -(2**31), True, low + 0.5, [low], *beyond, *NOT_FINITE, *NO_NUMBERS]
+    return Pool([*good, np.int64(good[0])], bad, [float(good[0]), *([2**31, 2**63] if high is None and huge else [])])
+
+
+def number(good, low=-np.inf, high=np.inf, *, above=False, below=False):
+    """Numbers between ``low`` and ``high``; with ``above`` and ``below`` without these themselves."""
+    beyond = [low - 0.5] if np.isfinite(low) else []
+    beyond += [high + 0.5, 1e30] if np.isfinite(high) else []
+    beyond += ([low] if above else []) + ([high] if below else [])
+    edges = [edge for edge in (low, high) if np.isfinite(edge) and edge not in beyond]
+    bad = [*beyond, True, [good[0]], *NOT_FINITE, *NO_NUMBERS]
+    return Pool([*good, np.float32(good[0]), np.float64(good[-1])], bad, [*edges, 1e-30])
+
+
+def flag():
+    return Pool([True, False, np.True_], ["no", None, 2, -1, 1.5, [], float("nan"), "True", 1j], [0, 1])
+
+
+def choice(*options):
+    return Pool(options, ["nonsense", "", options[0].upper() + "x", None, 3, [], float("nan"), True, b"x", 1j, {}])
+
+
+def seed():
+    return Pool([0, 7, np.int64(3)], [1.5, *NOT_FINITE, *NO_NUMBERS], [2**31, 2**32, 2**63, -1, True, [1, 2]])
+
+
+def array(make, *, fixed=True, wrong_length=True, integers="open", not_finite="nan", more_bad=(), more_good=()):
+    """Arrays of floats.
+
+    Args:
+        make: callable, makes a good one.
+        fixed: bool, whether the rank is, so that others are bad.
+        wrong_length: bool, whether another length than that of the other arguments is bad.
+        integers: verdict on arrays of integers.
+        not_finite: verdict on arrays with NaN or infinite values.
+    """
+
+    def changed(value):
+        def change():
+            array = np.array(make())
+            array.flat[array.size // 2] = value
+            return array
+
+        return change
+
+    good = [
+        made("array", make),
+        made("float64", lambda: make().astype("float64")),
+        made("tensor", lambda: ops.convert_to_tensor(make())),
+        made("nested lists", lambda: make().tolist()),
+        made("strided", lambda: np.repeat(make(), 2, axis=0)[::2]),
+        made("float16", lambda: make().astype("float16")),
+        *more_good,
+    ]
+    nan = [
+        made("NaN inside", changed(np.nan)),
+        made("inf inside", changed(np.inf)),
+        made("-inf inside", changed(-np.inf)),
+    ]
+    bad = [
+        made("strings", lambda: make().astype(str)),
+        made("complex", lambda: make().astype("complex64")),
+        made("objects", lambda: make().astype(object)),
+        made("ragged", lambda: [make()[0].tolist(), [1.0]]),
+        made("dict", lambda: {"x": make()}),
+        made("set", lambda: {1.0, 2.0}),
+        "array",
+        None,
+        *([made("generator", generator)]),
+        *more_bad,
+    ]
+    bad += [made("one rank less", lambda: make()[0]), made("one rank more", lambda: make()[None]), 1.0] if fixed else []
+    bad += [made("one more", lambda: np.concatenate([make(), make()[:1]]))] if wrong_length else []
+    open = [
+        made("bools", lambda: make() > 0.5),
+        made("huge values", changed(1e30)),
+        made("tiny values", changed(1e-40)),
+        made("zeros", lambda: np.zeros_like(make())),
+        made("none of them", lambda: make()[:0]),
+    ]
+    pools = {"open": open, "good": good, "bad": bad, "nan": []}
+    pools[not_finite] += nan
+    pools[integers] += [
+        made("uint8", lambda: (make() * 200).astype("uint8")),
+        made("int64", lambda: make().astype("int64")),
+    ]
+    return Pool(good, bad, open, pools["nan"])
+
+
+def pictures(sizes=True, wrong_length=True):
+    """Images ``(b, H, W, C)`` in [0, 1]; with ``sizes`` those of another size are bad."""
+    make = zoo.images
+    bad = [
+        made("another size", lambda: np.zeros((zoo.BATCH, zoo.SIZE + 1, zoo.SIZE + 3, 1), "float32")),
+        made("three channels", lambda: np.repeat(make(), 3, axis=-1)),
+    ]
+    return array(make, wrong_length=wrong_length, more_bad=bad if sizes else [])
+
+
+def _labels_with(value):
+    def change():
+        ids = zoo.ids().astype(np.result_type(type(value), "int64") if not isinstance(value, float) else "float64")
+        ids[1] = value
+        return ids
+
+    return made(f"label {value!r}", change)
+
+
+def labels(classes=True):
+    """Class ids of images; ``classes``, whether their number is known, so that others are bad."""
+    ids = zoo.ids
+    beyond = [_labels_with(zoo.CLASSES), _labels_with(2**31), _labels_with(2**32), _labels_with(2**40)]
+    good = [
+        made("ids", ids),
+        made("int32", lambda: ids().astype("int32")),
+        made("uint8", lambda: ids().astype("uint8")),
+        made("floats", lambda: ids().astype("float32")),
+        made("column", lambda: ids()[:, None]),
+        made("one-hot", lambda: np.eye(zoo.CLASSES)[ids()]),
+        made("list", lambda: ids().tolist()),
+        made("tensor", lambda: ops.convert_to_tensor(ids())),
+    ]
+    bad = [
+        *map(_labels_with, (-1, -3, 1.7, float("nan"), float("inf"))),
+        made("bools", lambda: ids() > 0),
+        made("complex", lambda: ids().astype(complex)),
+        made("strings", lambda: ids().astype(str)),
+        made("objects", lambda: ids().astype(object)),
+        made("one more", lambda: zoo.ids(zoo.BATCH + 1)),
+        made("one less", lambda: zoo.ids(zoo.BATCH - 1)),
+        made("none of them", lambda: ids()[:0]),
+        made("soft one-hot", lambda: np.full((zoo.BATCH, zoo.CLASSES), 1 / zoo.CLASSES)),
+        made("two ones in a row", lambda: np.ones((zoo.BATCH, zoo.CLASSES))),
+        made("ragged", lambda: [[0], [1, 2], [0], [0]]),
+        made("generator", generator),
+        "ids",
+        None,
+        0,
+        {},
+    ]
+    return Pool(good, bad + (beyond if classes else []), [] if classes else beyond)
+
+
+def targets(several="bad", none="good", beyond="bad"):
+    """A class id for all images, ids, or None, with verdicts on None, several ids for an image, and no classes."""
+    ids = zoo.ids
+    good = [
+        0,
+        np.int64(2),
+        made("ids", ids),
+        made("int32", lambda: ids().astype("int32")),
+        made("list", lambda: ids().tolist()),
+    ]
+    bad = [
+        *(-1, -2, 2**31, 2**32, 1.5, "cat", True, 1j, float("nan"), float("inf"), [], {}, b"1"),
+        *map(_labels_with, (-1, 2**32, 1.7, float("nan"))),
+        made("one less", lambda: zoo.ids(zoo.BATCH - 1)),
+        made("one more", lambda: zoo.ids(zoo.BATCH + 1)),
+        made("bools", lambda: ids() > 0),
+        made("strings", lambda: ids().astype(str)),
+        made("objects", lambda: ids().astype(object)),
+        made("generator", generator),
+        made("predict", lambda: zoo.linear),
+    ]
+    open = [1.0, made("float ids", lambda: ids().astype("float32"))]
+    pools = {"good": good, "bad": bad, "open": open}
+    pools[several].append(made("two ids each", lambda: np.stack([ids(), ids()], axis=1)))
+    pools[none].insert(0, None)
+    pools[beyond] += [zoo.CLASSES, _labels_with(zoo.CLASSES)]
+    return Pool(good, bad, open)
+
+
+def bounds():
+    bad = [(1, 0), (0, 0), (float("nan"), 1), (0, float("inf")), None, 3, "01", (0, 1, 2), ("a", "b"), ((0, 0), (1, 1))]
+    bad += [(0.4, 0.6), {}, [], (None, None), (0, 1j), made("generator", generator), (False, True)]
+    return Pool([(0, 1), (0.0, 1.0), [0, 1], ((0,), (1,)), (np.float32(0), np.float32(1))], bad, [(-1, 2), (0, 255)])
+
+
+def models(*good, bad=(), silly=zoo.NONSENSE, scored=True):
+    """Models, as callables that make them, the zoo's if none are given; ``scored``, whether one has to have scores."""
+    good = good or (zoo.cnn, zoo.softmax_cnn, zoo.graph_capsules, zoo.transformer)
+    others = (zoo.two_inputs, *([zoo.without_scores] if scored else []), *bad)
+    bad = [None, "model", 3, [], {}, 1j, *(made(each.__name__, each) for each in others), *nonsense(silly)]
+    nan = [made("broken", zoo.broken), made("not_finite", lambda: zoo.not_finite)]
+    return Pool([made(each.__name__, each) for each in good], bad, [made("raises", lambda: zoo.raises)], nan)
+
+
+def datasets():
+    x, y = zoo.images, zoo.ids
+    good = [
+        made("pair", lambda: (x(), y())),
+        made("list", lambda: [x(), y()]),
+        made("batches", lambda: [(x(), y()), (x(2), y(2))]),
+        made("examples", lambda: zip(x(), y(), strict=True)),
+        made("stream", zoo.batched),
+        made("one-hot", lambda: (x(), np.eye(zoo.CLASSES)[y()])),
+    ]
+    bad = [
+        *(None, "mnist", 3, {}, 1j, [], made("images", x), made("generator", generator), [1, 2], (1, 2), ("a", "b")),
+        made("no examples", lambda: (x(0), y(0))),
+        made("another number of labels", lambda: (x(), y(3))),
+        made("negative labels", lambda: (x(), y() - 1)),
+        made("labels beyond", lambda: (x(), y() + 1)),
+        made("label 2**32", lambda: (x(), y() + 2**32)),
+        made("label 1.7", lambda: (x(), y() + 0.7)),
+        made("bools", lambda: (x(), y() > 0)),
+        made("strings", lambda: (x(), y().astype(str))),
+        made("NaN images", lambda: (x() * np.nan, y())),
+        made("infinite images", lambda: (x() / np.zeros(1), y())),
+        made("triples", lambda: [(x(), y(), y())]),
+        made("images without channels", lambda: (x()[..., 0], y())),
+        made("another size", lambda: (np.zeros((4, 9, 9, 1), "float32"), y())),
+        made("bad second batch", lambda: [(x(), y()), (x() * np.nan, y())]),
+        made("different sizes", lambda: list(zip([x()[0], x()[1, :3]], y(), strict=False))),
+        made("objects", lambda: (x().astype(object), y())),
+    ]
+    return Pool(good, bad)
+
+
+def attacks():
+    good = [
+        made("FGSM", zoo.fgsm),
+        made("BIM", zoo.bim),
+        made("identity", lambda: lambda objective, x, y, targeted=False: x),
+    ]
+    bad = [
+        None,
+        "pgd",
+        3,
+        [],
+        {},
+        *(made(each.__name__, lambda each=each: each) for each in (*zoo.NONSENSE, zoo.not_finite)),
+    ]
+    return Pool(good, bad, [made("raises", lambda: zoo.raises)])
+
+
+def mapping(pool, most=2):
+    """Dicts from names to values of a pool."""
+
+    def of(value):
+        return made(f"{{'a': {value.text}}}", lambda: {"a": value.make()})
+
+    good = [of(value) for value in pool.values["good"][:most]]
+    bad = [of(value) for value in pool.values["bad"]]
+    bad += [None, "names", 3, [], 1j, made("no dict", lambda: [("a", pool.values["good"][0].make())])]
+    return Pool(good, bad, [{}, *(of(value) for value in pool.values["open"])])

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import settings
 from sklearn.datasets import load_digits
 
-from keras_capsvit import GraCapsNet, data
+from keras_capsvit import GraCapsNet
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -94,6 +94,8 @@ def resized(digits):
 @pytest.fixture(scope="session")
 def enlarged_digits():
     """Test images ``(5, 28, 28, 1)`` of the model in saved_models."""
+    from keras_capsvit import data
+
     return data.take(data.load("digits", split="test"), 5)[0]
 
 

@@ -4,6 +4,7 @@ import base64
 import json
 import pathlib
 import re
+import sys
 import types
 import urllib.error
 import urllib.request
@@ -237,6 +238,13 @@ def test_hostile_requests_are_answered(stand_in, load_test):
         load_test.leave(stand_in, data)
     assert load_test.exchange(stand_in, f"GET /v1/models/{NAME}\r\n\r\n".encode())[0] == 200  # HTTP 0.9
     assert load_test.exchange(stand_in, f"GET /v1/models/{NAME} HTTP/1.0\r\n\r\n".encode())[0] == 200
+
+
+def test_the_stand_in_names_the_extra(serve_main, monkeypatch):
+    monkeypatch.delitem(sys.modules, "server", raising=False)
+    monkeypatch.setitem(sys.modules, "waitress", None)
+    with pytest.raises(SystemExit, match=r"Serving needs waitress: pip install -e \"\.\[serving\]\""):
+        serve_main("c_api", MODEL, "--port", 0)
 
 
 def test_errors_of_tensorflow_and_memory_have_their_status(serve_example):

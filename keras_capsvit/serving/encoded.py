@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 MAX_PIXELS = 25_000_000
-MAX_SIDE = 65_535  # the longest that JPEG knows; resizing a strip of a row keeps more than its pixels
+MAX_SIDE = 65_535  # the longest that JPEG knows; of a flat strip, resizing makes H rows as wide as it is
 JPEG = b"\xff\xd8\xff"  # how such a file begins
 HEADER = 24  # bytes of a PNG until the end of its width and height
 PNG = np.frombuffer(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", ">i4").astype("int32")  # what stands before them
@@ -39,13 +39,13 @@ def pixels(encoded, spec, input_range, max_pixels):
     with tf.control_dependencies(checks):
         encoded = tf.identity(encoded)
 
-    small = f"at most {max_pixels} pixels, 1 to {MAX_SIDE} a side; received a header of width and height"
+    limits = f"at most {max_pixels} pixels, 1 to {MAX_SIDE} a side; received a header of width and height"
 
     def decode(image):
         file, is_png, png_size = image
         with tf.name_scope("encoded"):  # which errors of these operations tell
             size, cmyk = tf.cond(is_png, lambda: (png_size, False), lambda: _jpeg(file))
-            checks = [_require(_fits(size, max_pixels), small, size)]
+            checks = [_require(_fits(size, max_pixels), limits, size)]
             if channels == 1:  # where the decoder calls it invalid
                 checks.append(_require(~cmyk, "a JPEG in grey, or red, green and blue; received one in CMYK"))
             with tf.control_dependencies(checks):
@@ -57,8 +57,8 @@ def pixels(encoded, spec, input_range, max_pixels):
         image = low + (high - low) * tf.clip_by_value(image / 255, 0, 1)
         return image if spec.dtype.is_floating else tf.cast(tf.round(image), spec.dtype)
 
-    one = tf.TensorSpec(spec.shape[1:], spec.dtype)
-    return tf.map_fn(decode, (encoded, is_png, header[:, len(PNG) :]), fn_output_signature=one)
+    decoded = tf.TensorSpec(spec.shape[1:], spec.dtype)
+    return tf.map_fn(decode, (encoded, is_png, header[:, len(PNG) :]), fn_output_signature=decoded)
 
 
 def _jpeg(file):

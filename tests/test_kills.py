@@ -1,4 +1,4 @@
-"""One real SIGKILL of each kind; ``python tests/kills.py`` does many."""
+"""Some real SIGKILLs; ``python tests/kills.py`` does many, and ``test_resume`` interrupts without a new process."""
 
 import pathlib
 import subprocess
@@ -10,16 +10,9 @@ pytestmark = pytest.mark.tensorflow
 COMMAND = [sys.executable, str(pathlib.Path(__file__).with_name("kills.py"))]
 
 
-def run(*args):
-    done = subprocess.run([*COMMAND, *args], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    return done.stdout.splitlines()[-1]
-
-
-def test_a_killed_training_ends_as_it_would_have():
-    assert run("--kills", "1", "--jobs", "fit gracapsnet").endswith("kills, 0 trials ended otherwise")
-
-
 @pytest.mark.slow
-def test_whatever_is_killed_ends_as_it_would_have():
-    assert run("--kills", "16").endswith("kills, 0 trials ended otherwise")
+@pytest.mark.parametrize("job", ["fit vit", "adversarial_fit gracapsnet"])
+def test_what_is_killed_ends_as_it_would_have(job):
+    done = subprocess.run([*COMMAND, "--kills", "1", "--jobs", job], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1].endswith(" kills, 0 trials ended otherwise")

@@ -48,11 +48,10 @@ def adversarial_fit(model, train, validation, recipe, attack, *, objective=None,
     goal = model if objective is None else objective(model)
     training = Training(model, train, validation, recipe, work, f"adversarial_fit by {_described(attack)}")
     if _runs_inside(attack):
-        step = _inside(model, attack.within_step(goal), attack.seed)
-        with _replaced(model, train_step=step):
+        with _replaced(model, train_step=_inside(model, attack.within_step(goal), attack.seed)):
             return training.run(verbose, [_Trial(attack, goal, training.streams[-1])])
-    model.run_eagerly = True
-    with _replaced(model, train_step=_between(model, attack, goal), test_step=_compiled(model.test_step)):
+    steps = {"train_step": _between(model, attack, goal), "test_step": _compiled(model.test_step)}
+    with _replaced(model, eagerly=True, **steps):
         return training.run(verbose)
 
 
@@ -76,9 +75,9 @@ def _runs_inside(attack):
 
 
 @contextlib.contextmanager
-def _replaced(model, **steps):
+def _replaced(model, *, eagerly=False, **steps):
     """Let a model run other steps than its own, for a while."""
-    eagerly = model.run_eagerly
+    model.run_eagerly, before = eagerly, model.run_eagerly
     for name, step in steps.items():
         setattr(model, name, step)
     try:
@@ -86,26 +85,45 @@ def _replaced(model, **steps):
     finally:
         for name in steps:
             delattr(model, name)
-        model.run_eagerly = eagerly
+        model.run_eagerly = before
         model.make_train_function(force=True)
         model.make_test_function(force=True)
 
 
 def _inside(model, attacked, seed):
     """The train step of a model on images that ``attacked`` makes, all of it to be compiled."""
-    step, seeds = model.train_step, keras.random.SeedGenerator(seed)
+    step, seeds = model.train_step, _StepSeeds(seed)
 
     def train_step(*args):  # (data) on TensorFlow, (state, data) on JAX
         *state, data = args
         x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
         with _values(model, *state):
-            # The steps that the optimizer has made belong to its checkpoint, so nothing else has to.
-            number = ops.cast(model.optimizer.iterations, seeds.state.dtype)
-            seeds.state.assign(ops.stack([seed * ops.ones_like(number), number]))
-            x = attacked(x, y, seeds)
+            x = attacked(x, y, seeds.of(model.optimizer.iterations))
         return step(*state, keras.utils.pack_x_y_sample_weight(x, y, weights))
 
     return train_step
+
+
+class _StepSeeds(keras.random.SeedGenerator):
+    """Seeds that follow from a seed and the steps that an optimizer has made, not from a state.
+
+    The steps are in the checkpoint, so nothing else has to be; and devices that train together share no state.
+    """
+
+    _MOST = 64  # draws in a step
+
+    def __init__(self, seed):
+        super().__init__(seed)
+        self._first = seed % 2**31
+
+    def of(self, number):
+        """These seeds in step ``number``, a tensor."""
+        self._number, self._draws = ops.cast(number, self.state.dtype), 0
+        return self
+
+    def next(self, ordered=True):
+        draw, self._draws = self._draws, self._draws + 1
+        return ops.stack([self._first * ops.ones_like(self._number), self._number * self._MOST + draw])
 
 
 def _between(model, attack, goal):

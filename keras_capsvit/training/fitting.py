@@ -112,7 +112,7 @@ class FiniteLoss(keras.callbacks.Callback):
     """Refuse to go on after an epoch whose loss is NaN or infinite: the weights are lost then."""
 
     def on_epoch_end(self, epoch, logs=None):
-        if not math.isfinite(logs["loss"]):
+        if not math.isfinite(logs.get("loss", 0.0)):
             raise ValueError(
                 f"The loss of epoch {epoch + 1} is {logs['loss']}, and the weights are lost. Look for images that are "
                 "not finite or outside an attack's bounds and labels out of range, or take a lower learning rate."

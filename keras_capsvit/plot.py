@@ -160,11 +160,8 @@ def sweep(images, offsets, dims=None):
     """
     images = checks.finite(checks.numbers(images, "images"), "images")
     offsets = checks.finite_array(offsets, "offsets", "(n_offsets,)", 1)
-    dims = (
-        range(len(images) if images.ndim else 0)
-        if dims is None
-        else checks.integers("dims", dims, (None,), "(n_dims,)").tolist()
-    )
+    dims = np.arange(images.size and len(images)) if dims is None else dims
+    dims = checks.integers("dims", dims, (None,), "(n_dims,)").tolist()
     if images.ndim != 5 or not images.size or images.shape[:2] != (len(dims), len(offsets)):
         raise ValueError(
             f"Expected images of shape (dimensions, offsets, height, width, channels), at least 1; received shape "

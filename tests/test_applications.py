@@ -82,7 +82,7 @@ def test_says_what_is_wrong(monkeypatch):
         SwinTransformer(input_shape=(224, 192, 3))
     with pytest.raises(ValueError, match=r"one entry per stage; received \(1, 1\) and \(3, 6, 12, 24\)"):
         SwinTransformer(depths=(1, 1))
-    with pytest.raises(ValueError, match="window_size must be made of positive ints"):
+    with pytest.raises(ValueError, match="window_size must be an integer from 1"):
         SwinTransformer(window_size=0)
     monkeypatch.setitem(sys.modules, "keras_hub", None)
     with pytest.raises(ImportError, match="pip install keras-hub"):

@@ -118,9 +118,9 @@ def test_finds_no_longer_ways_than_foolbox(norm, digits):
 
 def test_bad_settings_are_refused():
     for arguments, message in (
-        ({"epsilon": -1}, "epsilon=-1"),
-        ({"steps": 0}, "steps=0"),
-        ({"candidates": 1}, "at least 2, the own class and another; received 1"),
+        ({"epsilon": -1}, "epsilon must be a number .* received -1"),
+        ({"steps": 0}, "steps must be an integer from 1 .*; received 0"),
+        ({"candidates": 1}, "candidates must be an integer from 2; received 1"),
         ({"norm": "l1"}, "received 'l1'"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -70,7 +70,7 @@ def test_trades_fooling_for_hiding(capsnet):
 def test_bad_settings_are_refused(capsnet):
     error = attacks.reconstruction_error(capsnet)
     for beta in (-0.1, 1.1, np.nan):
-        with pytest.raises(ValueError, match=f"beta must lie between 0 and 1; received beta={beta}"):
+        with pytest.raises(ValueError, match=rf"beta must be a number in \[0, 1\]; received {beta}"):
             attacks.DetectionAware(0.1, error=error, beta=beta)
 
 
@@ -125,7 +125,7 @@ def test_what_is_no_error_is_refused():
         evaluate.detection_threshold(model, (X, Y))
     with pytest.raises(ValueError, match="finite values; received NaN"):
         evaluate.detection_threshold(lambda x: brightness(x) * np.nan, (X, Y))
-    with pytest.raises(ValueError, match="between 0 and 100; received 100"):
+    with pytest.raises(ValueError, match=r"percentile must be a number in \(0, 100\); received 100"):
         evaluate.detection_threshold(brightness, (X, Y), percentile=100)
     for empty in ([], (X[:0], Y[:0])):
         with pytest.raises(ValueError, match="data set is empty"):

@@ -212,9 +212,9 @@ def test_no_images_are_no_trouble():
     ("settings", "message"),
     [
         ({"patch_size": 0}, "patch_size must be an integer from 1"),
-        ({"patch_size": 2, "epsilon": -0.1}, "epsilon must be at least 0"),
-        ({"patch_size": 2, "steps": 0}, "steps must be at least 1"),
-        ({"patch_size": 2, "num_patches": 0}, "num_patches must be at least 1"),
+        ({"patch_size": 2, "epsilon": -0.1}, "epsilon must be a number in"),
+        ({"patch_size": 2, "steps": 0}, "steps must be an integer from 1"),
+        ({"patch_size": 2, "num_patches": 0}, "num_patches must be an integer from 1"),
         ({"patch_size": 2, "epsilon": 0.1, "universal": True}, "A universal patch has no image to stay close to"),
         ({"patch_size": 2, "bounds": (1, 0)}, "Expected bounds"),
     ],
@@ -231,3 +231,15 @@ def test_positions_that_do_not_fit_are_refused():
         attacks.PatchAttack(2, positions=[(0.5, 0)]).run(linear, X, Y)
     with pytest.raises(ValueError, match="Pixels must lie within the bounds"):
         attacks.PatchAttack(2).run(linear, X + 1, Y)
+
+
+def test_universal_patches_of_several_sizes_on_one_model():
+    model = keras.Sequential([keras.Input((8, 10, 2)), keras.layers.Flatten(), keras.layers.Dense(3)])
+    x, y = np.random.default_rng(0).uniform(size=(4, 8, 10, 2)).astype("float32"), np.array([0, 1, 2, 0])
+    for size in (2, 3, (4, 2), 2):
+        for count in (1, 2):
+            attack = attacks.PatchAttack(size, num_patches=count, steps=2, universal=True)
+            expected = np.broadcast_to(size, 2)
+            assert attack.run(model, x, y).patches.shape == (count, *expected, 2)
+            again = attack.run(keras.models.clone_model(model), x[:3], y[:3])  # of another model, and fewer images
+            assert again.images.shape == (3, 8, 10, 2)

@@ -39,7 +39,7 @@ def test_grids_that_are_none_are_refused(arguments, message):
 def test_grids_refuse_offsets_that_are_none_and_too_many_patches():
     with pytest.raises(ValueError, match="offset must be an integer from 0"):
         PatchGrid((7, 9), 2, offset=(-1, 0))
-    with pytest.raises(ValueError, match="num_patches must lie between 0 and 12, all there are; received 13"):
+    with pytest.raises(ValueError, match="num_patches must be an integer from 0 to 12; received 13"):
         PatchGrid((7, 9), 2).draw(1, 13)
 
 

@@ -191,7 +191,7 @@ def test_top_k_pooling_takes_the_best_nodes():
     assert (np.count_nonzero(ops.convert_to_numpy(attention), axis=(1, 2)) == 3).all()
     twin = keras.layers.deserialize(keras.layers.serialize(layer))
     assert twin.get_config() == layer.get_config()
-    with pytest.raises(ValueError, match=r"share of nodes .* received 0"):
+    with pytest.raises(ValueError, match=r"ratio must be a number in \(0, 1\]; received 0"):
         TopKGraphPool(7, ratio=0)
 
 
@@ -213,15 +213,15 @@ def test_memory_of_the_votes():
     assert votes_bytes(1152, 10, 16, batch_size=64) == 64 * 1152 * 10 * 16 * 4
     layer = CapsuleTransform(16, num_capsules=1000)
     layer.build((None, 4, 8))
-    with pytest.raises(ValueError, match=r"votes of 100000000 example\(s\) from 4 input .* GiB, and this"):
+    with pytest.raises(ValueError, match=r"votes, of shape \(100000000, 4, 1000, 16\), would take 23841\.9 GiB; this"):
         layer.call(keras.KerasTensor((100_000_000, 4, 8)))
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: DynamicRouting(0), "num_iterations must be at least 1; received 0"),
-        (lambda: EMRouting(0), "num_iterations must be at least 1; received 0"),
+        (lambda: DynamicRouting(0), "num_iterations must be an integer from 1 to 1000; received 0"),
+        (lambda: EMRouting(0), "num_iterations must be an integer from 1 to 1000; received 0"),
         (lambda: DynamicRouting()(VOTES[0]), r"needs votes of shape \(batch, inputs, capsules, dim\).*\(6, 3, 4\)"),
         (lambda: EMRouting()(VOTES, ACTIVATIONS[:, :4]), r"activations of shape \('batch', 6\).*\(2, 4\)"),
         (lambda: SelfRouting(3)(VOTES, POSES[:, :2], ACTIVATIONS), r"capsules of shape \('batch', 6, 5\)"),

@@ -228,16 +228,16 @@ def test_says_what_is_wrong():
         ({"variant": "Ti"}, "received 'Ti'"),
         ({"pool": "max"}, r"pool must be one of \('token', 'avg'\).*received 'max'"),
         ({"pool": "avg", "distilled": True}, "'token' if distilled"),
-        ({"temperature": 0}, "temperature must be positive and finite; received 0.0"),
+        ({"temperature": 0}, r"temperature must be a number in \(0, inf\); received 0"),
         ({"temperature": (1.0, 2.0, 3.0)}, "a float or 2 of them, one per block"),
         ({"num_heads": 5}, "num_heads must divide the dimension of the tokens, 32; received 5"),
-        ({"width": 0}, "width must be made of positive ints; received 0"),
+        ({"width": 0}, "width must be an integer from 1 to 16777216; received 0"),
         ({"mean": (0.5,) * 3}, "together or not at all"),
     ]:
         with pytest.raises(ValueError, match=message):
             vit(**arguments)
     model = vit()
-    with pytest.raises(ValueError, match="positive and finite; received nan"):
+    with pytest.raises(ValueError, match=r"temperature must be a number in \(0, inf\); received nan"):
         model.temperature = float("nan")
     with pytest.raises(ValueError, match="multiples of the patch size 8"):
         PatchEmbedding(8, 16)(np.zeros((1, 12, 16, 3)))

@@ -129,8 +129,10 @@ class PatchAttack(Attack):
         return PatchResult(images, patches, positions, fooled, iterations)
 
     def structure(self):
-        # What the loops need of the settings are arguments, so one trace serves all positions, sizes and step sizes.
-        return (self.early_stop,)
+        # What the loops need of the settings are arguments, so one trace serves all positions, sizes and step sizes;
+        # but universal patches are put on one after the other, so their number is part of what is compiled.
+        count = np.atleast_2d(self.positions).shape[-2] if isinstance(self.positions, tuple) else self.num_patches
+        return self.early_stop, count if self.universal else None
 
     def _step(self, x):
         """Change of a pixel in a step, ``(C,)``."""

@@ -103,8 +103,14 @@ class ModelExplainer(Explainer):
             checks.class_ids(ids, len(ids), self._classes[size], "Targets")
 
     def _number_of_classes(self, x):
-        with checks.running(self.scores.name, x):
-            return self._scores(x[:1]).shape[-1]
+        try:
+            with checks.running(self.scores.name, x):
+                return self._scores(x[:1]).shape[-1]
+        except ValueError as error:
+            if not self._classes:
+                raise
+            # Of a model that took another size it is about the size.
+            raise checks.wrong_size(x, self.scores.name, error) from error
 
     def predicted(self, x):
         """Predicted classes ``(b,)`` of images ``(b, H, W, C)``."""

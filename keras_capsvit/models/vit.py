@@ -1,6 +1,7 @@
 """Vision transformers (Dosovitskiy et al. 2021; thesis chapter 7)."""
 
 import keras
+import numpy as np
 
 from keras_capsvit import checks
 from keras_capsvit.layers import PatchEmbedding, TransformerBlock
@@ -181,7 +182,7 @@ def _blocks(chosen, temperature, dropout, drop_path, epsilon):
 
 
 def _per_block(temperature, depth):
-    values = tuple(temperature) if hasattr(temperature, "__len__") else (temperature,) * depth
+    values = tuple(temperature) if isinstance(temperature, list | tuple | np.ndarray) else (temperature,) * depth
     if len(values) != depth:
         raise ValueError(f"temperature must be a float or {depth} of them, one per block; received {temperature}.")
     return values

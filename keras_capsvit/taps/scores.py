@@ -34,6 +34,7 @@ Attributes:
     values: list of tensors, of layers; ``attentions``: of attentions.
 """
 
+_SIZE = 64  # of images for a look, where any is taken
 _NOISE = 8  # images that a model is asked what kind of scores it returns
 _TINY = 1e-30  # probabilities below this count as this
 
@@ -176,7 +177,8 @@ class Scores:
 
     def _are_probabilities(self, x):
         if self._probabilities is None:
-            self._probabilities = eagerly(lambda: self._look(tuple(x.shape[1:])))
+            # Where traces serve images of any size they leave it open.
+            self._probabilities = eagerly(lambda: self._look(tuple(size or _SIZE for size in x.shape[1:])))
             if self._probabilities:
                 warnings.warn(
                     f"{self.name} returns probabilities by a computation that cannot be undone, so their logarithm is "

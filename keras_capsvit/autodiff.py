@@ -122,6 +122,7 @@ def _gradient_with_tensorflow(function, has_aux):
             result = function(x, *args)
             values = result[0] if has_aux else result
         found = tape.gradient(values, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        found = tf.convert_to_tensor(found)  # where values are taken from rows of x, TensorFlow returns these rows only
         found.set_shape(x.shape)  # which a SavedModel with dynamic batch size forgets
         return result, found
 
@@ -148,6 +149,7 @@ def _jacobian_with_tensorflow(function):
             values = function(x, *args)
             columns = tf.unstack(values, axis=1)
         rows = [tape.gradient(one, x, unconnected_gradients=tf.UnconnectedGradients.ZERO) for one in columns]
+        rows = [tf.convert_to_tensor(row) for row in rows]
         for row in rows:
             row.set_shape(x.shape)
         return values, tf.stack(rows, axis=1)

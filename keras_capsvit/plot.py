@@ -33,7 +33,8 @@ def overlay(image, heatmap, *, ax=None, alpha=0.55, cmap=None, vmin=None, vmax=N
         ValueError: if the two differ in height or width, the map is not finite, or pixels lie outside [0, 1]; for
             axes, an opacity, colours and ends that are none.
     """
-    image, heatmap = checks.numbers(image, "an image"), checks.finite_array(heatmap, "heat map", "(H, W)", 2)
+    image, heatmap = checks.numbers(image, "an image"), checks.numbers(heatmap, "a heat map")
+    checks.finite_array(heatmap, "heat map", "(H, W)", 2)
     _check_look(alpha, cmap)
     low = heatmap.min() if vmin is None else checks.number("vmin", vmin)
     high = heatmap.max() if vmax is None else checks.number("vmax", vmax)
@@ -75,7 +76,7 @@ def grid(images, maps, *, titles=None, columns=8, cmap=None, label="attention"):
         ValueError: if the numbers of images, maps and titles differ, or there are none; for maps that are not finite.
     """
     images = _pictures(images)
-    maps = checks.image_maps(maps, images)[0]
+    maps = _maps(maps, images)
     titles = _titles(titles, len(images))
     checks.positive_int("columns", columns)
     _check_look(1, cmap)
@@ -117,7 +118,7 @@ def comparison(images, maps, *, titles=None, label="relevance"):
         ValueError: for no images or explainers, maps of another shape or not finite, or titles of another number.
     """
     images = _pictures(images)
-    maps = {name: checks.image_maps(one, images)[0] for name, one in checks.named("maps", maps, "maps").items()}
+    maps = {name: _maps(one, images) for name, one in checks.named("maps", maps, "maps").items()}
     if not maps:
         raise ValueError("Expected the maps of at least one explainer; received none.")
     titles = _titles(titles, len(images))
@@ -157,10 +158,11 @@ def sweep(images, offsets, dims=None):
     Raises:
         ValueError: for images of another rank, none, or numbers of dimensions or offsets that differ from theirs.
     """
-    images = checks.finite_array(images, "images", "(dimensions, offsets, height, width, channels)", 5)
+    images = checks.finite(checks.numbers(images, "images"), "images")
     offsets = checks.finite_array(offsets, "offsets", "(n_offsets,)", 1)
-    dims = range(len(images)) if dims is None else checks.integers("dims", dims, (None,), "(n_dims,)").tolist()
-    if images.shape[:2] != (len(dims), len(offsets)):
+    dims = np.arange(images.size and len(images)) if dims is None else dims
+    dims = checks.integers("dims", dims, (None,), "(n_dims,)").tolist()
+    if images.ndim != 5 or not images.size or images.shape[:2] != (len(dims), len(offsets)):
         raise ValueError(
             f"Expected images of shape (dimensions, offsets, height, width, channels), at least 1; received shape "
             f"{images.shape} with {len(dims)} dimensions and {len(offsets)} offsets."
@@ -327,8 +329,15 @@ def titles_of(lengths, class_names):
 
 
 def _pictures(images):
-    """Images ``(n, H, W, C)``, at least one, as a float32 array in [0, 1]."""
-    return checks.images(images, bounds=(0, 1), empty=False)
+    """Images ``(n, H, W, C)`` in [0, 1], at least one, an array."""
+    checks.images(images, bounds=(0, 1), empty=False)
+    return checks.numbers(images, "images")
+
+
+def _maps(maps, images):
+    """Finite maps ``(n, H, W)`` of images, a float64 array."""
+    checks.image_maps(maps, images)
+    return checks.numbers(maps, "maps").astype("float64")
 
 
 def _titles(titles, count):

@@ -27,7 +27,7 @@ def test_a_grid_numbers_patches_row_by_row():
     [
         (((7, 9), 0), "patch_size must be an integer from 1, or a pair of such; received 0"),
         (((7, 9), 2.0), "patch_size must be an integer from 1"),
-        (((7,), 2), "image_shape must be an integer from 1, or a pair"),
+        (((7,), 2), r"image_shape must be \(H, W\) or \(H, W, C\), integers from 1; received \(7,\)"),
         (((7, 9), 8), r"A patch must fit into the image; received patches of \(8, 8\) from \(0, 0\)"),
     ],
 )

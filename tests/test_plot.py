@@ -88,9 +88,9 @@ def test_says_what_is_wrong():
         plot.overlay(images[0], np.zeros((3, 4)))
     with pytest.raises(ValueError, match="finite heat map"):
         plot.overlay(images[0], np.full((4, 4), np.nan))
-    with pytest.raises(ValueError, match="2 images, 1 maps"):
+    with pytest.raises(ValueError, match="for each of 2 images; received"):
         plot.grid(images, np.zeros((1, 4, 4)))
-    with pytest.raises(ValueError, match="0 images"):
+    with pytest.raises(ValueError, match="not empty; received"):
         plot.grid(images[:0], np.zeros((0, 4, 4)))
     for swept, offsets, dims, received in [
         (images, [0, 1], None, r"received shape \(2, 4, 4, 1\) with 2 dimensions and 2 offsets"),
@@ -131,9 +131,13 @@ def test_rows_of_images(tmp_path):
     assert [ax.get_title() for ax in figure.axes] == ["a", "b", "", ""]
     np.testing.assert_array_equal(figure.axes[3].images[0].get_array(), images["decoded"][1])
     figure.savefig(tmp_path / "rows.png")
-    for wrong in ({}, {"a": images["clean"], "b": images["clean"][:1]}, {"a": images["clean"][:0]}):
+    for wrong in ({}, {"a": images["clean"], "b": images["clean"][:1]}):
         with pytest.raises(ValueError, match="Expected images of one shape"):
             plot.rows(wrong)
+    with pytest.raises(ValueError, match=r"Expected images of shape .*, not empty; received \(0, 5, 5, 3\)"):
+        plot.rows({"a": images["clean"][:0]})
+    with pytest.raises(ValueError, match=r"Pixels must lie within the bounds \[0, 1\]; received values in .*Scale the"):
+        plot.rows({"a": 255 * images["clean"]})
     with pytest.raises(ValueError, match="Expected a list of 2 titles, one for each image"):
         plot.rows(images, titles={"clean": ["a"]})
 
@@ -200,10 +204,15 @@ def overlapping(figure):
 
 def test_comparison_says_what_is_wrong():
     images, maps = np.zeros((2, 4, 4, 1)), np.zeros((2, 4, 4))
-    for wrong in ({}, {"a": maps[:1]}, {"a": maps, "b": maps[..., None]}):
-        with pytest.raises(ValueError, match=r"maps \(n, height, width\) of the same; received \(2, 4, 4, 1\)"):
+    for wrong, message in [
+        ({}, "Expected the maps of at least one explainer; received none"),
+        ({"a": maps[:1]}, r"Expected a map of shape \(4, 4\) for each of 2 images; received \(1, 4, 4\)"),
+        ({"a": maps, "b": maps[..., None]}, r"Expected maps of shape \(b, H, W\), not empty; received \(2, 4, 4, 1\)"),
+        ([maps], "maps must be a dict from names to maps; received a list of 1"),
+    ]:
+        with pytest.raises(ValueError, match=message):
             plot.comparison(images, wrong)
     with pytest.raises(ValueError, match="Expected a list of 2 titles"):
         plot.comparison(images, {"a": maps}, titles=["one"])
-    with pytest.raises(ValueError, match="finite heat map"):
+    with pytest.raises(ValueError, match="Expected finite maps; received NaN or infinite values, 32 of 32"):
         plot.comparison(images, {"a": maps + np.nan})

@@ -39,7 +39,7 @@ def test_an_explainer_is_traced_for_no_class_and_no_batch_size(name):
 def test_explainers_of_one_model_share_what_is_compiled():
     model = battery.cnn(SHAPE)
     x = images(4)
-    explain.Saliency(model, batch_size=4)(x)
+    explain.Saliency(model, batch_size=4)(x, explain.Saliency(model).predicted(x))
     before = autodiff.traces()
     for steps in (1, 3):
         for baseline in (0.0, 0.5):

@@ -120,9 +120,10 @@ class ModelExplainer(Explainer):
             with checks.running(self.scores.name, x):
                 return self._scores(x[:1]).shape[-1]
         except ValueError as error:
-            if self._classes:  # of a model that took another size it is about the size
-                raise checks.wrong_size(x, self.scores.name, error) from error
-            raise
+            if not self._classes:
+                raise
+            # Of a model that took another size it is about the size.
+            raise checks.wrong_size(x, self.scores.name, error) from error
 
     def predicted(self, x):
         """Predicted classes ``(b,)`` of images ``(b, H, W, C)``."""

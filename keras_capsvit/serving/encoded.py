@@ -32,24 +32,29 @@ def pixels(encoded, spec, input_range, max_pixels):
     header = tf.io.decode_raw(encoded, tf.int32, little_endian=False, fixed_length=HEADER)
     is_png = tf.reduce_all(header[:, : len(PNG)] == PNG, axis=1)
     known = is_png | (tf.strings.substr(encoded, 0, len(JPEG)) == JPEG)
+    sizes = header[:, len(PNG) :]
+    small = ~is_png | _fits(sizes, max_pixels)
+    limits = f"at most {max_pixels} pixels, 1 to {MAX_SIDE} a side; received a header of width and height"
     checks = [
         _require(tf.size(encoded) > 0, "at least one image; received an empty batch"),
         _require(tf.reduce_all(known), "bytes of JPEG or PNG files; received others, at", tf.where(~known)[:, 0]),
+        _require(tf.reduce_all(small), limits, tf.boolean_mask(sizes, ~small)),
     ]
     with tf.control_dependencies(checks):
         encoded = tf.identity(encoded)
 
-    limits = f"at most {max_pixels} pixels, 1 to {MAX_SIDE} a side; received a header of width and height"
+    def measured(jpeg):
+        shape = tf.image.extract_jpeg_shape(jpeg)
+        checks = [_require(_fits(shape[1::-1], max_pixels), limits, shape[1::-1])]
+        if channels == 1:  # where the decoder calls it invalid
+            checks.append(_require(shape[2] != 4, "a JPEG in grey, or red, green and blue; received one in CMYK"))
+        with tf.control_dependencies(checks):
+            return tf.identity(jpeg)
 
     def decode(image):
-        file, is_png, png_size = image
+        file, is_png = image
         with tf.name_scope("encoded"):  # which errors of these operations tell
-            size, cmyk = tf.cond(is_png, lambda: (png_size, False), lambda: _jpeg(file))
-            checks = [_require(_fits(size, max_pixels), limits, size)]
-            if channels == 1:  # where the decoder calls it invalid
-                checks.append(_require(~cmyk, "a JPEG in grey, or red, green and blue; received one in CMYK"))
-            with tf.control_dependencies(checks):
-                file = tf.identity(file)
+            file = tf.cond(is_png, lambda: file, lambda: measured(file))
             image = tf.io.decode_image(file, channels=channels, expand_animations=False)
         image.set_shape((None, None, channels))
         # Of integers, which a large image has a quarter of the bytes in; they come out as floats.
@@ -58,18 +63,12 @@ def pixels(encoded, spec, input_range, max_pixels):
         return image if spec.dtype.is_floating else tf.cast(tf.round(image), spec.dtype)
 
     decoded = tf.TensorSpec(spec.shape[1:], spec.dtype)
-    return tf.map_fn(decode, (encoded, is_png, header[:, len(PNG) :]), fn_output_signature=decoded)
-
-
-def _jpeg(file):
-    """Width and height in the header of a JPEG, and whether it has the four components of CMYK."""
-    shape = tf.image.extract_jpeg_shape(file)
-    return shape[1::-1], shape[2] == 4
+    return tf.map_fn(decode, (encoded, is_png), fn_output_signature=decoded)
 
 
 def _fits(size, max_pixels):
     sides = (size > 0) & (size <= MAX_SIDE)
-    return tf.reduce_all(sides) & (tf.reduce_prod(tf.cast(size, "int64")) <= max_pixels)
+    return tf.reduce_all(sides, axis=-1) & (tf.reduce_prod(tf.cast(size, "int64"), axis=-1) <= max_pixels)
 
 
 def _require(condition, expected, *received):

@@ -59,7 +59,8 @@ class Attack:
             Callable of tensors or arrays.
         """
         attack, others = self.weak()
-        return objective.compiled((type(self), make, self.structure()), getattr(attack, make), others)
+        key = (type(self), make, self.structure(), np.ndim(self.bounds[0]))  # of what traces of one rank serve
+        return objective.compiled(key, getattr(attack, make), others)
 
     def structure(self):
         """Hashable of the settings that are compiled, which are all but those that ``numeric`` names."""

@@ -221,6 +221,11 @@ def test_a_damaged_file_is_refused_and_what_to_do_is_said(tmp_path):
     path.write_bytes(content[:-30])
     with pytest.raises(ValueError, match=r"means.npz cannot be read.*Delete it to start from the beginning"):
         stopping_at(4)(tmp_path)
+    path.write_bytes(content)
+    with np.load(path) as arrays:
+        np.savez(path, **{**arrays, "result mean": arrays["result mean"] + 1})
+    with pytest.raises(ValueError, match=r"means.npz holds no results of .*results as they were written.*Delete it"):
+        stopping_at(4)(tmp_path)
     np.savez(path, mean=np.zeros(3))
     with pytest.raises(ValueError, match=r"means.npz holds no results of an evaluation.*Delete it"):
         stopping_at(4)(tmp_path)

@@ -13,7 +13,8 @@ from keras_capsvit.evaluate.table import versions
 from keras_capsvit.files import FileError, arrays_of, remove_abandoned, replacing
 
 _SECONDS = 1.0  # at most, between what was measured and what is in the file
-_SETTINGS, _BATCHES, _SIZES = "settings", "batches", "sizes"  # arrays of the file, beside ...
+# Arrays of the file, beside ...
+_SETTINGS, _BATCHES, _SIZES, _DIGEST = "settings", "batches", "sizes", "digest of the others"
 _RESULT = "result "  # ... what begins so
 _REMEDY = "Delete it to start from the beginning, or pass another folder as work."
 
@@ -107,6 +108,8 @@ class Progress:
                 if arrays.compressed:
                     raise KeyError("arrays as they are, not compressed")
                 stored = {name: arrays.read(name) for name in arrays}
+            if stored.pop(_DIGEST).tobytes() != _digest(stored):
+                raise KeyError("results as they were written")
             settings = dict(json.loads(stored.pop(_SETTINGS).tobytes()))
             sizes = stored.pop(_SIZES)
             self._digests = [key.tobytes() for key in stored.pop(_BATCHES)]
@@ -130,8 +133,9 @@ class Progress:
         sizes = [len(next(iter(part.values()), ())) for part in self._parts]
         settings = np.frombuffer(json.dumps(self._settings).encode(), "uint8")
         batches = np.frombuffer(b"".join(self._digests), "uint8").reshape(len(sizes), -1)
+        arrays = {_SETTINGS: settings, _BATCHES: batches, _SIZES: np.array(sizes), **rows}
         with replacing(self.path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **{_SETTINGS: settings, _BATCHES: batches, _SIZES: np.array(sizes)}, **rows)
+            np.savez(file, **arrays, **{_DIGEST: np.frombuffer(_digest(arrays), "uint8")})
         self._written, self._time = len(self._parts), time.monotonic()
 
 
@@ -149,6 +153,10 @@ def batches_in(dataset, batch_size):
 def place(work, *names):
     """Folder for a part of an evaluation, such as a row of a table; None without a folder of the whole."""
     return None if work is None else pathlib.Path(work).joinpath(*(quote(str(name), safe=" ,+-=()") for name in names))
+
+
+def _digest(arrays):
+    return digest(*(part for name in sorted(arrays) for part in (name, arrays[name])))
 
 
 def _brief(settings, name):

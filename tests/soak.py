@@ -10,6 +10,7 @@ was retraced. Attacks and explainers enrol by themselves (see ``battery``).
 import argparse
 import contextlib
 import ctypes
+import dataclasses
 import gc
 import os
 import pathlib
@@ -26,6 +27,7 @@ import battery
 import numpy as np
 
 from keras_capsvit import attacks, autodiff, evaluate, explain, patches, serving
+from keras_capsvit.checks import NoGradientError
 
 BATCHES = (5, 6, 7, 8)
 BLOCKS = 20  # of the fit, whose means tell how much of a slope is noise
@@ -45,8 +47,9 @@ def main(arguments=None):
         for count in (8, 5, 6, 7):  # twice: of one batch size a function knows that size only
             for call in work.values():
                 call(np.random.default_rng(count), count)
+            print(f"warm-up: all {len(work)} kinds of calls on {count} images", flush=True)
         start = traces = autodiff.traces()
-        print(f"{len(work)} kinds of calls; warm after {traces} traces, {memory():.1f} MiB", flush=True)
+        print(f"warm after {traces} traces, {memory():.1f} MiB", flush=True)
         samples = soaked(work, settings.minutes, np.random.default_rng(settings.seed))
     retraced = autodiff.traces() - start
     slope, error = fitted(*np.transpose(samples))
@@ -97,11 +100,12 @@ def everything(folder):
     path = pathlib.Path(folder) / "served"
     serving.export(capsules, path, explainers={"saliency": explain.Saliency(capsules)}, input_range=(0, 1))
     served = serving.load(path)
-    work = {name: attack_on(name, model) for name in battery.attack_classes()}
-    work |= {f"{name} on votes": attack_on(name, attacks.capsules(capsules)) for name in ("PGD", "CarliniWagner")}
-    work |= {f"{name}, served": attack_on(name, served) for name in ("MIM", "DeepFool")}
     models = dict(zip(FAMILIES, (model, capsules, transformer), strict=True))
-    work |= {name: explained_by(name, models) for name in battery.explainers()}
+    several = [attacks_on(name, model) for name in battery.attack_classes()]
+    several += [attacks_on(name, attacks.capsules(capsules), " on capsules") for name in ("PGD", "CarliniWagner")]
+    several += [attacks_on(name, served, ", served") for name in ("MIM", "DeepFool")]
+    several += [explained_by(name, models) for name in battery.explainers()]
+    work = {name: call for each in several for name, call in each.items()}
     work |= {"settings of gradients": gradients_of(model), "universal patches": universal_on(model)}
     return work | evaluations(model) | calls_of(served)
 
@@ -117,29 +121,33 @@ def labels(random, count):
     return random.integers(battery.CLASSES, size=count)
 
 
-def attack_on(name, objective):
-    """Calls of an attack, whose numbers are drawn."""
-    fixed = dict(battery.ATTACKS.get(name, {}))
-    fixed.setdefault("norm", "linf") if name in ("FGSM", "BIM", "MIM", "PGD", "DetectionAware", "DeepFool") else None
+def attacks_on(name, objective, suffix=""):
+    """Calls of an attack, whose numbers are drawn: untargeted, targeted, and such that no image moves.
 
-    def call(random, count):
-        settings = {**fixed, "epsilon": float(random.uniform(0.02, 0.3))}
-        for setting, low, high in (("confidence", 0, 1), ("overshoot", 0, 0.1), ("decay", 0.5, 1), ("beta", 0, 1)):
-            kind = getattr(attacks, name)
-            field = kind.__dataclass_fields__.get(setting)
-            if field is not None and field.init and (setting != "decay" or name == "MIM"):
-                settings[setting] = float(random.uniform(low, high))
-        if "seed" in getattr(attacks, name).__dataclass_fields__:
-            settings["seed"] = int(random.integers(2**31))
-        low = float(random.uniform(-0.2, 0))
-        attack = getattr(attacks, name)(**settings, bounds=(low, 1.0))
-        try:
-            attack(objective, images(random, count), labels(random, count), targeted=bool(random.integers(2)))
-        except ValueError as error:
-            if "gradient is exactly zero" not in str(error):
-                raise
+    A function is traced when it is first needed, so what takes another way is a call of its own.
+    """
+    kind = getattr(attacks, name)
+    fields = {field.name for field in dataclasses.fields(kind) if field.init}
 
-    return call
+    def attacked(random, count, targeted, **fixed):
+        drawn = {"epsilon": float(random.uniform(0.02, 0.3)), "seed": int(random.integers(2**31))}
+        drawn |= {setting: float(random.uniform(*ends)) for setting, ends in RANGES.items()}
+        drawn = {setting: value for setting, value in drawn.items() if setting in fields}
+        bounds = (float(random.uniform(-0.2, 0)), 1.0)
+        attack = kind(**{**drawn, **battery.ATTACKS.get(name, {}), **fixed}, bounds=bounds)
+        with contextlib.suppress(NoGradientError):
+            attack(objective, images(random, count), labels(random, count), targeted)
+
+    still = {"confidence": 1e6} if "confidence" in fields else {"epsilon": 0.0}
+    return {
+        f"{name}{suffix}": lambda random, count: attacked(random, count, False),
+        f"{name}{suffix}, targeted": lambda random, count: attacked(random, count, True),
+        f"{name}{suffix}, without a step": lambda random, count: attacked(random, count, False, **still),
+    }
+
+
+# Of what attacks of several kinds may be given.
+RANGES = {"confidence": (0, 1), "overshoot": (0, 0.1), "beta": (0, 1), "relative_step": (0.1, 1)}
 
 
 def universal_on(model):
@@ -152,15 +160,13 @@ def universal_on(model):
 
 
 def explained_by(name, models):
-    """Calls of an explainer that is made once, of classes and images that are drawn."""
+    """Calls of an explainer that is made once, of images that are drawn, for the predicted and for drawn classes."""
     family, make = battery.EXPLAINERS.get(name, (battery.cnn, lambda model, scale: getattr(explain, name)(model)))
     explainer = make(models[family], 1.0)
-
-    def call(random, count):
-        x = images(random, count)
-        explainer(x, [None, 1, labels(random, count)][random.integers(3)])
-
-    return call
+    return {
+        name: lambda random, count: explainer(images(random, count)),
+        f"{name} of classes": lambda random, count: explainer(images(random, count), labels(random, count)),
+    }
 
 
 def gradients_of(model):
@@ -213,8 +219,8 @@ def calls_of(served):
         served.explain(images(random, count), labels(random, count), endpoint="saliency")
 
     def together(random, count):
-        first = int(random.integers(len(names)))
-        served.together(names[first:])(images(random, count))
+        for first in range(len(names)):
+            served.together(names[first:])(images(random, count))
 
     return {f"served {each.__name__}": each for each in (scores, explanation, together)}
 

@@ -252,7 +252,7 @@ def test_images_that_would_spoil_the_result_are_refused():
         with pytest.raises(ValueError, match=message):
             affine.transform(images, 0)
     two = np.zeros((2, 5, 5, 1))
-    for keys, received in [([7], r"\(1,\) of int32"), ([0.5, 1.5], r"\(2,\) of float32")]:
+    for keys, received in [([7], r"\(1,\) of int64"), ([0.5, 1.5], r"\(2,\) of float64")]:
         for function in (
             lambda keys: affine.transform(two, 0, keys=keys),
             lambda keys: affine.place(two, 9, 0, keys=keys),

@@ -207,7 +207,7 @@ for path in folder.glob("*.keras"):
     [
         (lambda: CapsNet((28, 28, 1), 10, routing="none"), "routing must be one of .*; received 'none'"),
         (lambda: CapsNet((16, 16, 1), 10), "too small .* smallest legal size is 17x17"),
-        (lambda: CapsNet((28, 28, 1), 1), "num_classes .* at least 2; received 1"),
+        (lambda: CapsNet((28, 28, 1), 1), "num_classes must be an integer from 2 .*; received 1"),
         (lambda: CapsNet((28, 28), 10), r"\(height, width, channels\).*received \(28, 28\)"),
         (lambda: CapsNet((28, 28, 1), 10, routing="em", primary_dim=8), "same square number; received 8 and 16"),
         (

@@ -160,7 +160,7 @@ def test_says_what_is_wrong_with_the_input(small_model, resized):
         GraCapsNet((4, 28, 1), 10)
     with pytest.raises(ValueError, match=r"\(height, width, channels\).*received \(28, 28\)"):
         GraCapsNet((28, 28), 10)
-    with pytest.raises(ValueError, match="at least 2; received 1"):
+    with pytest.raises(ValueError, match=r"an integer from 2 .*; received 1"):
         GraCapsNet((28, 28, 1), 1)
     with pytest.raises(ValueError, match="received 'conditionnal'"):
         small_model(reconstruction="conditionnal")
@@ -196,5 +196,6 @@ def test_a_stream_with_a_label_out_of_range_stops(small_model, resized):
     import tensorflow as tf
 
     stream = tf.data.Dataset.from_tensor_slices((resized(8, 12), np.arange(8) + 3)).batch(4)
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"= 10 is not in \[0, 10\)"):
-        compiled(small_model()).fit(stream, verbose=0)
+    history = compiled(small_model()).fit(stream, epochs=3, callbacks=[keras.callbacks.TerminateOnNaN()], verbose=0)
+    assert len(history.epoch) == 1
+    assert np.isnan(history.history["loss"]).all()

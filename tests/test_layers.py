@@ -100,7 +100,7 @@ def test_adjacency_is_equation_1(sigma):
 def test_adjacency_without_neighbours_is_the_identity():
     for normalize in (False, True):
         np.testing.assert_array_equal(gaussian_adjacency(3, 4, 0, normalize=normalize), np.eye(12))
-    with pytest.raises(ValueError, match="sigma=-1"):
+    with pytest.raises(ValueError, match=r"sigma must be a number in .*; received -1"):
         GraphCapsPool(3, sigma=-1)
 
 

@@ -88,8 +88,8 @@ def test_code_and_what_is_no_model_is_refused(saved, change, message):
 
 
 def test_a_configuration_that_asks_for_more_than_the_file_has_is_refused_before_it_is_built(saved):
-    rewrite(saved, lambda config: {**config, "config": {**config["config"], "num_classes": 2**31 - 1}})
-    with pytest.raises(ValueError, match=r"asks for 19,\d+,\d+,\d+ weights, of which it holds \d,\d+"):
+    rewrite(saved, lambda config: {**config, "config": {**config["config"], "num_classes": 2**24}})
+    with pytest.raises(ValueError, match=r"asks for \d+,\d+,\d+,?\d* weights, of which it holds \d,\d+"):
         load_model(saved)
 
 

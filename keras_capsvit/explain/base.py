@@ -17,6 +17,8 @@ class Recorded:
     """
 
     def __new__(cls, *args, **kwargs):
+        if (args or kwargs) and cls.__init__ is object.__init__:
+            raise TypeError(f"{cls.__name__}() takes no arguments")
         instance = super().__new__(cls)
         instance.given = dict(enumerate(args)) | kwargs
         return instance

@@ -99,6 +99,10 @@ def _inside(model, attacked, seed):
         x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
         with _values(model, *state):
             x = attacked(x, y, seeds.of(model.optimizer.iterations))
+        # What was refused weighs NaN, because some networks make numbers of images that are NaN.
+        refused = ops.any(ops.isnan(x), axis=(1, 2, 3))
+        weights = ops.ones_like(x[:, 0, 0, 0]) if weights is None else ops.reshape(weights, (-1,))
+        weights = ops.where(refused, float("nan"), ops.cast(weights, x.dtype))
         return step(*state, keras.utils.pack_x_y_sample_weight(x, y, weights))
 
     return train_step

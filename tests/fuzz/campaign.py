@@ -16,7 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 FINE = ("right", "documented")
-_STARTING = 180  # seconds until a process is ready
+_IDLE = 60  # times the limit of computing that a process may wait for the machine
 _EACH = 50  # calls of everything, at least
 
 
@@ -27,7 +27,7 @@ def main(arguments=None):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=[], help="parts of names of what is called")
     parser.add_argument("--replay", type=int, help="number of a call that is run here, with its traceback")
-    parser.add_argument("--limit", type=float, default=60, help="seconds for a call")
+    parser.add_argument("--limit", type=float, default=60, help="seconds of computing for a call")
     parser.add_argument("--memory", type=float, default=6, help="GiB beyond those of the process when it starts")
     parser.add_argument("--shown", type=int, default=3, help="examples of every kind of fault")
     parser.add_argument("--worker", type=int, nargs=2, help=argparse.SUPPRESS)
@@ -38,7 +38,7 @@ def main(arguments=None):
         return _work(settings)
     started = time.perf_counter()
     tally = Tally(settings.shown)
-    for number, record in _records(settings, tally):
+    for number, record in _records(settings):
         tally.add(number, record)
     print(tally)
     print(f"{tally.total} calls in {time.perf_counter() - started:.0f} s, seed {settings.seed}")
@@ -98,7 +98,7 @@ def _subjects(settings):
     return [each for each in subjects() if not settings.only or any(part in each.name for part in settings.only)]
 
 
-def _records(settings, tally):
+def _records(settings):
     """Pairs of the number of a call and what came of it, of processes that are started anew when they die."""
     number = 0
     while number < settings.calls:
@@ -110,7 +110,7 @@ def _records(settings, tally):
         os.close(writing)
         begun, hung = None, False
         with os.fdopen(reading, "rb", buffering=0) as pipe:
-            for record in _lines(pipe, settings.limit):
+            for record in _lines(pipe, process.pid, settings.limit):
                 if record is None:
                     hung = True
                     process.kill()
@@ -124,25 +124,35 @@ def _records(settings, tally):
         if number < settings.calls:
             if begun is None:
                 raise RuntimeError(f"A process ended with {status} before call {number}.")
-            how = f"no answer within {settings.limit} s" if hung else f"the process ended with {status}"
+            how = f"no answer after {settings.limit} s of computing" if hung else f"the process ended with {status}"
             yield number, {**begun, "kind": "hang" if hung else "abort", "detail": how}
             number += 1
 
 
-def _lines(pipe, limit):
-    """Records of a pipe; None when the next takes too long."""
-    waiting, patience = b"", _STARTING
+def _lines(pipe, pid, limit):
+    """Records of the pipe of a process; None when it computes too long, or does nothing for very long."""
+    waiting, computed, heard = b"", _computed(pid), time.monotonic()
     while True:
-        if not select.select([pipe], [], [], patience)[0]:
-            yield None
-            return
+        if not select.select([pipe], [], [], 1)[0]:
+            if _computed(pid) - computed > limit or time.monotonic() - heard > _IDLE * limit:
+                yield None
+                return
+            continue
         more = pipe.read(65536)
         if not more:
             return
+        computed, heard = _computed(pid), time.monotonic()
         *lines, waiting = (waiting + more).split(b"\n")
-        for line in lines:
-            yield json.loads(line)
-            patience = limit
+        yield from map(json.loads, lines)
+
+
+def _computed(pid):
+    """Seconds that a process has computed, which do not depend on what else the machine does; 0 if it has ended."""
+    try:
+        user, system = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    except OSError:
+        return 0.0
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _work(settings):

@@ -90,7 +90,7 @@ def test_aopc_fills_and_breaks_ties_as_it_says():
     first, second = seen[-1][..., 0]
     np.testing.assert_array_equal(first, [[0, -1, 1, 1], [-4, -5, 1, 1]])
     np.testing.assert_array_equal(second, [[0, -1, -2, -3], [-4, -5, -6, -7]])
-    with pytest.warns(UserWarning, match=r"within bounds=\(5, 6\), but pixels lie in \[1.0, 1.0\]"):
+    with pytest.warns(UserWarning, match=r"within bounds=\(5.0, 6.0\), but pixels lie in \[1.0, 1.0\]"):
         evaluate.aopc(watching, x, np.zeros((1, 2, 4)), patch=1, bounds=(5, 6))
     assert seen[-1][-1].min() >= 5
     assert seen[-1][-1].max() <= 6
@@ -299,7 +299,7 @@ def test_localisation_says_what_is_wrong():
         ({"threshold": 0}, "percentages above 0, at most 100; received 0"),
         ({"threshold": []}, "percentages"),
         ({"threshold": [50, 101]}, re.escape("received [50, 101]")),
-        ({"tolerance": -1}, "a number of pixels from 0; received -1"),
+        ({"tolerance": -1}, r"tolerance must be a number in \[0, inf\); received -1"),
         ({"maps": MAPS * np.inf}, "Expected finite maps"),
     ]:
         with pytest.raises(ValueError, match=message):

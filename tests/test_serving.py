@@ -595,7 +595,7 @@ def test_says_what_is_wrong(tmp_path):
         serving.load(tmp_path)
     with pytest.raises(ValueError, match="Expected a Keras model, whose variables are saved along; received function"):
         serving.export(lambda x: x, tmp_path)
-    with pytest.raises(ValueError, match=r"class scores of shape \(batch, classes\); .* returns \(None, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"class scores of shape \(batch, classes\); .* returns \(.*, 8, 8\)"):
         serving.export(
             keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Reshape((8, 8))]), tmp_path
         )

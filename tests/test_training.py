@@ -153,7 +153,7 @@ def test_augmented_images_are_moved_and_mirrored(digits):
     augmented = data.augment(stream, shift=2, seed=1)
     first, second = (data.take(augmented, 200)[0] for _ in range(2))
     assert np.any(first != second)  # anew in every epoch
-    with pytest.raises(ValueError, match="at least 0; received -1"):
+    with pytest.raises(ValueError, match="shift must be an integer from 0; received -1"):
         data.augment(stream, shift=-1)
 
 

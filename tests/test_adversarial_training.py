@@ -22,6 +22,7 @@ def convnet(num_classes=10):
     return ConvNetAvg((12, 12, 1), num_classes, kernel_size=3, filters=16)
 
 
+@pytest.mark.slow
 def test_adversarial_training_sees_what_the_attack_makes_now(streams, small_model):
     seen = []
 
@@ -53,6 +54,7 @@ def test_adversarial_training_reports_means_over_the_epoch(streams, attack):
         assert history[name][0] == pytest.approx(expected[name], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_adversarial_training_makes_robust(streams):
     # So many steps that the network learns more than chance, which is 1 in 10, from adversarial examples alone.
     recipe = training.Recipe(epochs=40, learning_rate=0.005, loss="cross_entropy")
@@ -128,6 +130,7 @@ def test_images_and_labels_that_an_attack_refuses_end_the_training(streams):
         training.adversarial_fit(convnet(), labels, labels, recipe, attacks.FGSM(0.1), verbose=0)
 
 
+@pytest.mark.slow
 def test_the_decoder_is_trained_with_it(streams):
     model = CapsNet((12, 12, 1), 10, kernel_size=5, filters=4, num_types=2, reconstruction="conditional")
     before = [variable.numpy() for variable in model.decoder.trainable_variables]
@@ -137,6 +140,7 @@ def test_the_decoder_is_trained_with_it(streams):
     assert all(np.any(a != b.numpy()) for a, b in zip(before, model.decoder.trainable_variables, strict=True))
 
 
+@pytest.mark.slow
 def test_nothing_is_left_on_the_model(streams):
     model, attack = convnet(), attacks.FGSM(0.1)
     recipe = training.Recipe(epochs=1, loss="cross_entropy")
@@ -150,6 +154,7 @@ def test_nothing_is_left_on_the_model(streams):
     assert model.fit(x, y, batch_size=160, verbose=0).history["loss"][0] == pytest.approx(clean, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_adversarial_training_stops_at_the_accuracy_and_shows_its_progress(streams, capsys):
     recipe = training.Recipe(epochs=50, learning_rate=0.01, loss="cross_entropy", stop_at=0.3)
     history = training.adversarial_fit(convnet(), *streams, recipe, lambda objective, x, y: x).history["val_accuracy"]

@@ -198,6 +198,7 @@ def test_a_batch_is_its_images_one_by_one(attack, capsnet):
 EAGER = [*ALL[2:4], ALL[5], attacks.DeepFool(steps=3), attacks.CarliniWagner(steps=4, binary_search_steps=2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", EAGER, ids=lambda attack: f"{type(attack).__name__}-{attack.norm}")
 def test_eager_and_compiled_find_the_same(attack, smooth, monkeypatch):
     compiled = attack(attacks.capsules(smooth), X, Y)
@@ -231,6 +232,7 @@ def test_random_starts_fill_the_ball():
     np.testing.assert_allclose(starts["l2"].mean(0), 0, atol=0.03)
 
 
+@pytest.mark.slow
 def test_each_image_keeps_its_best_restart(capsnet):
     objective = attacks.capsules(capsnet)
     pgd = attacks.PGD(0.3, step_size=0.01, steps=2, restarts=3)

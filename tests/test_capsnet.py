@@ -145,6 +145,7 @@ def test_convnets_with_decoder(build, digits, resized):
     assert model.reconstruct(x[:5]).shape == (5, 12, 12, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reconstruction", ["conditional", "unconditional"])
 def test_two_digits_are_reconstructed_one_by_one(reconstruction, resized):
     parts = np.stack([resized(8, 12), resized(16, 12)[8:]], axis=1)

@@ -42,6 +42,7 @@ def test_every_variable_of_the_decoder_is_one_of_the_model(kind, reconstruction)
     assert ConvNetCR((28, 28, 1), 3, filters=4, reconstruction_units=(8,)).decoder.weights
 
 
+@pytest.mark.slow
 def test_it_is_trained_and_saved_with_its_optimizer(tmp_path):
     x, y = data()
     model = small()

@@ -51,6 +51,7 @@ def test_says_what_is_wrong(small_model, resized):
     assert explainer(x[:0]).shape == (0, 12, 12)
 
 
+@pytest.mark.slow
 def test_graph_attention_of_a_network_inside_another(small_model, resized):
     inner, x = small_model(), resized(3, 12)
     expected = explain.GraphAttention(inner)(x)
@@ -63,6 +64,7 @@ def test_graph_attention_of_a_network_inside_another(small_model, resized):
         explain.GraphAttention(keras.Sequential([keras.Input((12, 12, 1)), inner, layers.Dense(10)]))
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_graph_attention_of_a_served_network(small_model, resized, tmp_path):
     from keras_capsvit import serving

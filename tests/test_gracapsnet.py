@@ -123,6 +123,7 @@ def test_a_model_with_decoder_trains_inside_another(small_model, resized, digits
     assert outer(x).shape == (40, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision(small_model, resized, digits, policy):
     x, y = resized(60, 12), digits[1][:60]
@@ -179,6 +180,7 @@ def test_says_what_is_wrong_with_the_input(small_model, resized):
         model.fit(x, np.zeros((4, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_a_stream_that_does_not_tell_its_size(small_model, resized, digits):
     import tensorflow as tf
@@ -191,6 +193,7 @@ def test_a_stream_that_does_not_tell_its_size(small_model, resized, digits):
     np.testing.assert_allclose(model.predict(stream, verbose=0), model(x), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_a_stream_with_a_label_out_of_range_stops(small_model, resized):
     import tensorflow as tf

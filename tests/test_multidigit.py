@@ -90,6 +90,7 @@ def test_without_parts_the_labels_are_multi_hot(base):
     np.testing.assert_array_equal(labels, np.eye(10, dtype="float32")[y["classes"]].sum(axis=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [True, False])
 def test_a_recipe_trains_on_pairs_and_counts_pairs(base, parts):
     few = training.Recipe(epochs=1, loss="margin" if parts else "binary_cross_entropy")

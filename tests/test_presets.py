@@ -8,6 +8,7 @@ from keras import ops
 from keras_capsvit import attacks
 
 
+@pytest.mark.slow
 def test_every_preset_attacks():
     weights = np.random.default_rng(0).normal(size=(16, 3)).astype("float32")
     x = np.random.default_rng(1).uniform(0.4, 0.6, size=(4, 4, 4, 1)).astype("float32")

@@ -293,6 +293,7 @@ def test_half_precision_is_refused_and_the_remedy_works(policy):
 # Layers by name.
 
 
+@pytest.mark.slow
 def test_layers_of_nested_and_subclassed_models():
     keras.utils.set_random_seed(0)
     conv = {"activation": "relu", "name": "conv"}

@@ -55,6 +55,7 @@ def expected(functional):
     return explain.LRP(functional, input_range=(0, 1))(X, 1)
 
 
+@pytest.mark.slow
 def test_nested_subclassed_and_functional_models_are_the_same(functional, expected):
     inner = keras.Sequential([keras.Input((8, 8, 2)), *functional.layers[:3]], name="inner")
     images = keras.Input((8, 8, 2))

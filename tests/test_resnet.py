@@ -102,6 +102,7 @@ def test_published_sizes():
     assert resnet18.taps["features"].shape == (None, 4, 4, 512)
 
 
+@pytest.mark.slow
 def test_published_sizes_for_imagenet():
     resnet18 = ResNet18((224, 224, 3), 1000, stem="7x7")
     assert parameters(resnet18)[0] == 11_689_512

@@ -169,6 +169,7 @@ def test_trainings_by_one_stream_see_the_same_order_and_orders_change():
     np.testing.assert_array_equal(orders(2, 3), first[2:])
 
 
+@pytest.mark.slow
 def test_a_resumed_model_trains_all_epochs_of_a_later_fit(tmp_path, monkeypatch):
     model, (train, validation) = vit(), streams()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -178,6 +179,7 @@ def test_a_resumed_model_trains_all_epochs_of_a_later_fit(tmp_path, monkeypatch)
     assert model.fit(validation, epochs=2, shuffle=False, verbose=0).epoch == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_training_that_has_stopped_early_trains_no_more(tmp_path, monkeypatch):
     recipe = training.Recipe(epochs=50, learning_rate=0.01, loss="cross_entropy", stop_at=0.1)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -190,6 +192,7 @@ def test_a_training_that_has_stopped_early_trains_no_more(tmp_path, monkeypatch)
     assert (tmp_path / "epochs.csv").read_text() == table
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_an_epoch_and_two_an_error(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt(patch, progress.Progress, "delete", 0)
@@ -227,6 +230,7 @@ def test_checkpoints_of_other_trainings_are_refused_by_name(tmp_path, monkeypatc
             method(build, stream, recipe=recipe, work=tmp_path)
 
 
+@pytest.mark.slow
 def test_streams_with_a_state_of_their_own_are_warned_of(tmp_path, monkeypatch):
     import tensorflow as tf
 

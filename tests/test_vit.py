@@ -294,7 +294,7 @@ def test_rollout_says_what_is_wrong(x):
     model = vit()
     for arguments, message in [
         ({"head_fusion": "median"}, r"one of \('mean', 'max', 'min'\); received 'median'"),
-        ({"discard_ratio": 1.0}, r"discard_ratio must be in \[0, 1\); received 1.0"),
+        ({"discard_ratio": 1.0}, r"discard_ratio must be a number in \[0, 1\); received 1.0"),
     ]:
         with pytest.raises(ValueError, match=message):
             explain.AttentionRollout(model, **arguments)

@@ -146,7 +146,7 @@ def test_nothing_is_left_on_the_model(streams):
         assert not model.run_eagerly
     x, y = data.take(streams[0], 160)
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    clean = model.evaluate(x, y, verbose=0)
+    clean = model.evaluate(x, y, verbose=0, return_dict=True)["loss"]
     assert model.fit(x, y, batch_size=160, verbose=0).history["loss"][0] == pytest.approx(clean, rel=1e-4)
 
 

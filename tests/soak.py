@@ -151,10 +151,14 @@ RANGES = {"confidence": (0, 1), "overshoot": (0, 0.1), "beta": (0, 1), "relative
 
 
 def universal_on(model):
+    """Calls of universal patches, of two sizes each, because of one size a function knows that size only."""
+
     def call(random, count):
-        size, seed = int(random.integers(1, 5)), int(random.integers(2**31))
-        attack = attacks.PatchAttack(size, universal=True, steps=2, num_patches=int(random.integers(1, 3)), seed=seed)
-        attack(model, images(random, count), labels(random, count))
+        first, seed = int(random.integers(1, 4)), int(random.integers(2**31))
+        for size in (first, first + 1):
+            several = int(random.integers(1, 3))
+            attack = attacks.PatchAttack(size, universal=True, steps=2, num_patches=several, seed=seed)
+            attack(model, images(random, count), labels(random, count))
 
     return call
 

@@ -99,6 +99,10 @@ def _inside(model, attacked, seed):
         x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
         with _values(model, *state):
             x = attacked(x, y, seeds.of(model.optimizer.iterations))
+        # By weights of NaN, because rectifiers make numbers of it.
+        lost = ops.any(ops.isnan(x), axis=(1, 2, 3))
+        valid = ops.where(lost, float("nan"), 1.0)
+        weights = valid if weights is None else weights * valid
         return step(*state, keras.utils.pack_x_y_sample_weight(x, y, weights))
 
     return train_step

@@ -100,9 +100,9 @@ def _inside(model, attacked, seed):
         with _values(model, *state):
             x = attacked(x, y, seeds.of(model.optimizer.iterations))
         # What was refused weighs NaN, because some networks make numbers of images that are NaN.
-        refused = ops.any(ops.isnan(x), axis=(1, 2, 3))
-        weights = ops.ones_like(x[:, 0, 0, 0]) if weights is None else ops.reshape(weights, (-1,))
-        weights = ops.where(refused, float("nan"), ops.cast(weights, x.dtype))
+        lost = ops.any(ops.isnan(x), axis=(1, 2, 3))
+        valid = ops.where(lost, float("nan"), 1.0)
+        weights = valid if weights is None else weights * valid
         return step(*state, keras.utils.pack_x_y_sample_weight(x, y, weights))
 
     return train_step

@@ -111,7 +111,7 @@ def robustness(build):
 
     def job(work):
         x, y = data.take(streams()[1], 16)
-        result = evaluate.robustness(build(), attacks.PGD(0.1, steps=5), (x, y), batch_size=4)
+        result = evaluate.robustness(build(), attacks.PGD(0.1, steps=5), (x, y), batch_size=4, work=work / "robustness")
         end(work, result.accuracy, result.robust_accuracy, *result.norms.values())
 
     return job

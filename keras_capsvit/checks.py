@@ -105,8 +105,8 @@ def images(x, *, bounds=None, empty=True):
 def within(x, bounds):
     """Whether images lie within bounds, but for rounding."""
     low, high = limits(bounds, x.shape[-1])
-    slack = TOLERANCE * (high - low)
-    return bool(np.all(x.min(axis=(0, 1, 2)) >= low - slack) and np.all(x.max(axis=(0, 1, 2)) <= high + slack))
+    slack, axes = TOLERANCE * (high - low), (0, 1, 2) if low.ndim else None
+    return bool(np.all(x.min(axis=axes) >= low - slack) and np.all(x.max(axis=axes) <= high + slack))
 
 
 def class_ids(labels, batch, num_classes=None, name="Labels"):
@@ -184,7 +184,9 @@ def bounds(values):
 
 
 def limits(pair, channels):
-    """Bounds as two float32 arrays ``(channels,)``, the lowest and the highest values of each channel.
+    """Bounds as two float32 numbers, the lowest and the highest pixel, or arrays ``(channels,)`` of these.
+
+    Numbers stay numbers, because a row for equal channels is spread over pixels slowly.
 
     Raises:
         ValueError: for bounds of another number of channels, and what ``bounds`` refuses.
@@ -192,7 +194,7 @@ def limits(pair, channels):
     low, high = np.float32(bounds(pair))
     if low.ndim and len(low) != channels:
         raise ValueError(f"Expected bounds of {channels} channels, those of the images; received bounds={pair!r}.")
-    return np.broadcast_to(low, (channels,)), np.broadcast_to(high, (channels,))
+    return low, high
 
 
 def positive_int(name, value, most=None):

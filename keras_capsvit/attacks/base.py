@@ -73,8 +73,7 @@ class Attack:
 
     def limits(self, x):
         """Bounds, an argument of compiled functions: an array ``(2,)``, or ``(2, C)`` where channels have their own."""
-        checks.limits(self.bounds, x.shape[-1])
-        return np.float32(self.bounds)  # not a row for equal channels, which backends spread over pixels slowly
+        return np.stack(checks.limits(self.bounds, x.shape[-1]))
 
     def unit(self, x):
         """The range of pixels, its mean over channels: what defaults without a unit are shares of."""

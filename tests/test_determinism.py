@@ -32,7 +32,7 @@ FAMILIES = {
     "ConvNetFC": lambda: models.ConvNetFC(SHAPE, 3, kernel_size=3, filters=(4, 4), units=(8,)),
     "ConvNetCR": lambda: models.ConvNetCR(SHAPE, 3, **CONV, group_dim=4, reconstruction_units=(8,)),
     "ResNet20": lambda: models.ResNet20(input_shape=SHAPE, num_classes=3),
-    "MLPMixer": lambda: models.MLPMixer("Ti/4", **SIZE, token_units=8, channel_units=8),
+    "MLPMixer": lambda: models.MLPMixer("S/4", **SIZE, token_units=8, channel_units=8),
     "VisionTransformer": lambda: models.VisionTransformer("Ti/4", **SIZE, num_heads=2, mlp_units=8),
     "DeiT": lambda: models.DeiT("Ti/4", **SIZE, num_heads=2, mlp_units=8),
 }

@@ -34,7 +34,7 @@ FAMILIES = {
     "ResNet20": lambda: models.ResNet20(input_shape=SHAPE, num_classes=3),
     "MLPMixer": lambda: models.MLPMixer("S/4", **SIZE, token_units=8, channel_units=8),
     "VisionTransformer": lambda: models.VisionTransformer("Ti/4", **SIZE, num_heads=2, mlp_units=8),
-    "DeiT": lambda: models.DeiT("Ti/4", **SIZE, num_heads=2, mlp_units=8),
+    "DeiT": lambda: models.DeiT("Ti/4", **SIZE, num_heads=2, mlp_units=12),
 }
 
 

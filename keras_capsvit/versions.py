@@ -4,7 +4,7 @@ import importlib.metadata
 import sys
 import warnings
 
-# Lowest and newest, by .ci/versions. A patch release counts as the release that it mends.
+# Lowest and newest that tests ran on, see .ci/versions. A patch release counts as the release that it mends.
 TESTED = {
     "Python": ("3.11", "3.11"),
     "tensorflow": ("2.18", "2.21"),

@@ -178,7 +178,7 @@ def test_bounds_are_pairs_of_numbers_or_of_channels():
     assert checks.bounds(np.array([[0, 1, 2], [3, 4, 5]])) == ((0.0, 1.0, 2.0), (3.0, 4.0, 5.0))
     low, high = checks.limits(((0, -1), (1, 2)), 2)
     np.testing.assert_array_equal([low, high], [[0, -1], [1, 2]])
-    np.testing.assert_array_equal(checks.limits((0, 255), 3), [[0] * 3, [255] * 3])
+    np.testing.assert_array_equal(checks.limits((0, 255), 3), [0, 255])  # numbers, for all channels
     with pytest.raises(ValueError, match=r"bounds of 3 channels, those of the images; received bounds=\(\(0, -1\)"):
         checks.limits(((0, -1), (1, 2)), 3)
     for wrong in (None, 1, (1, 0), (0, 0), (0, 1, 2), (0, np.inf), ("a", "b"), ((0, 1), (1, 1)), ((0,), (1, 2)), "01"):

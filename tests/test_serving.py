@@ -265,7 +265,13 @@ def test_served_model_has_the_contract_of_the_live_one(both):
     predicted = served.explain(x, endpoint="lrp")["maps"]
     np.testing.assert_allclose(predicted, explain.LRP(live, "epsilon")(x), atol=1e-6)
     assert served.card["endpoints"].keys() == set(served.endpoints)
-    assert served.card["input"] == {"name": "images", "shape": [None, 12, 12, 1], "dtype": "float32", "range": [0, 1], "max_pixels": 25_000_000}
+    assert served.card["input"] == {
+        "name": "images",
+        "shape": [None, 12, 12, 1],
+        "dtype": "float32",
+        "range": [0, 1],
+        "max_pixels": 25_000_000,
+    }
 
 
 @pytest.mark.slow

@@ -40,6 +40,16 @@ def seed(request, monkeypatch):
         monkeypatch.setattr(request.module, "rng", np.random.default_rng(0))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs():
+    """On JAX, what a file compiled goes after it: the memory maps of all files' programs exceed what Linux grants."""
+    yield
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def digits():
     """All 1,797 real digits: images (n, 8, 8, 1) in [0, 1] and labels (n,)."""

@@ -147,3 +147,12 @@ def stand_in():
     with load_test.stand_in(ROOT / "saved_models" / "digits_gracapsnet") as (url, name):
         assert name == "digits_gracapsnet"
         yield url
+
+
+@pytest.fixture
+def streams(digits, resized):
+    """Digits (12, 12, 1) to train on, 160 in batches of 40, and the first 40 to judge by."""
+    from keras_capsvit import data
+
+    x, y = resized(160, 12), digits[1][:160]
+    return data.from_arrays(x, y, batch_size=40), data.from_arrays(x[:40], y[:40], batch_size=40)

@@ -11,12 +11,6 @@ pytestmark = pytest.mark.tensorflow  # the streams are
 FEW = training.Recipe(epochs=3, learning_rate=0.003, schedule="cosine")
 
 
-@pytest.fixture
-def streams(digits, resized):
-    x, y = resized(160, 12), digits[1][:160]
-    return data.from_arrays(x, y, batch_size=40), data.from_arrays(x[:40], y[:40], batch_size=40)
-
-
 def convnet(num_classes=10):
     return ConvNetAvg((12, 12, 1), num_classes, kernel_size=3, filters=16)
 

@@ -1,6 +1,5 @@
 """Published weights: arrays by name, read from ``.npz`` or ``.safetensors`` into a model's variables."""
 
-import contextlib
 import fnmatch
 import math
 import pathlib
@@ -235,10 +234,8 @@ def _read(arrays, name, expected, dtype):
     return array, []
 
 
-@contextlib.contextmanager
 def _opened(path, others=""):
     if path.suffix not in (".npz", ".safetensors"):
         kinds = f".npz, .safetensors{others}" if others else ".npz or .safetensors"
         raise ValueError(f"Expected a {kinds} file; received {path.name}.")
-    with arrays_of(path) as arrays:
-        yield arrays
+    return arrays_of(path)

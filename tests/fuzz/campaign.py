@@ -39,7 +39,8 @@ def main(arguments=None):
     started = time.perf_counter()
     tally = Tally(settings.shown)
     for number, record in _records(settings):
-        tally.add(number, record)
+        if tally.add(number, record):
+            print(f"after {tally.total} calls, --replay {number}  {record}", file=sys.stderr, flush=True)
     print(tally)
     print(f"{tally.total} calls in {time.perf_counter() - started:.0f} s, seed {settings.seed}")
     return 0 if tally.is_clean and tally.total == settings.calls else 1
@@ -62,12 +63,16 @@ class Tally:
         return not self.faults
 
     def add(self, number, record):
+        """Count the outcome of a call; returns whether it is a fault of a kind not seen before."""
         self.counts[record["kind"]] += 1
         self.called[record["name"]] += 1
         self.seconds[record["name"]] += record.get("seconds", 0)
         if record["kind"] not in FINE:
             detail = re.sub(r"0x[0-9a-f]+|\d+", "N", record["detail"])[:110]
-            self.faults[record["kind"], record["name"], detail].append((number, record))
+            examples = self.faults[record["kind"], record["name"], detail]
+            examples.append((number, record))
+            return len(examples) == 1
+        return False
 
     def __str__(self):
         lines = [f"{kind:14}{count:7}" for kind, count in self.counts.most_common()]

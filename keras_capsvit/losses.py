@@ -15,8 +15,11 @@ class _OfLabels:
     """
 
     def __call__(self, y_true, y_pred, sample_weight=None):
-        if hasattr(y_true, "shape"):
-            check_labels(y_true, y_pred.shape[-1])  # of their own type; next, Keras casts them to that of the scores
+        y_pred = checks.tensor("scores", y_pred, "(b, M)")
+        y_true = y_true if hasattr(y_true, "shape") else checks.numbers(y_true, "labels")
+        check_labels(y_true, y_pred.shape[-1])  # of their own type; next, Keras casts them to that of the scores
+        if None not in (y_true.shape[0], y_pred.shape[0]) and y_true.shape[0] != y_pred.shape[0]:
+            raise ValueError(f"Expected a label for each of {y_pred.shape[0]} images; received {y_true.shape[0]}.")
         return super().__call__(y_true, y_pred, sample_weight)
 
 
@@ -62,6 +65,7 @@ class BinaryCrossEntropy(_OfLabels, keras.losses.BinaryCrossentropy):
         super().__init__(name=name, **kwargs)
 
     def call(self, y_true, y_pred):
+        y_pred = ops.where(ops.isfinite(y_pred), y_pred, float("nan"))  # Keras clips what is infinite
         return super().call(as_multi_hot(y_true, y_pred.shape[-1]), y_pred)
 
 
@@ -104,8 +108,6 @@ class MarginLoss(_OfLabels, keras.losses.Loss):
         self.lam = lam
 
     def call(self, y_true, y_pred):
-        if len(y_pred.shape) != 2:
-            raise ValueError(f"MarginLoss expects lengths of shape (batch, classes); received {tuple(y_pred.shape)}.")
         present = ops.cast(as_multi_hot(y_true, y_pred.shape[1]), y_pred.dtype)
         too_short = ops.square(ops.relu(self.m_plus - y_pred))
         too_long = ops.square(ops.relu(y_pred - self.m_minus))

@@ -12,6 +12,14 @@ def _at_least_float32(x):
     return ops.cast(x, "float32") if x.dtype in ("float16", "bfloat16") else x
 
 
+def _of_vectors(x, axis):
+    """A tensor of floats that has an axis."""
+    x = ops.convert_to_tensor(checks.tensor("x", x, "(..., vector)"))
+    rank = len(ops.shape(x))
+    checks.integer("axis", axis, -rank, rank - 1)
+    return x
+
+
 def safe_norm(x, axis=-1, keepdims=False):
     """Euclidean length whose gradient at the zero vector is zero instead of NaN.
 
@@ -24,7 +32,8 @@ def safe_norm(x, axis=-1, keepdims=False):
         Tensor of the lengths, the shape of ``x`` without ``axis`` (or with size 1 there); NaN where ``x`` has any.
         Half-precision input is measured and returned in float32.
     """
-    x = _at_least_float32(ops.convert_to_tensor(x))
+    x = _at_least_float32(_of_vectors(x, axis))
+    checks.booleans(keepdims=keepdims)
     squared = ops.sum(ops.square(x), axis=axis, keepdims=keepdims)
     zero = ops.equal(squared, 0)  # not "above 0", which NaN is not either
     # The inner `where` keeps the square root's infinite slope out of the backward pass as well.
@@ -44,7 +53,7 @@ def squash(x, axis=-1):
         Tensor of the shape and dtype of ``x``; lengths in [0, 1). (In float32 a vector longer than about 4,000
         rounds to length 1.) The zero vector stays zero, with a zero gradient.
     """
-    x = ops.convert_to_tensor(x)
+    x = _of_vectors(x, axis)
     norm = safe_norm(x, axis=axis, keepdims=True)
     # ||s|| / (1 + ||s||^2), without the division by ||s|| that Eq. 5 has at the origin.
     return x * ops.cast(norm / (1.0 + ops.square(norm)), x.dtype)
@@ -63,8 +72,13 @@ def attention_rollout(attention, prefix, read=None):
 
     Returns:
         Tensor ``(b, t - prefix)``, for each patch the mean over the tokens that are read.
+
+    Raises:
+        ValueError: for matrices of different sizes or none, and tokens that there are not.
     """
+    attention = _matrices("attention", attention)
     tokens = attention[0].shape[-1]
+    checks.integer("prefix", prefix, 0, tokens - 1)
     read = np.arange(prefix or tokens) if read is None else read
     mixed = (fused + ops.eye(tokens) for fused in reversed(attention))
     return reached(read, [each / ops.sum(each, axis=-1, keepdims=True) for each in mixed])[:, prefix:]
@@ -79,12 +93,31 @@ def reached(read, matrices):
 
     Returns:
         Tensor ``(b, t)``.
+
+    Raises:
+        ValueError: for matrices of different sizes or none, and tokens that there are not.
     """
-    row = np.zeros((1, 1, matrices[0].shape[-1]), "float32")
+    matrices = _matrices("matrices", matrices)
+    tokens = matrices[0].shape[-1]
+    read = checks.integers("read", read, (None,), "(r,)")
+    if not read.size or read.max() >= tokens:
+        raise ValueError(f"read must be positions of some of the {tokens} tokens; received {read.tolist()}.")
+    row = np.zeros((1, 1, tokens), "float32")
     row[..., read] = 1 / len(read)
     for matrix in matrices:  # products of a row with matrices, not of matrices
         row = ops.matmul(row, matrix)
     return row[:, 0]
+
+
+def _matrices(name, values):
+    """A list of tensors of square matrices, all of one shape."""
+    if not isinstance(values, list | tuple) or not values:
+        raise ValueError(f"{name} must be a list of tensors (b, t, t), one per block; received {values!r:.60}.")
+    values = [checks.tensor(name, each, "(b, t, t)") for each in values]
+    shapes = {tuple(each.shape[1:]) for each in values}
+    if len(shapes) > 1 or len(set(*shapes)) > 1:
+        raise ValueError(f"{name} must be tensors (b, t, t) of the same t; received {sorted(shapes, key=str)}.")
+    return values
 
 
 def as_multi_hot(labels, num_classes):
@@ -102,7 +135,10 @@ def as_multi_hot(labels, num_classes):
     Raises:
         ValueError: see ``check_labels``.
     """
-    labels = labels if hasattr(labels, "shape") else np.asarray(labels)
+    num_classes = checks.positive_int("num_classes", num_classes, 2**31 - 1)
+    labels = labels if hasattr(labels, "shape") else checks.numbers(labels, "labels")
+    rows = labels.shape[0] if len(labels.shape) else None
+    checks.memory("Multi-hot labels", (rows or 1, num_classes), "Take fewer classes or a smaller batch.", times=1)
     kind = check_labels(labels, num_classes)  # of what came in: a tensor of JAX may have fewer bits
     labels = ops.convert_to_tensor(labels)
     if kind == "multi-hot":

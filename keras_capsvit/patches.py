@@ -36,8 +36,8 @@ class PatchGrid:
 
     def __post_init__(self):
         object.__setattr__(self, "image_shape", _size(self.image_shape))
-        object.__setattr__(self, "patch_size", pair(self.patch_size, "patch_size"))
-        object.__setattr__(self, "offset", pair(self.offset, "offset", lowest=0))
+        object.__setattr__(self, "patch_size", checks.pair(self.patch_size, "patch_size"))
+        object.__setattr__(self, "offset", checks.pair(self.offset, "offset", lowest=0))
         if not len(self):
             raise ValueError(
                 f"A patch must fit into the image; received patches of {self.patch_size} from {self.offset} in images "
@@ -103,7 +103,7 @@ def boxes(positions, patch_size):
     """
     positions = checks.numbers(positions, "positions")
     positions = checks.integers("positions", positions, (*positions.shape[:-1], 2), "(..., 2)", low=None)
-    return np.concatenate([positions, positions + pair(patch_size, "patch_size")], axis=-1)
+    return np.concatenate([positions, positions + checks.pair(patch_size, "patch_size")], axis=-1)
 
 
 def random_positions(image_shape, patch_size, batch, num_patches=1, *, seed=0):
@@ -193,7 +193,7 @@ def cut_patches(images, positions, patch_size):
     Raises:
         ValueError: for patches that cross the border.
     """
-    images, size = checks.numbers(images, "images"), pair(patch_size, "patch_size")
+    images, size = checks.numbers(images, "images"), checks.pair(patch_size, "patch_size")
     if images.ndim != 4:
         raise ValueError(f"Images must have shape (batch, height, width, channels); received {images.shape}.")
     positions = check_positions(positions, size, images.shape)
@@ -228,16 +228,6 @@ def check_positions(positions, patch_size, shape):
     return np.broadcast_to(found, (shape[0], *found.shape[-2:]))
 
 
-def pair(value, name, lowest=1):
-    """A pair of ints, of one int or a pair; the message calls it ``name``."""
-    both = value if isinstance(value, tuple | list | np.ndarray) else (value, value)
-    try:
-        first, second = (checks.integer(name, each, lowest) for each in both)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be an integer from {lowest}, or a pair of such; received {value!r}.") from None
-    return first, second
-
-
 def _pixels(positions, size):
     """Indices of the pixels of one patch per image, at positions ``(b, 2)``."""
     rows = positions[:, 0, None] + np.arange(size[0])
@@ -249,7 +239,7 @@ def _size(shape):
     """``(H, W)`` of the shape of an image, with channels or without."""
     if not isinstance(shape, tuple | list | np.ndarray) or len(shape) not in (2, 3):
         raise ValueError(f"image_shape must be (H, W) or (H, W, C), integers from 1; received {shape!r}.")
-    return pair(tuple(shape)[:2], "image_shape")
+    return checks.pair(tuple(shape)[:2], "image_shape")
 
 
 def _generators(seed, batch):

@@ -160,7 +160,7 @@ def sweep(images, offsets, dims=None):
     """
     images = checks.finite(checks.numbers(images, "images"), "images")
     offsets = checks.finite_array(offsets, "offsets", "(n_offsets,)", 1)
-    dims = np.arange(images.size and len(images)) if dims is None else dims
+    dims = np.arange(len(images) if images.ndim else 0) if dims is None else dims
     dims = checks.integers("dims", dims, (None,), "(n_dims,)").tolist()
     if images.ndim != 5 or not images.size or images.shape[:2] != (len(dims), len(offsets)):
         raise ValueError(
@@ -336,7 +336,7 @@ def _pictures(images):
 
 def _maps(maps, images):
     """Finite maps ``(n, H, W)`` of images, a float64 array."""
-    checks.image_maps(maps, images)
+    checks.maps_of_images(maps, images)
     return checks.numbers(maps, "maps").astype("float64")
 
 

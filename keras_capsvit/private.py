@@ -138,6 +138,21 @@ def inner_layers(model):
     return list(model._flatten_layers(include_self=False, recursive=True))
 
 
+@contextlib.contextmanager
+def without_values():
+    """Let variables that are made inside have shapes, but never values.
+
+    Keras lists them, and would give them values at its next occasion, in the middle of a trace of JAX too.
+    """
+    state, name = importlib.import_module("keras.src.backend.common.global_state"), "uninitialized_variables"
+    listed = list(state.get_global_attribute(name) or [])
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    finally:
+        state.set_global_attribute(name, listed)
+
+
 def global_seed_state():
     """Variable ``(2,)`` of the generator that ``keras.random`` draws from where it is given no seed."""
     return importlib.import_module("keras.src.random.seed_generator").global_seed_generator().state

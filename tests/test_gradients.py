@@ -342,7 +342,7 @@ def test_says_what_is_wrong(make):
 
 def test_refuses_settings_and_models():
     model, x = conv_net(), images(2, 9, 7, 2)
-    with pytest.raises(ValueError, match="batch_size must be an integer from 1; received 0"):
+    with pytest.raises(ValueError, match="batch_size must be an integer from 1 to 2147483647; received 0"):
         explain.Saliency(model, batch_size=0)
     with pytest.raises(ValueError, match=r"steps must be an integer from 1; received 2\.5"):
         explain.IntegratedGradients(model, steps=2.5)

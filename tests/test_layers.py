@@ -196,3 +196,47 @@ def test_normalized_convolution_is_the_two_layers(use_bias, settings):
 def test_normalized_convolution_refuses_an_activation():
     with pytest.raises(ValueError, match="without activation; received activation='relu'"):
         NormalizedConv2D(keras.layers.Conv2D(4, 3, activation="relu"), keras.layers.BatchNormalization())
+
+
+@pytest.mark.parametrize(
+    ("make", "inputs", "message"),
+    [
+        (CapsuleLength, ("nonsense",), "Expected inputs as an array of numbers; received strings"),
+        (CapsuleLength, (np.ones((2, 3), int),), "inputs of floats; received int64. Cast them"),
+        (
+            lambda: GraphCapsPool(2),
+            (CAPSULES[0],),
+            r"capsules of shape \(b, h, w, l, d\); received shape \(3, 4, 5, 6\)",
+        ),
+        (
+            lambda: PrimaryCaps(2, 2),
+            (IMAGES,),
+            r"at least \(9, 9\) pixels, the kernel's; received shape \(2, 9, 8, 3\)",
+        ),
+        (CapsuleMask, (CAPSULES[:, 0, 0], np.zeros(3, int)), r"one batch; received the shapes .*\(3,\)"),
+    ],
+)
+def test_inputs_that_are_none_are_refused(make, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        make()(*inputs)
+
+
+def test_lists_are_arrays():
+    np.testing.assert_array_equal(CapsuleLength()(CAPSULES[0].tolist()), CapsuleLength()(CAPSULES[0]))
+
+
+@pytest.mark.parametrize("wrong", [{}, [], b"zeros", "nonsense", 3])
+def test_initialisers_that_are_none_are_refused(wrong):
+    for make in (
+        lambda: PrimaryCaps(2, 2, kernel_initializer=wrong),
+        lambda: GraphCapsPool(2, kernel_initializer=wrong),
+    ):
+        with pytest.raises(ValueError, match="kernel_initializer must be an initialiser"):
+            make()
+
+
+def test_a_mask_of_another_number_of_labels():
+    with pytest.raises(ValueError, match="labels of 2 examples; received 3"):
+        CapsuleMask()(CAPSULES[:, 0, 0], labels=[0, 1, 2])
+    with pytest.raises(ValueError, match="labels as an array of numbers"):
+        CapsuleMask()(CAPSULES[:, 0, 0], np.array([0, None]))

@@ -47,6 +47,27 @@ def test_models_are_as_they_were_saved(kind, tmp_path):
     np.testing.assert_array_equal(loaded(x), model(x))
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class Counted(keras.initializers.Ones):
+    """Counts how often it makes values."""
+
+    calls = 0
+
+    def __call__(self, shape, dtype=None):
+        type(self).calls += 1
+        return super().__call__(shape, dtype)
+
+
+def test_looking_at_a_file_leaves_no_variables_that_wait_for_values(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, kernel_initializer=Counted())])
+    model.save(tmp_path / "model.keras")
+    Counted.calls = 0
+    load_model(tmp_path / "model.keras")
+    with keras.StatelessScope():  # at whose end Keras gives values to what waits for them
+        pass
+    assert Counted.calls == 1
+
+
 def rewrite(path, change):
     """Change the configuration of a .keras file."""
     with zipfile.ZipFile(path) as archive:

@@ -35,5 +35,5 @@ def test_refuses_logits_options_and_wrong_shapes(lengths):
         MarginLoss(m_minus=0.9, m_plus=0.1)
     with pytest.raises(ValueError, match=r"received shape \(6, 3\)"):
         MarginLoss()(np.zeros((6, 3)), lengths)
-    with pytest.raises(ValueError, match=r"\(batch, classes\); received \(6,\)"):
+    with pytest.raises(ValueError, match=r"scores of shape \(b, M\); received shape \(6,\)"):
         MarginLoss()(np.zeros(6), lengths[:, 0])

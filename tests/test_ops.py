@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from keras import ops
 
+from keras_capsvit import checks
 from keras_capsvit.autodiff import value_and_gradient
-from keras_capsvit.ops import as_multi_hot, safe_norm, squash
+from keras_capsvit.ops import as_multi_hot, attention_rollout, reached, safe_norm, squash
 
 vectors = hnp.arrays("float32", (4, 5), elements=st.floats(-1000, 1000, width=32))
 
@@ -76,3 +77,30 @@ def test_gradient_follows_the_variables(small_model):
     after, _ = call(x)
     np.testing.assert_allclose(after, ops.convert_to_numpy(model(x))[:, 0], rtol=1e-5)
     assert abs(float(after[0]) - float(before[0])) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: squash(np.ones(3), axis=1.5), "axis must be an integer from -1 to 0; received 1.5"),
+        (lambda: safe_norm(np.ones(3), axis=2), "axis must be an integer from -1 to 0; received 2"),
+        (lambda: safe_norm(np.ones(3, int)), "x of floats; received int64"),
+        (lambda: safe_norm(np.ones(3), keepdims="no"), "keepdims must be True or False"),
+        (lambda: attention_rollout([], 1), r"attention must be a list of tensors \(b, t, t\).*received \[\]"),
+        (
+            lambda: attention_rollout([np.ones((1, 3, 3)), np.ones((1, 4, 4))], 1),
+            r"same t; received .*\(4, 4\)",
+        ),
+        (lambda: attention_rollout([np.ones((1, 3, 3))], 3), "prefix must be an integer from 0 to 2; received 3"),
+        (lambda: reached([3], [np.ones((1, 3, 3))]), r"some of the 3 tokens; received \[3\]"),
+        (lambda: as_multi_hot([0], 0), "num_classes must be an integer from 1"),
+        (
+            lambda: as_multi_hot([0] * 8, 2**31 - 1),
+            r"Multi-hot labels.* would take 64.0 GiB",
+        ),
+    ],
+)
+def test_what_is_none_is_refused(call, message, monkeypatch):
+    monkeypatch.setattr(checks.settings, "_physical_memory", lambda: 16 * 2**30)
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -306,7 +306,7 @@ def test_vote_gradients_tell_rolled_from_unrolled_routing():
         ({"labels": 2 * np.eye(3)[LABELS]}, r"ids of shape \(5,\); received shape \(5, 3\) of float64"),
         ({"labels": LABELS + 1}, "class ids between 0 and 2; received values between 1 and 3"),
         ({"labels": LABELS - 1}, "class ids from 0; received values between -1 and 1"),
-        ({"batch_size": 0}, "batch_size must be an integer from 1; received 0"),
+        ({"batch_size": 0}, "batch_size must be an integer from 1 to 2147483647; received 0"),
         ({"factors": {"colour": [0, 1]}}, "Unknown factor 'colour'; expected one of rotation, trans_x, trans_y, scale"),
         ({"factors": {"scale": [0, 1]}}, "scale must be above 0; received 0"),
         ({"factors": {"rotation": [5, 5]}}, r"'rotation' needs at least 2 different degrees; received \[5, 5\]"),

@@ -222,7 +222,7 @@ def test_memory_of_the_votes():
     [
         (lambda: DynamicRouting(0), "num_iterations must be an integer from 1 to 1000; received 0"),
         (lambda: EMRouting(0), "num_iterations must be an integer from 1 to 1000; received 0"),
-        (lambda: DynamicRouting()(VOTES[0]), r"needs votes of shape \(batch, inputs, capsules, dim\).*\(6, 3, 4\)"),
+        (lambda: DynamicRouting()(VOTES[0]), r"votes of shape \(b, i, j, e\); received shape \(6, 3, 4\)"),
         (lambda: EMRouting()(VOTES, ACTIVATIONS[:, :4]), r"activations of shape \('batch', 6\).*\(2, 4\)"),
         (lambda: SelfRouting(3)(VOTES, POSES[:, :2], ACTIVATIONS), r"capsules of shape \('batch', 6, 5\)"),
         (lambda: SelfRouting(5)(VOTES, POSES, ACTIVATIONS), "votes for 1 or 5 output capsules"),

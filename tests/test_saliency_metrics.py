@@ -143,7 +143,7 @@ def test_perturbation_says_what_is_wrong():
         ({"order": "random"}, "order must be one of"),
         ({"target": 4}, "received"),
         ({"target": [0, 1]}, r"integer class ids of shape \(3,\); received shape \(2,\)"),
-        ({"batch_size": 0}, "batch_size must be an integer from 1; received 0"),
+        ({"batch_size": 0}, "batch_size must be an integer from 1 to 2147483647; received 0"),
         ({"model": lambda x: linear(x)[:, 0]}, r"class scores of shape \(batch, classes\); <lambda> returns \(.*,\)"),
         ({"model": lambda x: linear(x) * np.nan}, "returned NaN or infinite scores"),
     ]:

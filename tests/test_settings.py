@@ -182,7 +182,7 @@ def test_flags_that_are_none(make, name):
 def test_settings_of_relevance(explainer):
     net = models.ConvNetAvg((8, 8, 1), 3, kernel_size=2, filters=4)
     for wrong in (-1, 0, 2.5):
-        with pytest.raises(ValueError, match=f"batch_size must be an integer from 1; received {wrong}"):
+        with pytest.raises(ValueError, match=f"batch_size must be an integer from 1 to 2147483647; received {wrong}"):
             getattr(explain, explainer)(net, batch_size=wrong)
     with pytest.raises(ValueError, match="channels must be True or False; received 'no'"):
         getattr(explain, explainer)(net, channels="no")
@@ -262,7 +262,7 @@ def test_settings_that_are_set_later():
     ],
 )
 def test_what_does_not_fit_into_memory_is_refused(make, monkeypatch):
-    monkeypatch.setattr(checks, "_physical_memory", lambda: 16 * 2**30)
+    monkeypatch.setattr(checks.settings, "_physical_memory", lambda: 16 * 2**30)
     with pytest.raises(ValueError, match=r", of shape \(.*\), would take [\d.]+ GiB.*; this machine has 16\.0 GiB\. "):
         make()
 
@@ -274,7 +274,7 @@ def test_strides_that_overflow():
         lambda: layers.PrimaryCaps(2, 2, strides=2**31),
         lambda: layers.PrimaryCaps(2, 2, strides=(2, 2**31)),
     ):
-        with pytest.raises(ValueError, match=r"strides must be an integer from 1 to 16777216; received 2147483648"):
+        with pytest.raises(ValueError, match=r"strides must be .* to 16777216.*received .*2147483648"):
             make()
     for wrong in (2, (1, 2, 3), "12"):
         with pytest.raises(ValueError, match="strides must be a pair of ints"):

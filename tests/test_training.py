@@ -105,7 +105,7 @@ def test_losses_by_name():
         ({"epochs": -3}, "epochs must be an integer from 1; received -3"),
         ({"epochs": 2.0}, "epochs must be an integer from 1; received 2.0"),
         ({"epochs": True}, "epochs must be an integer from 1; received True"),
-        ({"batch_size": 0}, "batch_size must be an integer from 1; received 0"),
+        ({"batch_size": 0}, "batch_size must be an integer from 1 to 2147483647; received 0"),
         ({"learning_rate": -0.5}, r"learning_rate must be a number in \[0, inf\); received -0.5"),
         ({"learning_rate": float("nan")}, "learning_rate must be a number in .*; received nan"),
         ({"learning_rate": float("inf")}, "learning_rate must be a number in .*; received inf"),

@@ -10,7 +10,7 @@ from keras_capsvit import autodiff, checks
 from keras_capsvit.attacks.base import Attack
 from keras_capsvit.attacks.examine import NOT_FINITE
 from keras_capsvit.attacks.objectives import fools
-from keras_capsvit.patches import PatchGrid, apply_patch, check_positions, cut_patches, pair, random_positions
+from keras_capsvit.patches import PatchGrid, apply_patch, check_positions, cut_patches, random_positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ class PatchAttack(Attack):
             at_least_0=("epsilon", "step_size"),
             counts=("num_patches", "steps", "batch_size"),
         )
-        object.__setattr__(self, "patch_size", pair(self.patch_size, "patch_size"))
+        object.__setattr__(self, "patch_size", checks.pair(self.patch_size, "patch_size"))
         if not isinstance(self.positions, PatchGrid | None):
             object.__setattr__(self, "positions", _tuples(checks.numbers(self.positions, "positions").tolist()))
         if self.universal and self.epsilon is not None:

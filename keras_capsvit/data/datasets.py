@@ -10,7 +10,6 @@ from keras_capsvit import checks
 from keras_capsvit.data import affine_sets, affnist, multidigit
 from keras_capsvit.data.streams import check_reading, check_stream
 from keras_capsvit.data.tfds_folders import read_tfds
-from keras_capsvit.patches import pair
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +125,7 @@ def load(
     if image_size is not None:
         if make or name == "affnist":
             raise ValueError(f"{name} has images of {shape[0]}x{shape[1]} only; received image_size={image_size}.")
-        height_width = pair(image_size, "image_size")
+        height_width = checks.pair(image_size, "image_size")
         shape = (*height_width, shape[-1])
     if name == "affnist":
         make = functools.partial(affnist.affnist, data_dir=data_dir)

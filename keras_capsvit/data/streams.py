@@ -32,6 +32,6 @@ def check_stream(name, stream, rank=4):
 
 def check_reading(batch_size, shuffle, seed):
     """Refuse what says no way to read a stream: a batch size below 1, a flag that is none, a seed beyond 64 bits."""
-    checks.positive_int("batch_size", batch_size)
+    checks.batch_size(batch_size)
     checks.booleans(shuffle=shuffle)
     checks.integer("seed", seed, 0, LARGEST_SEED)

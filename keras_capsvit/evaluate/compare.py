@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from keras_capsvit.checks import batches_of, booleans, choice, function, image_maps, named, numbers, of_shape
+from keras_capsvit.checks import batches_of, booleans, choice, function, maps_of_images, named, numbers, of_shape
 from keras_capsvit.evaluate.judge import Judge
 from keras_capsvit.evaluate.progress import Progress, batches_in
 from keras_capsvit.evaluate.table import Table
@@ -95,6 +95,6 @@ def compare(model, explainers, dataset, metrics, *, target="predicted", batch_si
 
 def _checked(name, maps, x):
     try:
-        return image_maps(maps, x)[0]
+        return maps_of_images(maps, x)[0]
     except ValueError as error:
         raise ValueError(f"Maps of explainer {name!r}: {error}") from None

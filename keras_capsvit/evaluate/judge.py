@@ -24,7 +24,7 @@ class Judge:
 
     def __init__(self, model):
         if isinstance(model, keras.Model):
-            checks.finite_variables(model)
+            checks.finite_variables(model.variables, model.name)
         self.variables = list(getattr(model, "variables", ()))
         self._subject = taps.scores(model)
         self._scores = taps.compiled(model, "scores", _themselves) if taps.is_model(model) else self._subject

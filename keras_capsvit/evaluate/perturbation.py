@@ -9,7 +9,7 @@ from keras import ops
 from scipy import ndimage
 
 from keras_capsvit import checks
-from keras_capsvit.checks import image_maps, positive_int
+from keras_capsvit.checks import maps_of_images, positive_int
 from keras_capsvit.evaluate.judge import Judge
 
 ORDERS = ("descending", "ascending")
@@ -78,9 +78,9 @@ def aopc(
         curve = evaluate.aopc(model, x, explain.GraphAttention(model)(x), steps=30)
         print(curve.area.mean(), curve.area.std())
     """
-    maps, x = image_maps(maps, x)
+    maps, x = maps_of_images(maps, x)
     checks.integer("seed", seed)
-    positive_int("batch_size", batch_size)
+    checks.batch_size(batch_size)
     positive_int("patch", patch, min(x.shape[1:3]))
     checks.choice("order", order, ORDERS)
     checks.choice("regions", regions, REGIONS)
@@ -124,7 +124,7 @@ def ablation_drop(model, x, maps, *, mean, size=9, target=None, relative=False, 
     Raises:
         ValueError: see ``aopc``; and for scores of 0 if ``relative``.
     """
-    maps, x = image_maps(maps, x)
+    maps, x = maps_of_images(maps, x)
     checks.booleans(relative=relative)
     squares = _squares(maps, size)
     mean = _broadcast(mean, x, "mean")
@@ -163,7 +163,7 @@ def neuron_ablation(neurons, x, maps, *, mean, size=9, relative=False, batch_siz
     checks.function("neurons", neurons, "x (b, H, W, C) → activations (b, n)")
     maps = checks.finite_array(maps, "maps", "(neurons, b, H, W)", 4)
     x = checks.images(x, empty=False)
-    squares = [_squares(image_maps(one, x)[0], size) for one in maps]
+    squares = [_squares(maps_of_images(one, x)[0], size) for one in maps]
     mean = _broadcast(mean, x, "mean")
     neurons = _activations(neurons)
     clean = _batched(neurons, x, batch_size)
@@ -238,7 +238,7 @@ def _activations(neurons):
 
 def _batched(function, x, batch_size):
     """Values of all images."""
-    positive_int("batch_size", batch_size)
+    checks.batch_size(batch_size)
     return np.concatenate([function(x[first : first + batch_size]) for first in range(0, len(x), batch_size)])
 
 

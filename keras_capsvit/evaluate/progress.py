@@ -8,7 +8,7 @@ from urllib.parse import quote
 import keras
 import numpy as np
 
-from keras_capsvit.checks import positive_int
+from keras_capsvit import checks
 from keras_capsvit.evaluate.describe import described, digest
 from keras_capsvit.evaluate.table import versions
 from keras_capsvit.files import FileError, arrays_of, remove_abandoned, replacing
@@ -142,7 +142,7 @@ class Progress:
 
 def batches_in(dataset, batch_size):
     """Number of batches of a data set (see ``checks.batches_of``), int, or None if it is not known."""
-    positive_int("batch_size", batch_size)
+    checks.batch_size(batch_size)
     if isinstance(dataset, tuple | list) and len(dataset) == 2 and len(getattr(dataset[0], "shape", ())) == 4:
         return -(-len(dataset[0]) // batch_size)
     try:

@@ -75,7 +75,7 @@ def compactness(represent, x, labels, *, factors=FACTORS, batch_size=128):
     if x.ndim != 4 or not x.size:
         raise ValueError(f"Expected images of shape (batch, height, width, channels), not empty; received {x.shape}.")
     ids = checks.class_ids(labels, len(x))
-    checks.positive_int("batch_size", batch_size)
+    checks.batch_size(batch_size)
     checks.function("represent", represent, "from images to class capsules (b, j, e) or representations (b, n)")
     factors = checks.named("factors", factors, "degrees, such as evaluate.FACTORS")
     for factor, degrees in factors.items():

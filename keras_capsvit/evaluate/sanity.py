@@ -5,7 +5,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from keras_capsvit import checks
-from keras_capsvit.checks import image_maps
+from keras_capsvit.checks import image_maps, maps_of_images
 from keras_capsvit.evaluate.judge import Judge
 
 
@@ -131,7 +131,7 @@ def conservation(explainer, scores, x, target=None):
     ids, score = judge.of_targets(judge(x), target)
     if not score.all():
         raise ValueError(f"Conservation needs scores other than 0; those of images {np.flatnonzero(score == 0)} are 0.")
-    return image_maps(explainer(x, ids), x)[0].sum(axis=(1, 2), dtype="float64") / score
+    return maps_of_images(explainer(x, ids), x)[0].sum(axis=(1, 2), dtype="float64") / score
 
 
 def _restore(before):

@@ -102,9 +102,10 @@ class ModelExplainer(Explainer):
     """
 
     def __init__(self, model, batch_size, output=None):
-        self.batch_size = checks.positive_int("batch_size", batch_size)
+        self.batch_size = checks.batch_size(batch_size)
         self.scores = taps.scores(model, output)
         self.variables = self.scores.variables
+        checks.finite_variables(self.variables, self.scores.name)
         self._scores = taps.compiled(model, "scores", lambda scores: scores, output)
         self._classes = {}  # their number, by size of the images
 
@@ -120,12 +121,15 @@ class ModelExplainer(Explainer):
     def _number_of_classes(self, x):
         try:
             with checks.running(self.scores.name, x):
-                return self._scores(x[:1]).shape[-1]
+                scores = self._scores(x[:1])
         except ValueError as error:
             if not self._classes:
                 raise
             # Of a model that took another size it is about the size.
             raise checks.wrong_size(x, self.scores.name, error) from error
+        if scores.shape[0] != 1:
+            raise ValueError(f"Expected scores (b, M), a row for each image; received {scores.shape} of one image.")
+        return scores.shape[-1]
 
     def predicted(self, x):
         """Predicted classes ``(b,)`` of images ``(b, H, W, C)``."""

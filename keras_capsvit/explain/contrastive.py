@@ -81,7 +81,7 @@ class LRP(Recorded):
     ):
         relevance = _relevance()
         checks.booleans(channels=channels)
-        self.channels, self.batch_size = channels, checks.positive_int("batch_size", batch_size)
+        self.channels, self.batch_size = channels, checks.batch_size(batch_size)
         for name, value in (("start", start), ("stop", stop)):
             if value is not None:
                 checks.text(name, value)

@@ -1,13 +1,18 @@
 """Primary capsules, the transformation of capsules, and what is read off them: lengths and masks."""
 
 import math
+from typing import ClassVar
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_capsvit import checks
+from keras_capsvit.layers.base import OfFloats, initializer
 from keras_capsvit.ops import as_multi_hot, safe_norm, squash
 
+_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+_LARGEST = 2**24  # kernels and strides, so that TensorFlow's 32 bits do not overflow
 _SMALLER = "Use a smaller batch, larger strides, fewer capsule types or classes, or routing without votes (GraCapsNet)."
 
 
@@ -36,7 +41,7 @@ class CapsuleInitializer(keras.initializers.Initializer):
 
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
-class PrimaryCaps(keras.layers.Layer):
+class PrimaryCaps(OfFloats, keras.layers.Layer):
     """Primary capsules: a convolution whose channels are grouped into capsules and squashed (thesis 1.2.2).
 
     Args:
@@ -51,6 +56,8 @@ class PrimaryCaps(keras.layers.Layer):
 
     Input shape: ``(b, H, W, channels)``. Output shape: ``(b, h, w, l, d)``, lengths in [0, 1).
     """
+
+    axes: ClassVar = {"inputs": "(b, H, W, C)"}
 
     def __init__(
         self,
@@ -69,12 +76,11 @@ class PrimaryCaps(keras.layers.Layer):
         self.capsule_dim = checks.positive_int("capsule_dim", capsule_dim)
         checks.booleans(squash=squash)
         self.squash = squash
-        self.kernel_size = None if kernel_size is None else _of_grid("kernel_size", kernel_size)
-        self.strides = _of_grid("strides", strides)
-        self.padding = padding
-        self.kernel_initializer = keras.initializers.get(
-            kernel_initializer or keras.initializers.VarianceScaling(16.0 / capsule_dim)
-        )
+        self.kernel_size = None if kernel_size is None else checks.pair(kernel_size, "kernel_size", most=_LARGEST)
+        self.strides = checks.pair(strides, "strides", most=_LARGEST)
+        self.padding = checks.choice("padding", padding, ("valid", "same"))
+        default = keras.initializers.VarianceScaling(16.0 / capsule_dim)
+        self.kernel_initializer = initializer(kernel_initializer, default)
         self.conv = None
         if kernel_size is not None:
             self.conv = keras.layers.Conv2D(
@@ -92,6 +98,12 @@ class PrimaryCaps(keras.layers.Layer):
         if self.conv is not None:
             kernel = (*self.conv.kernel_size, input_shape[-1], self.conv.filters)
             checks.memory("The kernel of primary capsules", kernel, "Take fewer capsule types or channels.")
+            sizes = zip(self.conv.kernel_size, input_shape[1:3], strict=True)
+            if self.padding == "valid" and any(size and size < kernel for kernel, size in sizes):
+                raise ValueError(
+                    f"Expected inputs of at least {self.kernel_size} pixels, the kernel's; received shape "
+                    f"{tuple(input_shape)}. Take a smaller kernel, or padding='same'."
+                )
             self.conv.build(input_shape)
         elif input_shape[-1] != self.num_types * self.capsule_dim:
             raise ValueError(
@@ -132,16 +144,22 @@ def votes_bytes(num_inputs, num_capsules, capsule_dim, batch_size=1, dtype="floa
         num_capsules: int, output capsules ``j``.
         capsule_dim: int, dimension ``e`` of a vote.
         batch_size: int.
-        dtype: str.
+        dtype: str, ``"float64"``, ``"float32"``, ``"float16"`` or ``"bfloat16"``.
 
     Returns:
         int, bytes.
+
+    Raises:
+        ValueError: for sizes that are none, and other types.
     """
-    return batch_size * num_inputs * num_capsules * capsule_dim * (2 if dtype in ("float16", "bfloat16") else 4)
+    sizes = {"num_inputs": num_inputs, "num_capsules": num_capsules, "capsule_dim": capsule_dim}
+    sizes["batch_size"] = batch_size
+    votes = math.prod(checks.positive_int(name, size) for name, size in sizes.items())
+    return votes * _BYTES[checks.choice("dtype", dtype, _BYTES)]
 
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
-class CapsuleTransform(keras.layers.Layer):
+class CapsuleTransform(OfFloats, keras.layers.Layer):
     """Linear transformation of capsules: ``u'_i = u_i W_i``, or votes ``u_hat_{j|i} = u_i W_ij``.
 
     Without ``num_capsules`` every capsule is projected once, as graph capsules need it (thesis Algorithm 2, step 2);
@@ -165,6 +183,8 @@ class CapsuleTransform(keras.layers.Layer):
             cannot be trained, or votes of one batch (``votes_bytes``) that do not fit, in this machine's memory.
     """
 
+    axes: ClassVar = {"inputs": "(b, ..., d)"}
+
     def __init__(
         self, capsule_dim, *, num_capsules=None, shared=False, matrix=False, kernel_initializer=None, **kwargs
     ):
@@ -174,7 +194,7 @@ class CapsuleTransform(keras.layers.Layer):
         checks.booleans(shared=shared, matrix=matrix)
         self.shared = shared
         self.matrix = matrix
-        self.kernel_initializer = keras.initializers.get(kernel_initializer or CapsuleInitializer())
+        self.kernel_initializer = initializer(kernel_initializer, CapsuleInitializer())
 
     def build(self, input_shape):
         if len(input_shape) < 3 or None in input_shape[1:]:
@@ -233,16 +253,11 @@ class CapsuleTransform(keras.layers.Layer):
         }
 
 
-def _of_grid(name, value):
-    """An int, or a pair of ints, as convolutions take them: not so large that TensorFlow's 32 bits overflow."""
-    if isinstance(value, tuple | list):
-        return tuple(checks.positive_int(name, each, 2**24) for each in value)
-    return checks.positive_int(name, value, 2**24)
-
-
 @keras.saving.register_keras_serializable(package="keras_capsvit")
-class CapsuleLength(keras.layers.Layer):
+class CapsuleLength(OfFloats, keras.layers.Layer):
     """Lengths of capsules, the confidence that each entity is present: ``(b, ..., e)`` → ``(b, ...)``, float32."""
+
+    axes: ClassVar = {"inputs": "(b, ..., e)"}
 
     def call(self, inputs):
         return ops.cast(safe_norm(inputs), "float32")
@@ -252,7 +267,7 @@ class CapsuleLength(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
-class CapsuleMask(keras.layers.Layer):
+class CapsuleMask(OfFloats, keras.layers.Layer):
     """Set all class capsules to zero except the chosen ones (the input of a class-conditional decoder).
 
     Call arguments:
@@ -263,11 +278,20 @@ class CapsuleMask(keras.layers.Layer):
     Output shape: ``(b, j, e)``.
     """
 
+    axes: ClassVar = {"capsules": "(b, j, e)"}
+
+    def __call__(self, capsules, labels=None, **kwargs):
+        if isinstance(labels, np.ndarray) or not (labels is None or hasattr(labels, "shape")):
+            labels = checks.numbers(labels, "labels")
+        return super().__call__(capsules, labels=labels, **kwargs)
+
     def call(self, capsules, labels=None):
         num_capsules = capsules.shape[1]
         if labels is None:
             labels = ops.argmax(safe_norm(capsules), axis=-1)
         mask = as_multi_hot(labels, num_capsules)
+        if None not in (mask.shape[0], capsules.shape[0]) and mask.shape[0] != capsules.shape[0]:
+            raise ValueError(f"Expected labels of {capsules.shape[0]} examples; received {mask.shape[0]}.")
         return capsules * ops.cast(mask, capsules.dtype)[:, :, None]
 
     def compute_output_shape(self, capsules_shape, labels_shape=None):

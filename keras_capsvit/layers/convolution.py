@@ -1,11 +1,16 @@
 """Convolutions with a normalisation: of the result, in one layer, or of the kernel."""
 
+from typing import ClassVar
+
 import keras
 from keras import ops
 
+from keras_capsvit import checks
+from keras_capsvit.layers.base import OfFloats
+
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
-class NormalizedConv2D(keras.layers.Layer):
+class NormalizedConv2D(OfFloats, keras.layers.Layer):
     """A convolution followed by batch normalisation, in evaluation as one convolution.
 
     While training, the two layers one after the other. Otherwise the normalisation is affine and goes into the kernel
@@ -19,18 +24,24 @@ class NormalizedConv2D(keras.layers.Layer):
     Input and output shape: those of ``conv``.
 
     Raises:
-        ValueError: for a convolution with an activation.
+        ValueError: for other layers, and a convolution with an activation.
 
     Example::
 
         NormalizedConv2D(keras.layers.Conv2D(16, 3, use_bias=False), keras.layers.BatchNormalization())
     """
 
+    axes: ClassVar = {"inputs": "(b, H, W, C)"}
+
     def __init__(self, conv, norm, **kwargs):
         super().__init__(**kwargs)
         self.conv, self.norm = (
             keras.saving.deserialize_keras_object(one) if isinstance(one, dict) else one for one in (conv, norm)
         )
+        kinds = (("conv", self.conv, keras.layers.Conv2D), ("norm", self.norm, keras.layers.BatchNormalization))
+        for name, layer, kind in kinds:
+            if not isinstance(layer, kind):
+                raise ValueError(f"{name} must be a keras.layers.{kind.__name__}; received {type(layer).__name__}.")
         if self.conv.activation is not keras.activations.linear:
             raise ValueError(
                 "Normalisation follows the convolution directly: expected a convolution without activation; received "
@@ -73,11 +84,17 @@ class NormalizedConv2D(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
-class StandardizedConv2D(keras.layers.Conv2D):
+class StandardizedConv2D(OfFloats, keras.layers.Conv2D):
     """Convolution whose kernel has mean 0 and variance 1 for every output channel (Qiao et al. 2019; thesis 7.A).
 
     Arguments, input and output are those of ``keras.layers.Conv2D``.
     """
+
+    axes: ClassVar = {"inputs": "(b, H, W, C)"}
+
+    def __init__(self, filters, kernel_size, **kwargs):
+        checks.positive_int("filters", filters)
+        super().__init__(int(filters), kernel_size, **kwargs)
 
     def convolution_op(self, inputs, kernel):
         kernel = ops.convert_to_tensor(kernel)

@@ -1,10 +1,13 @@
 """Multi-head attention-based graph pooling, the part of a GraCapsNet that replaces routing (thesis 3.1, 3.2)."""
 
+from typing import ClassVar
+
 import keras
 import numpy as np
 from keras import ops
 
 from keras_capsvit import checks
+from keras_capsvit.layers.base import OfFloats, initializer
 from keras_capsvit.ops import squash
 
 
@@ -26,6 +29,7 @@ def gaussian_adjacency(height, width, sigma, *, self_loops=False, normalize=Fals
     """
     nodes = checks.positive_int("height", height) * checks.positive_int("width", width)
     checks.number("sigma", sigma, 0)
+    checks.booleans(self_loops=self_loops, normalize=normalize)
     checks.memory("The adjacency matrix", (nodes, nodes), "Take larger strides or smaller images.", bytes_each=8)
     points = np.indices((height, width)).reshape(2, -1).T
     distance = np.linalg.norm(points[:, None] - points[None], axis=-1)
@@ -63,20 +67,20 @@ def relative_reach(adjacency, height, width):
     return float(reach(adjacency) / reach(gaussian_adjacency(height, width, 1.0)))
 
 
-class _NodePool(keras.layers.Layer):
+class _NodePool(OfFloats, keras.layers.Layer):
     """Base: scores ``X W + bias`` of the nodes for every class, weights from the scores, pooling, mean over heads.
 
     Subclasses define ``weigh``: scores ``(b, h w, l j)`` → weights of the same shape.
     """
+
+    axes: ClassVar = {"capsules": "(b, h, w, l, d)"}
 
     def __init__(self, num_capsules, *, use_bias, kernel_initializer, **kwargs):
         super().__init__(**kwargs)
         self.num_capsules = checks.positive_int("num_capsules", num_capsules)
         checks.booleans(use_bias=use_bias)
         self.use_bias = use_bias
-        self.kernel_initializer = keras.initializers.get(
-            kernel_initializer or keras.initializers.VarianceScaling(256.0)
-        )
+        self.kernel_initializer = initializer(kernel_initializer, keras.initializers.VarianceScaling(256.0))
 
     def build(self, input_shape):
         if len(input_shape) != 5 or None in input_shape[1:]:

@@ -1,11 +1,13 @@
 """Images to tokens: patches, learned positions, class and distillation tokens."""
 
 import math
+from typing import ClassVar
 
 import keras
 from keras import ops
 
 from keras_capsvit import checks
+from keras_capsvit.layers.base import OfFloats
 
 INTERPOLATIONS = ("bicubic", "bilinear")
 
@@ -25,27 +27,27 @@ def resize_positions(positions, grid, new_grid, *, interpolation="bicubic"):
         Tensor ``(prefix + h' w', d)``.
 
     Raises:
-        ValueError: for fewer positions than the grid has patches, and another interpolation.
+        ValueError: for fewer positions than the grid has patches, other shapes, and another interpolation.
     """
+    positions = checks.tensor("positions", positions, "(prefix + h w, d)")
+    grid, new_grid = checks.pair(grid, "grid"), checks.pair(new_grid, "new_grid")
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation must be one of {INTERPOLATIONS}; received {interpolation!r}.")
     count, dim = positions.shape
     prefix = count - math.prod(grid)
     if prefix < 0:
-        raise ValueError(
-            f"Expected at least {math.prod(grid)} positions for a grid of {tuple(grid)}; received {count}."
-        )
-    if tuple(grid) == tuple(new_grid):
+        raise ValueError(f"Expected at least {math.prod(grid)} positions for a grid of {grid}; received {count}.")
+    if grid == new_grid:
         return positions
     patches = ops.reshape(positions[prefix:], (1, *grid, dim))
     patches = ops.image.resize(
-        patches, tuple(new_grid), interpolation=interpolation, antialias=True, data_format="channels_last"
+        patches, new_grid, interpolation=interpolation, antialias=True, data_format="channels_last"
     )
     return ops.concatenate([positions[:prefix], ops.reshape(patches, (-1, dim))], axis=0)
 
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
-class PatchEmbedding(keras.layers.Layer):
+class PatchEmbedding(OfFloats, keras.layers.Layer):
     """Images cut into patches, each mapped linearly to a token; learned positions; tokens of its own in front.
 
     Args:
@@ -63,6 +65,8 @@ class PatchEmbedding(keras.layers.Layer):
         ValueError: for images that patches do not tile, settings out of range, and weights that do not fit into this
             machine's memory.
     """
+
+    axes: ClassVar = {"images": "(b, H, W, C)"}
 
     def __init__(
         self,

@@ -4,18 +4,23 @@ Every layer takes votes ``(b, i, j, e)`` and returns class capsules ``(b, j, e)`
 coupling ``(b, i, j)``, which sums to 1 over the output capsules ``j``.
 """
 
+from typing import ClassVar
+
 import keras
 from keras import ops
 
 from keras_capsvit import checks
+from keras_capsvit.layers.base import OfFloats
 from keras_capsvit.layers.capsules import CapsuleInitializer
 from keras_capsvit.ops import safe_norm, squash
 
 
-class Routing(keras.layers.Layer):
+class Routing(OfFloats, keras.layers.Layer):
     """Base of the routing layers. Subclasses define ``route``, with axes ordered for batched matrix products:
     ``(votes (b, j, i, e), ...) → (class capsules (b, j, e), coupling (b, j, i))``.
     """
+
+    axes: ClassVar = {"votes": "(b, i, j, e)"}
 
     def build(self, votes_shape, *_):
         if len(votes_shape) != 4 or None in votes_shape[1:]:
@@ -156,6 +161,8 @@ class EMRouting(Routing):
         return_coupling: bool.
     """
 
+    axes: ClassVar = {"votes": "(b, i, j, e)", "activations": "(b, i)"}
+
     def __init__(self, num_iterations=3, *, inverse_temperature=0.5, eps=1e-4, **kwargs):
         super().__init__(**kwargs)
         self.num_iterations = _iterations(num_iterations)
@@ -221,6 +228,8 @@ class SelfRouting(Routing):
         activations: tensor ``(b, i)`` in [0, 1].
         return_coupling: bool.
     """
+
+    axes: ClassVar = {"votes": "(b, i, j, e)", "capsules": "(b, i, d)", "activations": "(b, i)"}
 
     def __init__(self, num_capsules, *, eps=1e-6, **kwargs):
         super().__init__(**kwargs)

@@ -7,6 +7,7 @@ from keras_capsvit.models.checks import (
     check_normalization,
     check_positive,
     check_rates,
+    check_sizes,
     check_variant,
     choose,
 )
@@ -53,10 +54,9 @@ class DenseNet(LogitModel):
         std=None,
         **kwargs,
     ):
-        input_shape = tuple(input_shape)
-        if depth not in DEPTHS:
+        if not isinstance(depth, int) or depth not in DEPTHS:
             raise ValueError(f"depth must be one of {DEPTHS}; received {depth!r}.")
-        check_images(input_shape, num_classes, smallest=32)
+        input_shape, num_classes = check_images(input_shape, num_classes, smallest=32)
         mean, std = check_normalization(mean, std, input_shape[-1])
         images = keras.Input(input_shape, name="images")
         features = getattr(keras.applications, f"DenseNet{depth}")(
@@ -114,13 +114,12 @@ class SwinTransformer(LogitModel):
         name="swin",
         **kwargs,
     ):
-        input_shape = tuple(input_shape)
-        check_images(input_shape, num_classes)
+        input_shape, num_classes = check_images(input_shape, num_classes)
         mean, std = check_normalization(mean, std, input_shape[-1])
         size, patch_size = check_variant(variant, SIZES, input_shape)
         chosen = choose(size, width=width, depths=depths, num_heads=num_heads)
-        chosen |= {key: tuple(chosen[key]) for key in ("depths", "num_heads")}
-        check_positive(**chosen, window_size=window_size)
+        chosen |= {key: check_sizes(key, chosen[key]) for key in ("depths", "num_heads")}
+        check_positive(width=chosen["width"], window_size=window_size)
         check_rates(drop_path=drop_path)
         self.resolve(**chosen)
         grid = _check_windows(input_shape, patch_size, window_size, chosen)

@@ -79,8 +79,8 @@ class CapsNet(CapsuleModel):
         backbone=None,
         **kwargs,
     ):
-        input_shape = tuple(input_shape)
-        check_images(input_shape, num_classes, smallest=smallest_size(kernel_size, strides, backbone))
+        smallest = smallest_size(kernel_size, strides, backbone)
+        input_shape, num_classes = check_images(input_shape, num_classes, smallest=smallest)
         check_positive(num_types=num_types, capsule_dim=capsule_dim)
         route = _routing_layer(routing, num_classes, squash)
         has_activations = isinstance(route, EMRouting | SelfRouting)

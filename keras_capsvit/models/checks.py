@@ -7,28 +7,50 @@ import numpy as np
 from keras_capsvit import checks
 from keras_capsvit.files import FileError
 
-_LARGEST = 2**24  # size of anything, so that products of three fit 64 bits and strides fit 32
+LARGEST = 2**24  # size of anything, so that products of three fit 64 bits and strides fit 32
 
 
 def check_images(input_shape, num_classes, *, smallest=1):
-    """Refuse shapes that are not images of at least ``smallest`` pixels each way, and fewer than two classes."""
-    ints = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in input_shape)
-    if len(input_shape) != 3 or not ints:
-        raise ValueError(f"input_shape must be (height, width, channels), positive ints; received {input_shape}.")
+    """Refuse shapes that are not images of at least ``smallest`` pixels each way, and fewer than two classes.
+
+    Returns:
+        Tuple of ints ``(H, W, C)``, and the number of classes, an int.
+    """
+    given, input_shape = input_shape, _ints(input_shape)
+    if input_shape is None or len(input_shape) != 3:
+        raise ValueError(f"input_shape must be (height, width, channels), positive ints; received {given!r:.60}.")
     checks.memory("An image", input_shape, "Take smaller images.", times=1)
-    checks.integer("num_classes", num_classes, 2, _LARGEST)
+    num_classes = checks.integer("num_classes", num_classes, 2, LARGEST)
     if min(input_shape[:2]) < smallest:
         raise ValueError(
             f"Images of {input_shape[0]}x{input_shape[1]} are too small for this network; the smallest legal size "
             f"is {smallest}x{smallest}."
         )
+    return input_shape, num_classes
+
+
+def check_sizes(name, values, count=None):
+    """Refuse what is no sequence of positive ints, ``count`` of them if given; otherwise return it as a tuple."""
+    sizes = _ints(values)
+    if sizes is None or (count is not None and len(sizes) != count) or max(sizes, default=0) > LARGEST:
+        number = "positive ints" if count is None else f"{count} positive ints"
+        raise ValueError(f"{name} must be {number}, each up to {LARGEST}; received {values!r:.60}.")
+    return sizes
+
+
+def _ints(values):
+    """Values as a tuple of ints; None if they are none, or not positive."""
+    if not isinstance(values, tuple | list | np.ndarray):
+        return None
+    whole = [isinstance(each, int | np.integer) and not isinstance(each, bool) and each > 0 for each in values]
+    return tuple(map(int, values)) if all(whole) else None
 
 
 def check_positive(**arguments):
     """Refuse arguments that are not positive ints, or tuples of them."""
     for name, value in arguments.items():
         for each in value if isinstance(value, tuple) else (value,):
-            checks.positive_int(name, each, _LARGEST)
+            checks.positive_int(name, each, LARGEST)
 
 
 def check_rates(**arguments):

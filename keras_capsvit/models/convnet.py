@@ -2,9 +2,10 @@
 
 import keras
 
+from keras_capsvit import checks
 from keras_capsvit.layers import MaxPool2D, NormalizedConv2D
 from keras_capsvit.models.base import ConfiguredModel
-from keras_capsvit.models.checks import check_images, check_positive, check_weights
+from keras_capsvit.models.checks import LARGEST, check_images, check_positive, check_sizes, check_weights
 
 IMAGES = {"data_format": "channels_last"}
 
@@ -63,9 +64,9 @@ class ConvNetFC(LogitModel):
         name="convnet_fc",
         **kwargs,
     ):
-        input_shape, filters, units = tuple(input_shape), tuple(filters), tuple(units)
-        check_positive(kernel_size=kernel_size, filters=filters, units=units)
-        check_images(input_shape, num_classes, smallest=len(filters) * (kernel_size - 1) + 1)
+        filters, units = check_sizes("filters", filters), check_sizes("units", units)
+        checks.positive_int("kernel_size", kernel_size, LARGEST)
+        input_shape, num_classes = check_images(input_shape, num_classes, smallest=len(filters) * (kernel_size - 1) + 1)
         images = keras.Input(input_shape, name="images")
         features = images
         for index, channels in enumerate(filters, 1):
@@ -104,9 +105,9 @@ class ConvNetAvg(LogitModel):
     """
 
     def __init__(self, input_shape, num_classes, *, kernel_size=9, filters=256, name="convnet_avg", **kwargs):
-        input_shape = tuple(input_shape)
-        check_positive(kernel_size=kernel_size, filters=filters)
-        check_images(input_shape, num_classes, smallest=2 * kernel_size - 1)
+        checks.positive_int("kernel_size", kernel_size, LARGEST)
+        check_positive(filters=filters)
+        input_shape, num_classes = check_images(input_shape, num_classes, smallest=2 * kernel_size - 1)
         images = keras.Input(input_shape, name="images")
         features = _conv(images, filters, kernel_size, name="conv1")
         features = _conv(features, filters, kernel_size, strides=2, name="conv2")
@@ -140,9 +141,8 @@ class VGG19(LogitModel):
     """
 
     def __init__(self, input_shape, num_classes, *, filters=64, **kwargs):
-        input_shape = tuple(input_shape)
         check_positive(filters=filters)
-        check_images(input_shape, num_classes, smallest=32)
+        input_shape, num_classes = check_images(input_shape, num_classes, smallest=32)
         images = keras.Input(input_shape, name="images")
         features, index = images, 0
         for factor, depth in ((1, 2), (2, 2), (4, 4), (8, 4), (8, 4)):

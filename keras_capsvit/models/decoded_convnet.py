@@ -25,8 +25,7 @@ class _DecodedConvNet(CapsuleModel):
         strides=(1, 2),
         **kwargs,
     ):
-        input_shape = tuple(input_shape)
-        check_images(input_shape, num_classes, smallest=smallest_size(kernel_size, strides))
+        input_shape, num_classes = check_images(input_shape, num_classes, smallest=smallest_size(kernel_size, strides))
         check_positive(group_dim=group_dim)
         images = keras.Input(input_shape, name="images")
         features, maps = primary_capsules(

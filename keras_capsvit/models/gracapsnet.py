@@ -73,8 +73,8 @@ class GraCapsNet(CapsuleModel):
         backbone=None,
         **kwargs,
     ):
-        input_shape = tuple(input_shape)
-        check_images(input_shape, num_classes, smallest=smallest_size(kernel_size, strides, backbone))
+        smallest = smallest_size(kernel_size, strides, backbone)
+        input_shape, num_classes = check_images(input_shape, num_classes, smallest=smallest)
         check_positive(num_heads=num_heads, primary_dim=primary_dim, capsule_dim=capsule_dim)
         checks.number("sigma", sigma, 0)
         images = keras.Input(input_shape, name="images")

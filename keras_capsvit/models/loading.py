@@ -9,6 +9,7 @@ import keras
 
 from keras_capsvit.files import check_exists, reading, refuse
 from keras_capsvit.models.keras_files import load_keras_weights, stored_shapes
+from keras_capsvit.private import without_values
 
 _KIND = "a .keras file of a model"
 _REMEDY = "Save the model again, or copy or download the file again."
@@ -47,7 +48,7 @@ def load_model(path):
         config = _config(path)
         _check_objects(config, path)
         # Without values: as many variables as the configuration asks for may not fit into memory.
-        with keras.StatelessScope(initialize_variables=False):
+        with without_values():
             model = _made(_without_compiling(config))
             asked = sum(math.prod(variable.shape) for variable in model.weights)
         there = sum(map(math.prod, stored_shapes(path).values()))

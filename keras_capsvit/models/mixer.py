@@ -59,8 +59,7 @@ class MLPMixer(LogitModel):
         name="mixer",
         **kwargs,
     ):
-        input_shape = tuple(input_shape)
-        check_images(input_shape, num_classes)
+        input_shape, num_classes = check_images(input_shape, num_classes)
         mean, std = check_normalization(mean, std, input_shape[-1])
         size, patch_size = check_variant(variant, SIZES, input_shape)
         chosen = choose(size, width=width, depth=depth, token_units=token_units, channel_units=channel_units)

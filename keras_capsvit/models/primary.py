@@ -2,8 +2,9 @@
 
 import keras
 
+from keras_capsvit import checks
 from keras_capsvit.layers import PrimaryCaps
-from keras_capsvit.models.checks import check_positive, check_weights
+from keras_capsvit.models.checks import LARGEST, check_positive, check_sizes, check_weights
 
 
 def primary_capsules(images, *, num_types, primary_dim, filters, kernel_size, strides, backbone=None, squash=True):
@@ -62,14 +63,19 @@ def smallest_size(kernel_size, strides, backbone=None):
         ValueError: for sizes and strides that are none.
     """
     if backbone is None or kernel_size is not None:
-        check_positive(kernel_size=kernel_size)
+        checks.positive_int("kernel_size", kernel_size, LARGEST)
     if not isinstance(strides, tuple | list) or len(strides) != 2:
-        raise ValueError(f"strides must be a pair of ints, of the two convolutions; received {strides!r}.")
-    check_positive(strides=tuple(strides))
+        raise ValueError(f"strides must be a pair of ints, of the two convolutions; received {strides!r:.60}.")
+    check_sizes("strides", strides)
     return 1 if backbone is not None else kernel_size + (kernel_size - 1) * strides[0]
 
 
 def _extractor(backbone):
+    if not isinstance(backbone, keras.Model) or not hasattr(backbone, "outputs"):
+        raise ValueError(
+            "backbone must be a functional model from images to feature maps, or None; received "
+            f"{type(backbone).__name__}."
+        )
     features = getattr(backbone, "taps", {}).get("features", backbone.outputs[0])
     if len(features.shape) != 4:
         raise ValueError(

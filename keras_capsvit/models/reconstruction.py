@@ -10,7 +10,7 @@ from keras import ops
 from keras_capsvit import checks
 from keras_capsvit.layers import CapsuleLength, CapsuleMask
 from keras_capsvit.models.base import ConfiguredModel
-from keras_capsvit.models.checks import check_positive, check_weights
+from keras_capsvit.models.checks import check_sizes, check_weights
 from keras_capsvit.ops import as_multi_hot, check_labels
 from keras_capsvit.taps import tap
 
@@ -29,10 +29,11 @@ def build_decoder(capsules_shape, image_shape, units=(512, 1024)):
         keras.Model from class capsules ``(b, j, e)`` to images ``(b, H, W, C)`` in [0, 1].
 
     Raises:
-        ValueError: for widths that are none, and weights that do not fit into this machine's memory.
+        ValueError: for shapes and widths that are none, and weights that do not fit into this machine's memory.
     """
-    units = tuple(units)
-    check_positive(reconstruction_units=units)
+    units = check_sizes("reconstruction_units", units)
+    capsules_shape = check_sizes("capsules_shape", capsules_shape, 2)
+    image_shape = check_sizes("image_shape", image_shape, 3)
     for inputs, outputs in itertools.pairwise((math.prod(capsules_shape), *units, math.prod(image_shape))):
         check_weights("The decoder", (inputs, outputs))
     hidden = [keras.layers.Dense(width, activation="relu") for width in units]
@@ -87,6 +88,7 @@ class CapsuleModel(ConfiguredModel):
     ):
         if reconstruction not in RECONSTRUCTIONS:
             raise ValueError(f"reconstruction must be one of {RECONSTRUCTIONS}; received {reconstruction!r}.")
+        reconstruction_units = check_sizes("reconstruction_units", reconstruction_units)
         kind = "lengths" if logits is None else "logits"
         scores = CapsuleLength(name="lengths")(capsules) if logits is None else logits
         super().__init__(inputs, scores, **kwargs)

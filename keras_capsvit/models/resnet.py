@@ -94,11 +94,10 @@ class ResNet(LogitModel):
         name=None,
         **kwargs,
     ):
-        input_shape = tuple(input_shape)
         check_positive(filters=filters)
-        check_images(input_shape, num_classes)
+        input_shape, num_classes = check_images(input_shape, num_classes)
         mean, std = check_normalization(mean, std, input_shape[-1])
-        if depth not in DEPTHS:
+        if not isinstance(depth, int) or depth not in DEPTHS:
             raise ValueError(
                 f"depth must be one of {DEPTHS}; received {depth!r}. Networks of {', '.join(map(str, BLOCKS))} layers "
                 "are the classes ResNet18 to ResNet152."
@@ -145,9 +144,8 @@ class _ImageNetResNet(LogitModel):
         std=None,
         **kwargs,
     ):
-        input_shape = tuple(input_shape)
         check_positive(filters=filters)
-        check_images(input_shape, num_classes)
+        input_shape, num_classes = check_images(input_shape, num_classes)
         mean, std = check_normalization(mean, std, input_shape[-1])
         if stem not in STEMS:
             raise ValueError(f"stem must be one of {STEMS}; received {stem!r}.")

@@ -213,7 +213,7 @@ def _checked_model(model, output, input_shape):
 
 def _check_finite(subject, images):
     """Refuse a model with NaN or infinite variables, or such scores of images."""
-    checks.finite_variables(subject.model)
+    checks.finite_variables(subject.model.variables, subject.model.name)
     if not np.isfinite(keras.ops.convert_to_numpy(subject(tf.constant(images)))).all():
         raise ValueError(
             f"Expected a model of finite class scores; {subject.name} returns NaN or infinite ones. Evaluate it on "

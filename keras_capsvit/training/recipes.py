@@ -45,7 +45,7 @@ class Recipe:
 
     def __post_init__(self):
         checks.integer("epochs", self.epochs, 1)
-        checks.integer("batch_size", self.batch_size, 1)
+        checks.batch_size(self.batch_size)
         checks.integer("shift", self.shift)
         checks.booleans(flip=self.flip)
         checks.number("learning_rate", self.learning_rate, 0)

@@ -13,10 +13,8 @@ IMAGES, MAPS, SEED = values.pictures(), values.array(zoo.maps), values.seed()
 FLAG, SMALL = values.flag(), values.whole(1, [2, 1, 3], huge=False)
 BATCH_SIZE, SHARE = values.whole(1, [2, 3, 4, 1]), values.number([0.0, 0.1], 0, 1, below=True)
 ANGLE = values.number([10.0, 0, 30.0], 0, 90, below=True)
-LENGTHS = values.array(lambda: zoo.random(3).uniform(size=(zoo.BATCH, zoo.CLASSES)).astype("float32"))
-INPUT_CAPSULES = values.array(
-    lambda: zoo.random(1).normal(size=(zoo.BATCH, 5, 4)).astype("float32"), wrong_length=False
-)
+LENGTHS = values.array(zoo.lengths)
+INPUT_CAPSULES = values.array(zoo.input_capsules, wrong_length=False)
 SIZES = among([(4, 4), (2,)], [0, "4", (0,), (1.5,), (-1,), (True,), (2**40,)], [()], but=["[]"])
 VARIANT = among(["S/3", "Ti/2"], ["S", "X/3", "S/0", "S/x", "S/-1", "S/1.5", ""], ["S/4"])
 MEAN_STD = among([None], ["mean", (0.5,), (NAN,), ("a",)], [(0.5, 0.5, 0.5)])
@@ -129,6 +127,7 @@ OPS = {
         [[1, 2], [None]],
         nan=[made("NaN", lambda: [each * NAN for each in zoo.attention()])],
     ),
+    "labels": values.labels(rows="open", others=False),
     "prefix": values.whole(0, [1, 0, 2], 4),
     "attention_rollout.read": among([None, [0], [0, 1], np.array([2])], [[7], [-6], [0.5], [None]]),
     "reached.read": among([[0], [0, 1], np.array([2])], [[7], [-6], [0.5], [None]]),
@@ -244,6 +243,8 @@ EXPLAIN = {
     "variant": values.choice("others", "negated"),
 }
 EVALUATE = {
+    "random_targets.num_classes": values.whole(2, [3, 2], huge=False),
+    "detection_threshold.dataset": values.datasets(of_model=False),
     "where": among(
         [
             made("boxes", boxes),
@@ -404,7 +405,7 @@ PLOT = {
     "columns": values.whole(1, [2, 8]),
     "label": among(["relevance"], open=[None, ""], but=["'nonsense'"]),
     "comparison.maps": values.mapping(MAPS),
-    "sweep.images": values.array(lambda: np.full((2, 2, 3, 3, 1), 0.5, "float32")),
+    "sweep.images": values.array(lambda: np.full((2, 2, 3, 3, 1), 0.5, "float32"), wrong_length=False),
     "sweep.offsets": among([[0.0, 0.1], (1, 2)], ["xy", [0.0], ["a", "b"]], nan=[[NAN, 0.0]]),
     "sweep.dims": among([None, [0, 1]], ["xy", [0], [0, 1, 2]], [["a", "b"]]),
     "found": values.mapping(IMAGES),
@@ -421,7 +422,8 @@ PLOT = {
         [{"a": 3}, {"a": {}}, {"a": None}, [1]],
     ),
     "bins": values.whole(1, [10, 2], huge=False),
-    "lengths": LENGTHS,
+    "lengths": values.array(zoo.lengths, wrong_length=False),
+    "grid.images": values.array(zoo.images, wrong_length=False),
     "class_names": among([["a", "b", "c"], ("x", "y", "z")], [["a"], "abc"], [[None] * 3]),
 }
 PATCHES = {
@@ -445,6 +447,7 @@ PATCHES = {
 }
 TAPS = {
     "model": values.models(zoo.cnn, zoo.graph_capsules, zoo.transformer),
+    "tap.model": values.models(zoo.cnn, zoo.graph_capsules, zoo.transformer, scored=False),
     "scores.model": values.models(zoo.cnn, zoo.graph_capsules, zoo.transformer, silly=zoo.NONSENSE[:4]),
     "layers.model": Pool([made("cnn", zoo.cnn), made("capsules", zoo.graph_capsules)], [None, "model", 3, [], {}, 1j]),
     "names.model": Pool(
@@ -462,6 +465,7 @@ TAPS = {
 }
 LAYERS = {
     "inputs": values.array(zoo.images, wrong_length=False),
+    "MaxPool2D.inputs": values.array(zoo.images, wrong_length=False, infinite="open"),
     "tokens": values.array(zoo.tokens, wrong_length=False),
     "training": Pool([None, False, True]),
     "return_attention_scores": Pool([False, True]),
@@ -470,16 +474,17 @@ LAYERS = {
     "activations": values.array(lambda: zoo.random(1).uniform(size=(zoo.BATCH, 5)).astype("float32")),
     "capsules": values.array(zoo.class_capsules),
     "SelfRouting.capsules": INPUT_CAPSULES,
-    "CapsuleMask.labels": values.labels().or_none(),
+    "CapsuleMask.labels": values.labels(rows="open").or_none(),
     "gelu.x": values.array(zoo.tokens, fixed=False, wrong_length=False),
     "CapsuleLength.inputs": values.array(zoo.class_capsules, fixed=False, wrong_length=False),
-    "CapsuleTransform.inputs": INPUT_CAPSULES,
+    "CapsuleTransform.inputs": values.array(zoo.input_capsules, fixed=False, wrong_length=False),
     "GraphCapsPool.capsules": values.array(zoo.primary, wrong_length=False),
     "TopKGraphPool.capsules": values.array(zoo.primary, wrong_length=False),
     "temperature": values.number([1.0, 0.5], 0, above=True),
     "dropout": SHARE,
     "drop_path": SHARE,
     "epsilon": values.number([1e-6, 1e-3], 0),
+    "StandardizedConv2D.kernel_size": among([2, 3], [0, -1], [(2, 3), 7, True, 2**31], but=["3"]),  # Keras's own
     "kernel_size": among([2, 3], [0, -1, True, 2**31], [(2, 3), 7], but=["3"]),
     "strides": among([1, 2], [0, -1, True, 2**31, 2**32], [(1, 2)], but=["3"]),
     "pool_size": among([2, 3], [0, -1, True, 2**31], [(2, 3)], but=["3"]),
@@ -504,15 +509,16 @@ LAYERS = {
         lambda: zoo.random(1).normal(size=(4, 3)).astype("float32"), wrong_length=False
     ),
     "resize_positions.grid": among([(2, 2)], [(2,), (3, 3), (0, 0), (1.5, 2)]),
-    "new_grid": among([(3, 3), (2, 4)], [(2,), (0, 0), (1.5, 2), (-1, 2)]),
+    "new_grid": among([(3, 3), (2, 4)], [(2,), (0, 0), (1.5, 2), (-1, 2)], but=["3"]),
     "dtype": among(["float32", "float16"], open=[None]),
 }
 LOSSES = {
     "m_plus": values.number([0.9, 0.8], 0, 1),
     "m_minus": values.number([0.1, 0.2], 0, 1),
     "lam": values.number([0.5, 1.0], 0),
-    "y_true": values.labels(),
+    "y_true": values.labels(rows="open"),
     "y_pred": LENGTHS,
+    "SubsetAccuracy.y_pred": values.array(zoo.lengths, infinite="open"),
 }
 MODELS = {
     "input_shape": INPUT_SHAPE,
@@ -532,6 +538,8 @@ MODELS = {
     "ResNet.depth": among([20, 8], [0, -1, 21, True]),
     "head": among(["avg", "fc"]),
     "variant": VARIANT,
+    "MLPMixer.token_units": SMALL.or_none(),
+    "MLPMixer.channel_units": SMALL.or_none(),
     "pool": among(["token", "avg"]),
     **{name: LAYERS[name] for name in ("temperature", "dropout", "drop_path", "epsilon", "sigma")},
     "mean": MEAN_STD,
@@ -578,6 +586,7 @@ DATA = {
     "pairs": values.whole(1, [1, 2], huge=False),
     "corruptions.name": values.choice("brightness", "contrast", "gaussian_noise"),
     "severity": values.whole(1, [1, 5], 5),
+    "corruptions.images": values.array(zoo.images, wrong_length=False),
     "indices": among(
         [[0, 1], made("of each", lambda: np.zeros((4, 1), int))],
         [[99], [-1], [0.5], [None], [2**32], [NAN]],

@@ -74,7 +74,6 @@ NOT_CALLED = {
     "data.affine_sets.keyed_batches": "inside of the sets",
     "data.affine_sets.length": "inside of the sets",
     "patches.check_positions": "inside of apply_patch",
-    "patches.pair": "inside of PatchGrid",
     "ops.check_labels": "inside of as_multi_hot",
     "layers.CapsuleInitializer": "the default of a layer",
     "layers.MLP": "inside of TransformerBlock",
@@ -402,7 +401,7 @@ def _grid(name, cls):
         return [grid.positions, grid.boxes, grid.draw(**given)]
 
     pools = _pools(name, parameters) | {
-        ".batch": values.whole(0, [2, 1], huge=False),
+        ".batch": pool_of(name, "batch"),
         ".num_patches": values.whole(0, [1, 0], huge=False),
         ".seed": SEED,
     }

@@ -129,7 +129,9 @@ def seed():
     return Pool([0, 7, np.int64(3)], [1.5, *NOT_FINITE, *NO_NUMBERS], [2**31, 2**32, 2**63, -1, True, [1, 2]])
 
 
-def array(make, *, fixed=True, wrong_length=True, integers="open", not_finite="nan", more_bad=(), more_good=()):
+def array(
+    make, *, fixed=True, wrong_length=True, integers="open", not_finite="nan", infinite=None, more_bad=(), more_good=()
+):
     """Arrays of floats.
 
     Args:
@@ -138,6 +140,7 @@ def array(make, *, fixed=True, wrong_length=True, integers="open", not_finite="n
         wrong_length: bool, whether another length than that of the other arguments is bad.
         integers: verdict on arrays of integers.
         not_finite: verdict on arrays with NaN or infinite values.
+        infinite: verdict on those with infinite ones; None for the same.
     """
 
     def changed(value):
@@ -157,11 +160,7 @@ def array(make, *, fixed=True, wrong_length=True, integers="open", not_finite="n
         made("float16", lambda: make().astype("float16")),
         *more_good,
     ]
-    nan = [
-        made("NaN inside", changed(np.nan)),
-        made("inf inside", changed(np.inf)),
-        made("-inf inside", changed(-np.inf)),
-    ]
+    large = [made("inf inside", changed(np.inf)), made("-inf inside", changed(-np.inf))]
     bad = [
         made("strings", lambda: make().astype(str)),
         made("complex", lambda: make().astype("complex64")),
@@ -184,7 +183,8 @@ def array(make, *, fixed=True, wrong_length=True, integers="open", not_finite="n
         made("none of them", lambda: make()[:0]),
     ]
     pools = {"open": open, "good": good, "bad": bad, "nan": []}
-    pools[not_finite] += nan
+    pools[not_finite].append(made("NaN inside", changed(np.nan)))
+    pools[infinite or not_finite] += large
     pools[integers] += [
         made("uint8", lambda: (make() * 200).astype("uint8")),
         made("int64", lambda: make().astype("int64")),
@@ -211,8 +211,11 @@ def _labels_with(value):
     return made(f"label {value!r}", change)
 
 
-def labels(classes=True):
-    """Class ids of images; ``classes``, whether their number is known, so that others are bad."""
+def labels(classes=True, rows="bad", others=True):
+    """Class ids of images; ``classes``, whether their number is known, so that others are bad.
+
+    ``rows`` is the verdict on rows that are not one-hot; ``others``, whether there are images that they are labels of.
+    """
     ids = zoo.ids
     beyond = [_labels_with(zoo.CLASSES), _labels_with(2**31), _labels_with(2**32), _labels_with(2**40)]
     good = [
@@ -231,11 +234,6 @@ def labels(classes=True):
         made("complex", lambda: ids().astype(complex)),
         made("strings", lambda: ids().astype(str)),
         made("objects", lambda: ids().astype(object)),
-        made("one more", lambda: zoo.ids(zoo.BATCH + 1)),
-        made("one less", lambda: zoo.ids(zoo.BATCH - 1)),
-        made("none of them", lambda: ids()[:0]),
-        made("soft one-hot", lambda: np.full((zoo.BATCH, zoo.CLASSES), 1 / zoo.CLASSES)),
-        made("two ones in a row", lambda: np.ones((zoo.BATCH, zoo.CLASSES))),
         made("ragged", lambda: [[0], [1, 2], [0], [0]]),
         made("generator", generator),
         "ids",
@@ -243,7 +241,17 @@ def labels(classes=True):
         0,
         {},
     ]
-    return Pool(good, bad + (beyond if classes else []), [] if classes else beyond)
+    pools = {"bad": bad + (beyond if classes else []), "open": [] if classes else beyond}
+    pools["bad" if others else "open"] += [
+        made("one more", lambda: zoo.ids(zoo.BATCH + 1)),
+        made("one less", lambda: zoo.ids(zoo.BATCH - 1)),
+        made("none of them", lambda: ids()[:0]),
+    ]
+    pools[rows] += [
+        made("soft one-hot", lambda: np.full((zoo.BATCH, zoo.CLASSES), 1 / zoo.CLASSES)),
+        made("two ones in a row", lambda: np.ones((zoo.BATCH, zoo.CLASSES))),
+    ]
+    return Pool(good, pools["bad"], pools["open"])
 
 
 def targets(several="bad", none="good", beyond="bad"):
@@ -290,7 +298,8 @@ def models(*good, bad=(), silly=zoo.NONSENSE, scored=True):
     return Pool([made(each.__name__, each) for each in good], bad, [made("raises", lambda: zoo.raises)], nan)
 
 
-def datasets():
+def datasets(of_model=True):
+    """Data sets; ``of_model``, whether a model tells which size and labels are bad."""
     x, y = zoo.images, zoo.ids
     good = [
         made("pair", lambda: (x(), y())),
@@ -305,7 +314,6 @@ def datasets():
         made("no examples", lambda: (x(0), y(0))),
         made("another number of labels", lambda: (x(), y(3))),
         made("negative labels", lambda: (x(), y() - 1)),
-        made("labels beyond", lambda: (x(), y() + 1)),
         made("label 2**32", lambda: (x(), y() + 2**32)),
         made("label 1.7", lambda: (x(), y() + 0.7)),
         made("bools", lambda: (x(), y() > 0)),
@@ -314,12 +322,15 @@ def datasets():
         made("infinite images", lambda: (x() / np.zeros(1), y())),
         made("triples", lambda: [(x(), y(), y())]),
         made("images without channels", lambda: (x()[..., 0], y())),
-        made("another size", lambda: (np.zeros((4, 9, 9, 1), "float32"), y())),
         made("bad second batch", lambda: [(x(), y()), (x() * np.nan, y())]),
         made("different sizes", lambda: list(zip([x()[0], x()[1, :3]], y(), strict=False))),
         made("objects", lambda: (x().astype(object), y())),
     ]
-    return Pool(good, bad)
+    other = [
+        made("another size", lambda: (np.zeros((4, 9, 9, 1), "float32"), y())),
+        made("labels beyond", lambda: (x(), y() + 1)),
+    ]
+    return Pool(good, bad + other) if of_model else Pool(good, bad, other)
 
 
 def attacks():

@@ -178,6 +178,14 @@ def class_capsules():
     return random(4).normal(size=(BATCH, CLASSES, 2)).astype("float32")
 
 
+def input_capsules():
+    return random(1).normal(size=(BATCH, 5, 4)).astype("float32")
+
+
+def lengths():
+    return random(3).uniform(size=(BATCH, CLASSES)).astype("float32")
+
+
 def coupling():
     return random(5).uniform(size=(BATCH, 5, CLASSES)).astype("float32")
 

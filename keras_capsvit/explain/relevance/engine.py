@@ -51,6 +51,8 @@ class Engine:
         self.graph, self.composite, self.negate = graph, composite, negate
         self.start = start or Tail(graph).scores()
         self.stop = stop or f"{graph.input}:0"
+        if self.start not in graph.shapes:
+            raise ValueError("Expected class scores that depend on the model's input; these do not.")
         self.binary = start is None and graph.shapes[self.start][-1:] == [1]
         self.input_range = input_range
         self._plan_anew()

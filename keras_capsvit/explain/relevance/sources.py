@@ -45,6 +45,8 @@ def read(model, *, input_shape=None, fixed=(), output=None, signature="serving_d
     call, specs = _callable(model, signature, input_shape, extra)
     name = _explained(specs, fixed)
     spec = specs[name]
+    if input_shape is not None and not spec.shape[1:].is_compatible_with(input_shape):
+        raise ValueError(f"The model takes images of shape {tuple(spec.shape[1:])}; received {input_shape=}.")
     shape = tuple(spec.shape[1:] if input_shape is None else input_shape)
     if None in shape:
         raise ValueError(

@@ -1,13 +1,12 @@
-"""What may come in: images, labels, targets, bounds, maps, data sets and settings, or is refused in our words."""
+"""Images, labels, targets, bounds and maps as arrays, or an error in our words."""
 
-import collections.abc
 import contextlib
-import math
-import os
 
 import keras
 import numpy as np
 from keras import ops
+
+from keras_capsvit.checks.settings import described
 
 TOLERANCE = 1e-6  # of the range of pixels, by which rounding may put a pixel outside
 _MOST_CLASSES = 2**31
@@ -29,9 +28,37 @@ def numbers(values, name):
     except (TypeError, ValueError, AttributeError):
         array = np.asarray(None)
     if array.dtype.kind not in "biuf" and array.dtype.name not in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
-        what = {"U": "strings", "S": "strings", "c": "complex numbers"}.get(array.dtype.kind, _described(values))
+        what = {"U": "strings", "S": "strings", "c": "complex numbers"}.get(array.dtype.kind, described(values))
         raise ValueError(f"Expected {name} as an array of numbers; received {what}.")
     return array
+
+
+def tensor(name, value, axes=None):
+    """What layers and arithmetic compute with: a tensor or array of floats, as it is, or lists of numbers as an array.
+
+    Args:
+        name: str, what the message calls it.
+        value: what was received, also symbolic.
+        axes: str, the axes that it has to have, such as ``"(b, i, d)"``; three dots stand for any number. None
+            for any.
+
+    Returns:
+        The tensor or array; float32 of lists.
+
+    Raises:
+        ValueError: for another rank, integers, bools and what is no number.
+    """
+    if not (hasattr(value, "shape") and hasattr(value, "dtype")):
+        value = numbers(value, name).astype("float32")
+    dtype = getattr(value.dtype, "name", str(value.dtype))
+    if not dtype.startswith(("float", "bfloat")):
+        raise ValueError(f"Expected {name} of floats; received {dtype}. Cast them first.")
+    rank = getattr(value.shape, "rank", len(value.shape) if isinstance(value.shape, tuple) else None)
+    if axes is not None and rank is not None:
+        least = len([axis for axis in axes.split(",") if "..." not in axis])
+        if rank < least or (rank > least and "..." not in axes):
+            raise ValueError(f"Expected {name} of shape {axes}; received shape {tuple(value.shape)}.")
+    return value
 
 
 def finite_array(values, name, axes, rank, *, empty=False):
@@ -66,12 +93,18 @@ def finite(values, name):
     return values
 
 
-def finite_variables(model):
-    """Refuse a Keras model with NaN or infinite variables, which fused kernels may hide: their ReLU makes 0 of NaN."""
-    broken = [one.path for one in model.variables if not np.isfinite(np.float64(ops.convert_to_numpy(one))).all()]
+def finite_variables(variables, name):
+    """Refuse NaN or infinite variables, which fused kernels may hide: their ReLU makes 0 of NaN.
+
+    Args:
+        variables: Keras variables, or others, which are not looked at.
+        name: str, of their model.
+    """
+    variables = [each for each in variables if isinstance(each, keras.Variable)]
+    broken = [each.path for each in variables if not np.isfinite(np.float64(ops.convert_to_numpy(each))).all()]
     if broken:
         raise ValueError(
-            f"Expected a model of finite variables; {model.name} has NaN or infinite values in {len(broken)}: "
+            f"Expected a model of finite variables; {name} has NaN or infinite values in {len(broken)}: "
             f"{', '.join(broken[:5])}{', ...' if len(broken) > 5 else ''}. Train it anew, or load weights that are."
         )
 
@@ -94,17 +127,21 @@ def images(x, *, bounds=None, empty=True):
     x = finite_array(x, "images", "(batch, height, width, channels)", 4, empty=empty)
     if bounds is None or not x.size:
         return x
-    if not within(x, bounds):
+    low, high = limits(bounds, x.shape[-1])
+    if not _within(x, low, high):
         raise ValueError(
             f"Pixels must lie within the bounds [{bounds[0]}, {bounds[1]}]; received values in [{x.min()}, {x.max()}]. "
             "Scale the images, or give the bounds that they have."
         )
-    return x.clip(*limits(bounds, x.shape[-1]))
+    return x.clip(low, high)
 
 
 def within(x, bounds):
     """Whether images lie within bounds, but for rounding."""
-    low, high = limits(bounds, x.shape[-1])
+    return _within(x, *limits(bounds, x.shape[-1]))
+
+
+def _within(x, low, high):
     slack, axes = TOLERANCE * (high - low), (0, 1, 2) if low.ndim else None
     return bool(np.all(x.min(axis=axes) >= low - slack) and np.all(x.max(axis=axes) <= high + slack))
 
@@ -197,78 +234,6 @@ def limits(pair, channels):
     return low, high
 
 
-def positive_int(name, value, most=None):
-    """Refuse what is no integer from 1, to ``most`` if given; otherwise return it."""
-    return integer(name, value, 1, most)
-
-
-def integer(name, value, low=0, high=None):
-    """Refuse what is no integer from ``low``, to ``high`` if given; otherwise return it as an int."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not (whole and low <= value and (high is None or value <= high)):
-        limit = "" if high is None else f" to {high}"
-        raise ValueError(f"{name} must be an integer from {low}{limit}; received {value!r}.")
-    return int(value)
-
-
-def number(name, value, low=-np.inf, high=np.inf, *, without=()):
-    """Refuse what is no finite number from ``low`` to ``high``; otherwise return it.
-
-    Args:
-        name: str, what the message calls it.
-        value: what was received.
-        low: number.
-        high: number.
-        without: tuple, those of ``low`` and ``high`` that are refused, too.
-
-    Returns:
-        int or float.
-
-    Raises:
-        ValueError: for everything else, such as strings, bools and NaN.
-    """
-    real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    if not (real and np.isfinite(value) and low <= value <= high and value not in without):
-        first, last = ("(" if low in (-np.inf, *without) else "["), (")" if high in (np.inf, *without) else "]")
-        raise ValueError(f"{name} must be a number in {first}{low:g}, {high:g}{last}; received {value!r}.")
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def booleans(**arguments):
-    """Refuse arguments that are neither True nor False, such as "no", which would mean True."""
-    for name, value in arguments.items():
-        if not isinstance(value, bool | np.bool_):
-            raise ValueError(f"{name} must be True or False; received {value!r}.")
-
-
-def choice(name, value, options):
-    """Refuse what is none of some strings; otherwise return it."""
-    if not isinstance(value, str) or value not in options:
-        raise ValueError(f"{name} must be one of {tuple(options)}; received {value!r:.60}.")
-    return value
-
-
-def text(name, value):
-    """Refuse what is no string; otherwise return it."""
-    if not isinstance(value, str):
-        raise ValueError(f"{name} must be a str; received {value!r:.60}.")
-    return value
-
-
-def function(name, value, takes):
-    """Refuse what cannot be called; otherwise return it. The message says what it ``takes`` and returns, a str."""
-    if not callable(value):
-        raise ValueError(f"{name} must be a callable {takes}; received {_described(value)}.")
-    return value
-
-
-def named(name, value, of):
-    """Refuse what is no dict; otherwise return it. The message says from names to what, ``of``, a str."""
-    if not isinstance(value, collections.abc.Mapping):
-        raise ValueError(f"{name} must be a dict from names to {of}; received {_described(value)}.")
-    return dict(value)
-
-
 def integers(name, values, shape, axes, low=0):
     """Refuse what is no array of integers.
 
@@ -305,36 +270,6 @@ def running(name, x):
         raise wrong_size(x, name, error) from error
 
 
-def memory(what, shape, remedy, *, times=4, bytes_each=4):
-    """Refuse an array too large for this machine before anything is allocated.
-
-    Args:
-        what: str, what the message calls it.
-        shape: ints.
-        remedy: str, what the message says to do.
-        times: int, how many arrays of this size there are at a time; of weights that are trained four, the weights,
-            their gradient and the two moments of Adam.
-        bytes_each: int, bytes of a number.
-
-    Raises:
-        ValueError: if they take more than the memory of the machine.
-    """
-    needed, there = bytes_each * math.prod(map(int, shape)), _physical_memory()
-    if times * needed > there:
-        several = f", and {times} such arrays are needed at a time" if times > 1 else ""
-        raise ValueError(
-            f"{what}, of shape {tuple(shape)}, would take {needed / 2**30:.1f} GiB{several}; this machine has "
-            f"{there / 2**30:.1f} GiB. {remedy}"
-        )
-
-
-def _physical_memory():
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not told on this system
-        return math.inf
-
-
 def of_size(x, shape, name):
     """Refuse images ``(b, H, W, C)`` of another size than a model takes.
 
@@ -364,97 +299,14 @@ def of_shape(what, shape, received):
         raise ValueError(f"{what}, of shape {shape}; received {kind}.")
 
 
-def image_maps(maps, x=None):
-    """Maps ``(b, H, W)`` as a finite float32 array; with images ``(b, H, W, C)``, both, of the same size."""
-    maps = finite_array(maps, "maps", "(b, H, W)", 3)
-    if x is None:
-        return maps
-    x = images(x, empty=False)
+def image_maps(maps):
+    """Maps ``(b, H, W)`` as a finite float32 array."""
+    return finite_array(maps, "maps", "(b, H, W)", 3)
+
+
+def maps_of_images(maps, x):
+    """Maps ``(b, H, W)`` and images ``(b, H, W, C)`` of the same size, as finite float32 arrays."""
+    maps, x = image_maps(maps), images(x, empty=False)
     if maps.shape != x.shape[:3]:
         raise ValueError(f"Expected a map of shape {x.shape[1:3]} for each of {len(x)} images; received {maps.shape}.")
     return maps, x
-
-
-def batches_of(dataset, batch_size=128):
-    """Batches of images and class ids, of whatever holds a data set.
-
-    Args:
-        dataset: pair of arrays ``(x (n, H, W, C), y)``, a tuple or a list, which is cut into batches; iterable of
-            batches ``(x, y)``, which stay as they are, such as a batched ``tf.data.Dataset``; or of examples
-            ``(image (H, W, C), label)``, which are put into batches. Labels: see ``class_ids``.
-        batch_size: int >= 1.
-
-    Returns:
-        Iterator of pairs of float32 images ``(b, H, W, C)`` and int32 ids ``(b,)``.
-
-    Raises:
-        ValueError: for anything else, with what was received.
-    """
-    positive_int("batch_size", batch_size)
-    if _is_pair(dataset):
-        x = numbers(dataset[0], "images")
-        ids = class_ids(dataset[1], len(x) if x.ndim else 0)
-        parts = (slice(k, k + batch_size) for k in range(0, max(len(ids), 1), batch_size))
-        return ((images(x[part]), ids[part]) for part in parts)
-    if isinstance(dataset, keras.utils.PyDataset):
-        return _batches(map(dataset.__getitem__, range(len(dataset))), batch_size)
-    if isinstance(dataset, str | bytes | dict) or hasattr(dataset, "shape") or not hasattr(dataset, "__iter__"):
-        raise _no_dataset(_described(dataset))
-    return _batches(dataset, batch_size)
-
-
-def _batches(dataset, batch_size):
-    gathered = []
-    for element in dataset:
-        if not isinstance(element, tuple | list) or len(element) != 2:
-            raise _no_dataset(f"elements that are {_described(element)}")
-        x, y = element
-        rank = len(getattr(x, "shape", None) or np.shape(x))
-        if rank == 3:
-            gathered.append((ops.convert_to_numpy(x), ops.convert_to_numpy(y)))
-            if len(gathered) == batch_size:
-                yield _gathered(gathered)
-                gathered = []
-        elif rank == 4:
-            x = images(x)
-            yield x, class_ids(y, len(x))
-        else:
-            raise _no_dataset(f"elements ({_described(x)}, {_described(y)})")
-    if gathered:
-        yield _gathered(gathered)
-
-
-def _gathered(examples):
-    try:
-        x, y = (np.stack(part) for part in zip(*examples, strict=True))
-    except ValueError:
-        raise _no_dataset("single images of different shapes") from None
-    x = images(x)
-    return x, class_ids(y, len(x))
-
-
-def _is_pair(dataset):
-    """Whether a data set is a pair of arrays, not a list of two batches."""
-    if not isinstance(dataset, tuple | list) or len(dataset) != 2:
-        return False
-    return not any(isinstance(part, tuple) for part in dataset) and not _is_batch(dataset[0])
-
-
-def _is_batch(part):
-    return isinstance(part, list) and len(part) == 2 and hasattr(part[0], "shape") and len(part[0].shape) in (3, 4)
-
-
-def _no_dataset(received):
-    return ValueError(
-        "Expected a data set: a pair (x, y) of arrays, or an iterable of batches (x (b, H, W, C), y (b,)) or of "
-        f"examples (image (H, W, C), label), such as a tf.data.Dataset; received {received}."
-    )
-
-
-def _described(value):
-    shape = getattr(value, "shape", None)
-    if shape is not None:
-        return f"{type(value).__name__} of shape {tuple(shape)}"
-    if isinstance(value, tuple | list):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"{value!r:.60}" if isinstance(value, str | int | float | None) else type(value).__name__

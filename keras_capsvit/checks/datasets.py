@@ -1,0 +1,85 @@
+"""Whatever holds a data set as batches of images and class ids."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_capsvit.checks import settings
+from keras_capsvit.checks.arrays import class_ids, images, numbers
+from keras_capsvit.checks.settings import described
+
+
+def batches_of(dataset, batch_size=128):
+    """Batches of images and class ids, of whatever holds a data set.
+
+    Args:
+        dataset: pair of arrays ``(x (n, H, W, C), y)``, a tuple or a list, which is cut into batches; iterable of
+            batches ``(x, y)``, which stay as they are, such as a batched ``tf.data.Dataset``; or of examples
+            ``(image (H, W, C), label)``, which are put into batches. Labels: see ``class_ids``.
+        batch_size: int >= 1.
+
+    Returns:
+        Iterator of pairs of float32 images ``(b, H, W, C)`` and int32 ids ``(b,)``.
+
+    Raises:
+        ValueError: for anything else, with what was received.
+    """
+    settings.batch_size(batch_size)
+    if _is_pair(dataset):
+        x = numbers(dataset[0], "images")
+        ids = class_ids(dataset[1], len(x) if x.ndim else 0)
+        parts = (slice(k, k + batch_size) for k in range(0, max(len(ids), 1), batch_size))
+        return ((images(x[part]), ids[part]) for part in parts)
+    if isinstance(dataset, keras.utils.PyDataset):
+        return _batches(map(dataset.__getitem__, range(len(dataset))), batch_size)
+    if isinstance(dataset, str | bytes | dict) or hasattr(dataset, "shape") or not hasattr(dataset, "__iter__"):
+        raise _no_dataset(described(dataset))
+    return _batches(dataset, batch_size)
+
+
+def _batches(dataset, batch_size):
+    gathered = []
+    for element in dataset:
+        if not isinstance(element, tuple | list) or len(element) != 2:
+            raise _no_dataset(f"elements that are {described(element)}")
+        x, y = element
+        rank = len(getattr(x, "shape", None) or np.shape(x))
+        if rank == 3:
+            gathered.append((ops.convert_to_numpy(x), ops.convert_to_numpy(y)))
+            if len(gathered) == batch_size:
+                yield _gathered(gathered)
+                gathered = []
+        elif rank == 4:
+            x = images(x)
+            yield x, class_ids(y, len(x))
+        else:
+            raise _no_dataset(f"elements ({described(x)}, {described(y)})")
+    if gathered:
+        yield _gathered(gathered)
+
+
+def _gathered(examples):
+    try:
+        x, y = (np.stack(part) for part in zip(*examples, strict=True))
+    except ValueError:
+        raise _no_dataset("single images of different shapes") from None
+    x = images(x)
+    return x, class_ids(y, len(x))
+
+
+def _is_pair(dataset):
+    """Whether a data set is a pair of arrays, not a list of two batches."""
+    if not isinstance(dataset, tuple | list) or len(dataset) != 2:
+        return False
+    return not any(isinstance(part, tuple) for part in dataset) and not _is_batch(dataset[0])
+
+
+def _is_batch(part):
+    return isinstance(part, list) and len(part) == 2 and hasattr(part[0], "shape") and len(part[0].shape) in (3, 4)
+
+
+def _no_dataset(received):
+    return ValueError(
+        "Expected a data set: a pair (x, y) of arrays, or an iterable of batches (x (b, H, W, C), y (b,)) or of "
+        f"examples (image (H, W, C), label), such as a tf.data.Dataset; received {received}."
+    )

@@ -1,0 +1,48 @@
+"""What the layers share: inputs that are looked at before anything is computed."""
+
+from typing import ClassVar
+
+import keras
+
+from keras_capsvit import checks
+
+
+def initializer(given, default):
+    """The initialiser for what was given as ``kernel_initializer``, ``default`` for None.
+
+    Raises:
+        ValueError: for what is no name, configuration or object of one.
+    """
+    if given is None:
+        return default
+    try:
+        result = keras.initializers.get(given or None)
+    except (ValueError, TypeError):
+        result = None
+    if not callable(result):
+        raise ValueError(
+            f"kernel_initializer must be an initialiser of keras.initializers, or its name; received {given!r:.60}."
+        )
+    return result
+
+
+class OfFloats:
+    """Layers that refuse what is no tensor of floats of their rank, in words that name it; lists become arrays.
+
+    Subclasses, which have a Keras layer behind this one in the order of their bases, name the tensors of their call in
+    ``axes``, in its order: dict from arguments to axes such as ``"(b, i, d)"``; see ``checks.tensor``.
+    """
+
+    axes: ClassVar = {}
+
+    def __call__(self, *args, **kwargs):
+        args = list(args)
+        for position, (name, axes) in enumerate(self.axes.items()):
+            if position < len(args):
+                args[position] = checks.tensor(name, args[position], axes)
+            elif name in kwargs:
+                kwargs[name] = checks.tensor(name, kwargs[name], axes)
+        shapes = [tuple(each.shape) for each in (*args, *kwargs.values()) if hasattr(each, "shape")]
+        if len({shape[0] for shape in shapes if shape and shape[0] is not None}) > 1:
+            raise ValueError(f"{type(self).__name__} expects tensors of one batch; received the shapes {shapes}.")
+        return super().__call__(*args, **kwargs)

@@ -290,8 +290,6 @@ class CapsuleMask(OfFloats, keras.layers.Layer):
         if labels is None:
             labels = ops.argmax(safe_norm(capsules), axis=-1)
         mask = as_multi_hot(labels, num_capsules)
-        if None not in (mask.shape[0], capsules.shape[0]) and mask.shape[0] != capsules.shape[0]:
-            raise ValueError(f"Expected labels of {capsules.shape[0]} examples; received {mask.shape[0]}.")
         return capsules * ops.cast(mask, capsules.dtype)[:, :, None]
 
     def compute_output_shape(self, capsules_shape, labels_shape=None):

@@ -224,7 +224,15 @@ def trial(name, folder, random, seconds, expected):
     if code and wait(start(name, folder / "work")):
         print((folder / "log").read_text()[-3000:], file=sys.stderr)
         return kills, False
-    return kills, content(folder / "work") == expected
+    came = content(folder / "work")
+    differing = sorted(part for part in came.keys() | expected if came.get(part) != expected.get(part))
+    if differing:
+        print(f"{name}: after {kills} kills {differing} differ", file=sys.stderr, flush=True)
+        for part in differing:
+            if part.endswith(".csv"):
+                print(came.get(part), expected.get(part), sep="\n", file=sys.stderr, flush=True)
+        print((folder / "log").read_text()[-3000:], file=sys.stderr, flush=True)
+    return kills, not differing
 
 
 def run(names, kills, seed, folder):

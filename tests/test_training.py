@@ -93,7 +93,7 @@ def test_losses_by_name():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"optimizer": "lion"}, "'adam' or 'sgd'; received 'lion'"),
+        ({"optimizer": "lion"}, r"optimizer must be one of \('adam', 'sgd'\); received 'lion'"),
         ({"schedule": "linear"}, "tuple of epochs; received 'linear'"),
         ({"schedule": [5]}, r"tuple of epochs; received \[5\]"),
         ({"schedule": (5, 2)}, r"each later than the one before, such as \(50, 75\); received \(5, 2\)"),

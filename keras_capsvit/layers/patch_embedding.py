@@ -31,8 +31,7 @@ def resize_positions(positions, grid, new_grid, *, interpolation="bicubic"):
     """
     positions = checks.tensor("positions", positions, "(prefix + h w, d)")
     grid, new_grid = checks.pair(grid, "grid"), checks.pair(new_grid, "new_grid")
-    if interpolation not in INTERPOLATIONS:
-        raise ValueError(f"interpolation must be one of {INTERPOLATIONS}; received {interpolation!r}.")
+    checks.choice("interpolation", interpolation, INTERPOLATIONS)
     count, dim = positions.shape
     prefix = count - math.prod(grid)
     if prefix < 0:
@@ -80,8 +79,7 @@ class PatchEmbedding(OfFloats, keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation must be one of {INTERPOLATIONS}; received {interpolation!r}.")
+        checks.choice("interpolation", interpolation, INTERPOLATIONS)
         self.patch_size = checks.positive_int("patch_size", patch_size)
         self.dim = checks.positive_int("dim", dim)
         checks.booleans(class_token=class_token, distillation_token=distillation_token, positions=positions)

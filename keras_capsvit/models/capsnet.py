@@ -110,7 +110,7 @@ class CapsNet(CapsuleModel):
 def _routing_layer(routing, num_classes, squash):
     if isinstance(routing, keras.Layer):
         return routing
-    if routing not in ROUTINGS:
+    if not isinstance(routing, str) or routing not in ROUTINGS:
         raise ValueError(f"routing must be one of {ROUTINGS} or a routing layer; received {routing!r}.")
     if routing == "em":
         return EMRouting(name="routing")

@@ -14,7 +14,7 @@ from keras_capsvit.models.checks import check_sizes, check_weights
 from keras_capsvit.ops import as_multi_hot, check_labels
 from keras_capsvit.taps import tap
 
-RECONSTRUCTIONS = (None, "conditional", "unconditional")
+RECONSTRUCTIONS = ("conditional", "unconditional")
 
 
 def build_decoder(capsules_shape, image_shape, units=(512, 1024)):
@@ -86,8 +86,8 @@ class CapsuleModel(ConfiguredModel):
         reconstruction_units=(512, 1024),
         **kwargs,
     ):
-        if reconstruction not in RECONSTRUCTIONS:
-            raise ValueError(f"reconstruction must be one of {RECONSTRUCTIONS}; received {reconstruction!r}.")
+        if reconstruction is not None:
+            checks.choice("reconstruction", reconstruction, RECONSTRUCTIONS)
         reconstruction_units = check_sizes("reconstruction_units", reconstruction_units)
         kind = "lengths" if logits is None else "logits"
         scores = CapsuleLength(name="lengths")(capsules) if logits is None else logits

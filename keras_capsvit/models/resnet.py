@@ -102,8 +102,7 @@ class ResNet(LogitModel):
                 f"depth must be one of {DEPTHS}; received {depth!r}. Networks of {', '.join(map(str, BLOCKS))} layers "
                 "are the classes ResNet18 to ResNet152."
             )
-        if head not in HEADS:
-            raise ValueError(f"head must be one of {HEADS}; received {head!r}.")
+        checks.choice("head", head, HEADS)
         images = keras.Input(input_shape, name="images")
         layers = _Layers()
         x = layers.stem(normalized(images, mean, std), filters, "3x3")
@@ -147,8 +146,7 @@ class _ImageNetResNet(LogitModel):
         check_positive(filters=filters)
         input_shape, num_classes = check_images(input_shape, num_classes)
         mean, std = check_normalization(mean, std, input_shape[-1])
-        if stem not in STEMS:
-            raise ValueError(f"stem must be one of {STEMS}; received {stem!r}.")
+        checks.choice("stem", stem, STEMS)
         images = keras.Input(input_shape, name="images")
         layers = _Layers(norm, weight_standardization)
         x = layers.stem(normalized(images, mean, std), filters, stem)
@@ -260,8 +258,7 @@ class _Layers:
     """
 
     def __init__(self, norm="batch", weight_standardization=False):
-        if norm not in NORMS:
-            raise ValueError(f"norm must be one of {NORMS}; received {norm!r}.")
+        checks.choice("norm", norm, NORMS)
         self.group = norm == "group"
         self.conv2d = StandardizedConv2D if weight_standardization else keras.layers.Conv2D
 

@@ -88,8 +88,8 @@ class VisionTransformer(LogitModel):
         check_rates(dropout=dropout, drop_path=drop_path)
         checks.number("epsilon", epsilon, 0, without=(0,))
         self.resolve(**chosen)
-        if pool not in POOLS or (distilled and pool != "token"):
-            raise ValueError(f"pool must be one of {POOLS}, and 'token' if distilled; received {pool!r}.")
+        if checks.choice("pool", pool, POOLS) != "token" and distilled:
+            raise ValueError(f"pool must be 'token' if distilled; received {pool!r}.")
         images = keras.Input(input_shape, name="images")
         embedding = PatchEmbedding(
             patch_size,

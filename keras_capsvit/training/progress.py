@@ -27,6 +27,7 @@ class Progress(keras.callbacks.Callback):
     def __init__(self, work, kind):
         super().__init__()
         self.rows = []
+        files.remove_abandoned(work)
         self._table = pathlib.Path(work) / "epochs.csv"
         self._checkpoints = Checkpoints(pathlib.Path(work) / "checkpoint")
         self._kind = json.loads(json.dumps(kind))

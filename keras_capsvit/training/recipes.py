@@ -51,13 +51,11 @@ class Recipe:
         checks.number("learning_rate", self.learning_rate, 0)
         if self.stop_at is not None:
             checks.number("stop_at, an accuracy such as 0.95 for 95 %,", self.stop_at, 0, 1, without=(0,))
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer must be 'adam' or 'sgd'; received {self.optimizer!r}.")
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss must be one of {LOSSES}; received {self.loss!r}.")
+        checks.choice("optimizer", self.optimizer, OPTIMIZERS)
+        checks.choice("loss", self.loss, LOSSES)
         if isinstance(self.schedule, tuple):
             _check_epochs(self.schedule)
-        elif self.schedule not in ("constant", "cosine"):
+        elif not isinstance(self.schedule, str) or self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule must be 'constant', 'cosine' or a tuple of epochs; received {self.schedule!r}.")
 
 

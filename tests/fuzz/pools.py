@@ -145,6 +145,7 @@ ATTACKS = {
         f"{n}.epsilon": values.number([0.1, 0.05], 0).or_none()
         for n in ("CarliniWagner", "CarliniWagnerLinf", "DeepFool", "PatchAttack")
     },
+    "preset.epsilon": values.number([0.1, 0.05, 0.3], 0).and_open(None),
     "preset.name": values.choice(*attacks.PRESETS),
     "step_size": values.number([0.05, 0.01], 0).or_none(),
     "CarliniWagner.step_size": values.number([0.05, 0.01], 0),
@@ -243,6 +244,7 @@ EXPLAIN = {
     "variant": values.choice("others", "negated"),
 }
 EVALUATE = {
+    "aopc.bounds": values.bounds().and_open((0.4, 0.6)),  # warned of
     "random_targets.num_classes": values.whole(2, [3, 2], huge=False),
     "detection_threshold.dataset": values.datasets(of_model=False),
     "where": among(
@@ -296,7 +298,7 @@ EVALUATE = {
     "shifts": among(
         [[(0, 0), (1, -1)], [(0, 1)]],
         [[3], [(1,)], [(0.5, 0)], [("a", "b")], [(NAN, 0)]],
-        [[(9, 9)], [(2**32, 0)]],
+        [[(2, 2)], [(2**32, 0)]],
         but=["[]"],
     ),
     "patch": values.whole(1, [2, 3], zoo.SIZE),
@@ -474,6 +476,7 @@ LAYERS = {
     "activations": values.array(lambda: zoo.random(1).uniform(size=(zoo.BATCH, 5)).astype("float32")),
     "capsules": values.array(zoo.class_capsules),
     "SelfRouting.capsules": INPUT_CAPSULES,
+    "CapsuleMask.capsules": values.array(zoo.class_capsules, wrong_length=False),
     "CapsuleMask.labels": values.labels(rows="open").or_none(),
     "gelu.x": values.array(zoo.tokens, fixed=False, wrong_length=False),
     "CapsuleLength.inputs": values.array(zoo.class_capsules, fixed=False, wrong_length=False),
@@ -538,6 +541,9 @@ MODELS = {
     "ResNet.depth": among([20, 8], [0, -1, 21, True]),
     "head": among(["avg", "fc"]),
     "variant": VARIANT,
+    "CapsNet.primary_dim": SMALL.or_none(),
+    "AffCapsNet.primary_dim": SMALL.or_none(),
+    "ConvNetCRSF.primary_dim": SMALL.or_none(),
     "MLPMixer.token_units": SMALL.or_none(),
     "MLPMixer.channel_units": SMALL.or_none(),
     "pool": among(["token", "avg"]),
@@ -576,6 +582,7 @@ DATA = {
     "translation": values.number([1.0, 0.0], 0),
     "matrices": values.array(lambda: np.tile(np.eye(2, dtype="float32"), (zoo.BATCH, 1, 1))),
     "affine.warp.shifts": values.array(lambda: np.zeros((zoo.BATCH, 2), "float32")),
+    "affine.place.images": values.array(zoo.images, wrong_length=False),
     "affine.place.size": values.whole(zoo.SIZE, [8, 6], huge=False),
     "affine.uniform.keys": among(
         [made("array", lambda: np.arange(4)), [1, 2]], [[0.5], ["a"], [None], [NAN]], [[-1], [2**40]], but=["[]"]

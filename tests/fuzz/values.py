@@ -46,6 +46,14 @@ class Pool:
             pool.values[verdict] += [value for value in values if value.text != "None"]
         return pool
 
+    def and_open(self, *values):
+        """The same pool in which some values are open."""
+        texts = {_value(each, "open").text for each in values}
+        pool = Pool([], open=values)
+        for verdict, own in self.values.items():
+            pool.values[verdict] += [value for value in own if value.text not in texts]
+        return pool
+
     def and_bad(self, *bad):
         """The same pool with further bad values."""
         self.values["bad"] += [_value(each, "bad") for each in bad]

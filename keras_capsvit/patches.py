@@ -154,7 +154,8 @@ def apply_patch(images, patch, positions):
         Array of the shape and dtype of ``images``, which stay as they are.
 
     Raises:
-        ValueError: for shapes that do not fit, and patches that cross the border.
+        ValueError: for shapes that do not fit, patches that cross the border, and of images of integers patches whose
+            values these cannot hold.
     """
     images, patch = np.array(checks.numbers(images, "images")), checks.numbers(patch, "a patch")
     if images.ndim != 4:
@@ -163,6 +164,11 @@ def apply_patch(images, patch, positions):
         raise ValueError(
             f"A patch must have shape (h, w, {images.shape[-1]}), (n, h, w, {images.shape[-1]}) or (batch, n, h, w, "
             f"{images.shape[-1]}); received {patch.shape}."
+        )
+    if images.dtype.kind in "iu" and not np.array_equal(patch.astype(images.dtype), patch):
+        raise ValueError(
+            f"A patch on images of {images.dtype} must have values of that type; received {patch.dtype}, from "
+            f"{patch.min()} to {patch.max()}. Scale or cast it, or take images of floats."
         )
     size = patch.shape[-3:-1]
     positions = check_positions(positions, size, images.shape)

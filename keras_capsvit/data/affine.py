@@ -77,8 +77,13 @@ def warp(images, matrices, shifts):
             f"Matrices must have shape ({n[0]}, 2, 2) and shifts ({n[0]}, 2), one per image; "
             f"received {tuple(matrices.shape)} and {tuple(shifts.shape)}."
         )
-    if tf.executing_eagerly() and not tf.reduce_all(tf.abs(tf.linalg.det(matrices)) > 1e-6):
-        raise ValueError("Matrices must be invertible; received one that maps all points to a line or is not finite.")
+    if tf.executing_eagerly():
+        finite = all(tf.reduce_all(tf.math.is_finite(values)) for values in (matrices, shifts))
+        if not (finite and tf.reduce_all(tf.abs(tf.linalg.det(matrices)) > 1e-6)):
+            raise ValueError(
+                "Matrices must be finite and invertible, and shifts finite; received NaN or infinite values, or a "
+                "matrix that maps all points to a line."
+            )
     height, width = tf.unstack(tf.cast(tf.shape(images)[1:3], "float32"))
     centre = tf.stack([width - 1, height - 1]) / 2
     back = tf.linalg.inv(matrices)

@@ -183,7 +183,7 @@ def patch_transfer(models, x, y, results):
         ValueError: for results of universal patches, which are those of all images.
     """
     models, results = checks.named("models", models, "models"), checks.named("results", results, "PatchResults")
-    if not set(results) <= set(models):
+    if not models or not set(results) <= set(models):
         raise ValueError(f"Expected results of the models {list(models)}; received results of {list(results)}.")
     x, judges, rows = checks.images(x), {name: Judge(model) for name, model in models.items()}, []
     y = checks.class_ids(y, len(x))

@@ -231,7 +231,10 @@ def _activations(neurons):
     def activations(x):
         compiled = isinstance(neurons, keras.Model)
         with checks.running("neurons", x):
-            return _finite(neurons.predict_on_batch(x) if compiled else neurons(ops.convert_to_tensor(x)))
+            values = _finite(neurons.predict_on_batch(x) if compiled else neurons(ops.convert_to_tensor(x)))
+        if values.ndim != 2 or len(values) != len(x):
+            raise ValueError(f"neurons must return activations ({len(x)}, n) of images; received {values.shape}.")
+        return values
 
     return activations
 

@@ -78,6 +78,8 @@ def compactness(represent, x, labels, *, factors=FACTORS, batch_size=128):
     checks.batch_size(batch_size)
     checks.function("represent", represent, "from images to class capsules (b, j, e) or representations (b, n)")
     factors = checks.named("factors", factors, "degrees, such as evaluate.FACTORS")
+    if not factors:
+        raise ValueError(f"factors must name one of {tuple(FACTORS)} at least; received {{}}.")
     for factor, degrees in factors.items():
         _maps(factor, degrees, *x.shape[1:3])
         if len(set(degrees)) < 2:

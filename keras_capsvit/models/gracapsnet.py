@@ -92,10 +92,8 @@ class GraCapsNet(CapsuleModel):
         height, width = primary.shape[1:3]
         adjacency = gaussian_adjacency(height, width, sigma, self_loops=self_loops, normalize=normalize)
         scale = primary_dim / 8 * relative_reach(adjacency, height, width) ** 2 * max(1.0, num_heads / 32) ** 0.25
-        if pooling == "top_k":
+        if checks.choice("pooling", pooling, ("attention", "top_k")) == "top_k":
             scale *= 25.0  # a mean over half the nodes, not over the few that attention chooses
-        elif pooling != "attention":
-            raise ValueError(f"pooling must be 'attention' or 'top_k'; received {pooling!r}.")
         nodes = CapsuleTransform(
             capsule_dim, shared=shared_transform, kernel_initializer=CapsuleInitializer(scale), name="projection"
         )(primary)

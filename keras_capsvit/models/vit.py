@@ -83,8 +83,9 @@ class VisionTransformer(LogitModel):
         mean, std = check_normalization(mean, std, input_shape[-1])
         size, patch_size = check_variant(variant, SIZES, input_shape)
         chosen = choose(size, width=width, depth=depth, num_heads=num_heads)
-        chosen["mlp_units"] = 4 * chosen["width"] if mlp_units is None else mlp_units
         check_positive(**chosen)
+        chosen["mlp_units"] = 4 * chosen["width"] if mlp_units is None else mlp_units
+        check_positive(mlp_units=chosen["mlp_units"])
         check_rates(dropout=dropout, drop_path=drop_path)
         checks.number("epsilon", epsilon, 0, without=(0,))
         self.resolve(**chosen)

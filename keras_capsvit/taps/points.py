@@ -10,7 +10,7 @@ from keras import ops
 from keras_capsvit import checks
 from keras_capsvit.taps import declared
 from keras_capsvit.taps.influence import influence
-from keras_capsvit.taps.scores import scores
+from keras_capsvit.taps.scores import check_output, scores
 
 NORMALIZATIONS = ("LayerNormalization", "RMSNormalization", "BatchNormalization", "GroupNormalization")
 _MOST_PREFIX = 16  # class, distillation and register tokens
@@ -219,6 +219,7 @@ def tap(model, name, x=None, output=None):
     listed = name if isinstance(name, tuple | list) and name else [name]
     listed = [checks.text("The name of a tap", each) for each in listed]
     x = None if x is None else checks.images(x, empty=False)
+    check_output(output)
     known = declared.names(model)
     if all(each in known for each in listed):
         return declared.tap(model, name)

@@ -81,7 +81,7 @@ GENERAL = {
     "dataset": values.datasets(),
     "attack": functions_like(zoo.fgsm, zoo.bim),
     "attacks": values.mapping(values.attacks()),
-    "output": among([None], ["nothing", -1], [0]),
+    "output": among([None], ["nothing", -2], [0, -1]),
     "num_classes": values.whole(2, [3, 2], huge=False).and_bad(10**9),
     "patch_size": PATCH_SIZE,
     "positions": among(
@@ -201,7 +201,8 @@ EXPLAIN = {
         for name in ("LRP", "CLRP", "GuidedBackprop", "DeconvNet", "ScoreCAM", "GradCAM")
     },
     **{f"{name}.model": values.models(zoo.cnn) for name in ("GradCAMPlusPlus", "LayerCAM", "HiResCAM", "EigenCAM")},
-    "FeatureMapAttention.model": values.models(zoo.cnn, scored=False),
+    # Of a model without scores there are maps of features all the same.
+    **{f"{kind}.model": values.models(zoo.cnn, scored=False) for kind in ("EigenCAM", "FeatureMapAttention")},
     "GraphAttention.model": values.models(zoo.graph_capsules, bad=(zoo.cnn,)),
     "AttentionRollout.model": values.models(zoo.transformer, bad=(zoo.cnn,)),
     "TransformerAttribution.model": values.models(zoo.transformer, bad=(zoo.cnn,)),
@@ -298,7 +299,6 @@ EVALUATE = {
     "shifts": among(
         [[(0, 0), (1, -1)], [(0, 1)]],
         [[3], [(1,)], [(0.5, 0)], [("a", "b")], [(NAN, 0)]],
-        [[(2, 2)], [(2**32, 0)]],
         but=["[]"],
     ),
     "patch": values.whole(1, [2, 3], zoo.SIZE),
@@ -406,6 +406,7 @@ PLOT = {
     "titles": TITLES,
     "columns": values.whole(1, [2, 8]),
     "label": among(["relevance"], open=[None, ""], but=["'nonsense'"]),
+    "comparison.images": values.array(zoo.images, wrong_length=False),
     "comparison.maps": values.mapping(MAPS),
     "sweep.images": values.array(lambda: np.full((2, 2, 3, 3, 1), 0.5, "float32"), wrong_length=False),
     "sweep.offsets": among([[0.0, 0.1], (1, 2)], ["xy", [0.0], ["a", "b"]], nan=[[NAN, 0.0]]),
@@ -449,6 +450,7 @@ PATCHES = {
 }
 TAPS = {
     "model": values.models(zoo.cnn, zoo.graph_capsules, zoo.transformer),
+    "tap.output": among([None], [], ["nothing", -1, 0, "nonsense", 3]),  # of no consequence for declared taps
     "tap.model": values.models(zoo.cnn, zoo.graph_capsules, zoo.transformer, scored=False),
     "scores.model": values.models(zoo.cnn, zoo.graph_capsules, zoo.transformer, silly=zoo.NONSENSE[:4]),
     "layers.model": Pool([made("cnn", zoo.cnn), made("capsules", zoo.graph_capsules)], [None, "model", 3, [], {}, 1j]),
@@ -459,7 +461,7 @@ TAPS = {
         [made("cnn", zoo.cnn), made("capsules", zoo.graph_capsules), None, 3, made("linear", lambda: zoo.linear)]
     ),
     "x": among([None, made("images", zoo.images)], [made("maps", zoo.maps)]),
-    "predictions.x": IMAGES,
+    "predictions.x": values.pictures(wrong_length=False),
     "checked_scores.x": IMAGES,
     "tap.name": among(
         ["features", ["features"]], [[None], b"x"], ["", "conv", "attention_0", "attention_99"], but=["[]"]
@@ -506,6 +508,7 @@ LAYERS = {
     "inverse_temperature": values.number([0.01, 1.0], 0, above=True),
     "eps": values.number([1e-6, 1e-3], 0, above=True),
     "PatchEmbedding.positions": FLAG,
+    "PatchEmbedding.images": values.array(zoo.images, wrong_length=False),
     "PatchEmbedding.patch_size": values.whole(1, [2, 3], huge=False),
     "interpolation": values.choice("bicubic", "bilinear"),
     "resize_positions.positions": values.array(
@@ -544,6 +547,9 @@ MODELS = {
     "CapsNet.primary_dim": SMALL.or_none(),
     "AffCapsNet.primary_dim": SMALL.or_none(),
     "ConvNetCRSF.primary_dim": SMALL.or_none(),
+    **{f"MLPMixer.{name}": SMALL.or_none() for name in ("width", "depth")},
+    **{f"{kind}.mlp_units": SMALL.or_none() for kind in ("VisionTransformer", "DeiT")},
+    **{f"{kind}.{name}": SMALL.or_none() for kind in ("VisionTransformer", "DeiT") for name in ("width", "depth")},
     "MLPMixer.token_units": SMALL.or_none(),
     "MLPMixer.channel_units": SMALL.or_none(),
     "pool": among(["token", "avg"]),
@@ -582,6 +588,7 @@ DATA = {
     "translation": values.number([1.0, 0.0], 0),
     "matrices": values.array(lambda: np.tile(np.eye(2, dtype="float32"), (zoo.BATCH, 1, 1))),
     "affine.warp.shifts": values.array(lambda: np.zeros((zoo.BATCH, 2), "float32")),
+    "affine.transform.images": values.array(zoo.images, wrong_length=False),
     "affine.place.images": values.array(zoo.images, wrong_length=False),
     "affine.place.size": values.whole(zoo.SIZE, [8, 6], huge=False),
     "affine.uniform.keys": among(

@@ -56,7 +56,7 @@ def read(model, *, input_shape=None, fixed=(), output=None, signature="serving_d
     def function(x, *others):
         found = call({**dict(zip(fixed, others, strict=True)), name: x})
         results, tapped = found if extra else (found, [])
-        return [_one_of(results, output), *tapped]
+        return [_scores_of(results, output, _name(model)), *tapped]
 
     return function, tf.TensorSpec((spec.shape[0], *shape), spec.dtype), [specs[key] for key in fixed]
 
@@ -160,22 +160,11 @@ def _explained(specs, fixed):
     return left[0]
 
 
-def _one_of(results, output):
-    taps.check_output(output)
-    if not isinstance(results, dict | list | tuple):
-        results = [results]
-    by_name = results if isinstance(results, dict) else dict(enumerate(results))
-    if output is None and len(by_name) == 1:
-        output = next(iter(by_name))
-    if output is None and "outputs" in by_name:  # what serving.export calls the scores beside what comes with them
-        output = "outputs"
-    if isinstance(output, int) and output not in by_name and 0 <= output < len(by_name):
-        output = list(by_name)[output]
-    if output not in by_name:
-        raise ValueError(f"Expected output= to be one of the model's outputs {list(by_name)}; received {output!r}.")
-    if not tf.as_dtype(getattr(by_name[output], "dtype", "string")).is_floating:
-        raise ValueError(f"Expected class scores, a tensor of floats, to explain; received {by_name[output]!r:.100}.")
-    return by_name[output]
+def _scores_of(results, output, name):
+    scores = taps.chosen_output(results, output, name)
+    if not tf.as_dtype(getattr(scores, "dtype", "string")).is_floating:
+        raise ValueError(f"Expected class scores, a tensor of floats, to explain; received {scores!r:.100}.")
+    return scores
 
 
 def _name(model):

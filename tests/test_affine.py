@@ -261,7 +261,7 @@ def test_images_that_would_spoil_the_result_are_refused():
                 function(keys)
     with pytest.raises(ValueError, match=r"shape \(2, 2, 2\) and shifts \(2, 2\).*received \(1, 2, 2\) and \(2, 2\)"):
         affine.warp(two, np.eye(2)[None], np.zeros((2, 2)))
-    with pytest.raises(ValueError, match="must be invertible"):
+    with pytest.raises(ValueError, match="finite and invertible"):
         affine.warp(two, np.zeros((2, 2, 2)), np.zeros((2, 2)))
     with pytest.raises(ValueError, match="must hold images of 5x6; received size=5"):
         affine.place(np.zeros((1, 5, 6, 1)), 5, 0)

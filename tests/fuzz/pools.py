@@ -201,7 +201,11 @@ EXPLAIN = {
         for name in ("LRP", "CLRP", "GuidedBackprop", "DeconvNet", "ScoreCAM", "GradCAM")
     },
     **{f"{name}.model": values.models(zoo.cnn) for name in ("GradCAMPlusPlus", "LayerCAM", "HiResCAM", "EigenCAM")},
-    # Of a model without scores there are maps of features all the same.
+    # Of a model without scores features are explained all the same.
+    **{
+        f"{kind}.model": values.models(zoo.cnn, zoo.softmax_cnn, lambda: zoo.linear, scored=False)
+        for kind in ("LRP", "CLRP", "GuidedBackprop", "DeconvNet")
+    },
     **{f"{kind}.model": values.models(zoo.cnn, scored=False) for kind in ("EigenCAM", "FeatureMapAttention")},
     "GraphAttention.model": values.models(zoo.graph_capsules, bad=(zoo.cnn,)),
     "AttentionRollout.model": values.models(zoo.transformer, bad=(zoo.cnn,)),
@@ -245,6 +249,8 @@ EXPLAIN = {
     "variant": values.choice("others", "negated"),
 }
 EVALUATE = {
+    "class_sensitivity.x": values.pictures(wrong_length=False),
+    "compactness.labels": values.labels(classes=False),
     "aopc.bounds": values.bounds().and_open((0.4, 0.6)),  # warned of
     "random_targets.num_classes": values.whole(2, [3, 2], huge=False),
     "detection_threshold.dataset": values.datasets(of_model=False),

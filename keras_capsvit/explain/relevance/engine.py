@@ -53,11 +53,6 @@ class Engine:
         self.stop = stop or f"{graph.input}:0"
         if self.start not in graph.shapes:
             raise ValueError("Expected class scores that depend on the model's input; these do not.")
-        if start is None and graph.shapes[self.start].rank not in (None, 2):
-            raise ValueError(
-                f"Expected class scores of shape (b, M); the model returns {tuple(graph.shapes[self.start])}. Pass "
-                "start=, the name of a tensor, to begin elsewhere."
-            )
         self.binary = start is None and graph.shapes[self.start][-1:] == [1]
         self.input_range = input_range
         self._plan_anew()

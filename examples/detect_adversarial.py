@@ -6,6 +6,7 @@
 An image is flagged if the winning capsule's reconstruction differs from it by more than the 95th percentile of benign
 images, which are test images that are not attacked here. Prints, for detection-agnostic and detection-aware attacks on
 the capsules and on the votes, the share of images that fool the model and the share that do so without being flagged.
+Interrupted, with --model OUT/model.keras it goes on after the last batch that was measured with it.
 Writes OUT/detection.csv and .json, and OUT/detection.png: images of the detection-aware attacks, and what the winning
 capsule draws of each.
 """
@@ -58,6 +59,7 @@ def main():
         for target, objective in OBJECTIVES.items():
             for name, attack in chosen.items():
                 how = {"error": error, "threshold": threshold, "objective": objective}
+                how["work"] = trained_capsnet.work(args, kind, target, name)
                 found = evaluate.detection(model, attack, batches, **how)
                 rows.append({"detection": kind, "objective": target, "attack": name, **dataclasses.asdict(found)})
     table = evaluate.Table(rows)

@@ -10,6 +10,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 
 from keras_capsvit import CapsNet, data, load_model, training
+from keras_capsvit.evaluate.progress import place
 
 
 def options(description, *, epochs, examples, out):
@@ -64,6 +65,11 @@ def trained(args, train, test):
 def recipe(args):
     """How it is trained."""
     return training.Recipe(args.epochs, learning_rate=0.003, schedule="cosine")
+
+
+def work(args, *names):
+    """Folder in OUT/work that keeps what was measured of a ``--model``; None of a network that this run trained."""
+    return None if args.model is None else place(args.out, "work", *names)
 
 
 def batches(x, y, size=128):

@@ -4,6 +4,7 @@
     python examples/vote_attack.py --dataset mnist --epochs 5 --epsilon 0.3
     python examples/vote_attack.py --dataset mnist --model saved_models/vote_attack/model.keras --epsilon 0.1
 
+Interrupted, with --model OUT/model.keras it goes on after the last batch that was measured with it.
 Writes OUT/model.keras, OUT/robustness.csv and .json (the table that it prints), OUT/adversarial.png (clean images, what
 the two attacks made of them, and the change) and OUT/votes.png (thesis Fig. 6.2).
 """
@@ -49,10 +50,12 @@ def main():
     evaluate.attack_table(
         model, the_attacks(args), batches[:1], objectives=OBJECTIVES
     )  # traced, so that times are fair
-    table = evaluate.attack_table(model, the_attacks(args), batches, objectives=OBJECTIVES)
+    work = trained_capsnet.work(args, "table"), trained_capsnet.work(args, "orders")
+    table = evaluate.attack_table(model, the_attacks(args), batches, objectives=OBJECTIVES, work=work[0])
     pgd = attacks.preset("foolbox_pgd", args.epsilon)
     orders = {order: lambda model, order=order: attacks.votes(model, order) for order in attacks.ORDERS[1:]}
-    table = evaluate.Table(table.rows + evaluate.attack_table(model, {"PGD": pgd}, batches, objectives=orders).rows)
+    further = evaluate.attack_table(model, {"PGD": pgd}, batches, objectives=orders, work=work[1])
+    table = evaluate.Table(table.rows + further.rows)
     columns = ("objective", "attack", "robust_accuracy", "seconds_per_example", "l1", "l2", "linf")
     print(evaluate.Table([{name: row[name] for name in columns} for row in table.rows]))
     table.to_csv(args.out / "robustness.csv")

@@ -181,3 +181,11 @@ def test_published_size_of_the_deepest():
     others = sum(int(np.prod(variable.shape)) for variable in model.trainable_variables if len(variable.shape) == 1)
     first, dense = 7 * 7 * 3 * 16, 512 * 1000
     assert 16 * (kernels - first) + 4 * first + 4 * (others - 1000) + 4 * dense + 1000 == 60_192_808
+
+
+def test_shapes_of_tensorflow_and_numpy_are_shapes():
+    tf = pytest.importorskip("tensorflow")
+    for shape in (tf.TensorShape([14, 14, 1]), np.array([14, 14, 1]), [14, 14, 1]):
+        model = models.ConvNetFC(shape, np.int64(3), filters=np.array([4, 4]), units=[4])
+        assert model.input_shape == (None, 14, 14, 1)
+        assert model.get_config()["input_shape"] == (14, 14, 1)

@@ -147,4 +147,6 @@ def _plain(value):
         return keras.saving.serialize_keras_object(value)
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
+    elif hasattr(value, "as_list"):  # a shape of TensorFlow
+        value = value.as_list()
     return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value

@@ -40,7 +40,7 @@ def check_sizes(name, values, count=None):
 
 def _ints(values):
     """Values as a tuple of ints; None if they are none, or not positive."""
-    if not isinstance(values, tuple | list | np.ndarray):
+    if isinstance(values, str | bytes | dict | set) or not hasattr(values, "__len__"):
         return None
     whole = [isinstance(each, int | np.integer) and not isinstance(each, bool) and each > 0 for each in values]
     return tuple(map(int, values)) if all(whole) else None

@@ -218,7 +218,7 @@ def tap(model, name, x=None, output=None):
     """
     listed = name if isinstance(name, tuple | list) and name else [name]
     listed = [checks.text("The name of a tap", each) for each in listed]
-    x = None if x is None else checks.images(x, empty=False)
+    x = x if x is None or hasattr(x, "shape") else checks.images(x, empty=False)
     check_output(output)
     known = declared.names(model)
     if all(each in known for each in listed):

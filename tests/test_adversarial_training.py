@@ -111,6 +111,7 @@ def test_random_starts_fill_the_ball(norm):
     assert np.abs(draw.mean(0)).max() < 0.05
 
 
+@pytest.mark.slow
 def test_images_and_labels_that_an_attack_refuses_end_the_training(streams):
     recipe = training.Recipe(epochs=1, loss="cross_entropy")
     good = streams[1]

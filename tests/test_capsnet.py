@@ -89,7 +89,9 @@ def test_initial_lengths_for_any_size_and_class_count(build, size, num_classes, 
     assert 0.05 < lengths.mean() < 0.7
 
 
-@pytest.mark.parametrize("routing", [*ROUTINGS, "affine"])
+@pytest.mark.parametrize(
+    "routing", ["dynamic", *(pytest.param(each, marks=pytest.mark.slow) for each in (*ROUTINGS[1:], "affine"))]
+)
 def test_learns_within_the_first_epochs(routing, digits, resized):
     x, y = resized(600, 12), digits[1][:600]
     if routing == "affine":

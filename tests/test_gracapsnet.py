@@ -71,7 +71,9 @@ def check_lengths(lengths):
     assert high < 0.7, high
 
 
-@pytest.mark.parametrize("reconstruction", [None, "conditional", "unconditional"])
+@pytest.mark.parametrize(
+    "reconstruction", ["conditional", *(pytest.param(each, marks=pytest.mark.slow) for each in (None, "unconditional"))]
+)
 def test_learns_within_the_first_epoch(small_model, digits, reconstruction, resized):
     x, y = resized(1000, 12), digits[1][:1000]
     model = compiled(small_model(num_heads=8, filters=32, reconstruction=reconstruction), 3e-3)

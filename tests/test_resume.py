@@ -97,8 +97,9 @@ MOMENTS = {
 @pytest.mark.parametrize(
     ("kind", "moment"),
     [
-        *(("fit", moment) for moment in MOMENTS),
-        ("pgd", "in the third epoch"),
+        ("fit", "in the third epoch"),
+        *(pytest.param("fit", moment, marks=pytest.mark.slow) for moment in MOMENTS if moment != "in the third epoch"),
+        pytest.param("pgd", "in the third epoch", marks=pytest.mark.slow),
         pytest.param("deepfool", "before a checkpoint", marks=pytest.mark.slow),
     ],
 )
@@ -125,7 +126,8 @@ def test_it_ends_where_it_would_have(tmp_path, monkeypatch, kind, moment):
     assert [path.name for path in tmp_path.iterdir()] == ["epochs.csv"]
 
 
-@pytest.mark.parametrize("change", ["order", pytest.param("seeds", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["order", "seeds"])
 def test_order_and_dropout_matter_here(change):
     """Otherwise the tests above would show less than they seem to."""
 
@@ -211,6 +213,7 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_two_an_error(tmp_path, monkeypa
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_checkpoints_of_other_trainings_are_refused_by_name(tmp_path, monkeypatch):
     train, _ = streams()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_capsvit import taps
-from keras_capsvit.explain.base import ModelExplainer, check_tensorflow, enlarged
+from keras_capsvit.explain.base import ModelExplainer, check_tensorflow, enlarged, in_batches
 
 
 class ScoreCAM(ModelExplainer):
@@ -45,7 +45,8 @@ class ScoreCAM(ModelExplainer):
             features = _View(lambda x: place.on_grid(self.scores.intermediates(x, [place.layer])[0][0]))
             scores = _View(self.scores)
             features(inputs)
-            self._of_shapes[shape] = features, _tf_keras_vis("scorecam").Scorecam(keras.Model(inputs, scores(inputs)))
+            model = _Predictor(inputs, scores(inputs), name="predictor")
+            self._of_shapes[shape] = features, _tf_keras_vis("scorecam").Scorecam(model)
         return self._of_shapes[shape]
 
     def attributions(self, x, ids):
@@ -72,6 +73,14 @@ class _View(keras.layers.Layer):
 
     def call(self, x):
         return ops.cast(self._function(x), "float32")
+
+
+class _Predictor(keras.Model):
+    """A functional model whose ``predict`` makes no stream, of each of which TensorFlow would keep a little."""
+
+    def predict(self, x, batch_size=32, **_):
+        x = ops.convert_to_numpy(x[0] if isinstance(x, list) else x)
+        return in_batches(lambda part: self.predict_on_batch(x[part]), len(x), batch_size)
 
 
 def _tf_keras_vis(module):

@@ -217,7 +217,7 @@ for path in folder.glob("*.keras"):
             lambda: AffCapsNet((28, 28, 1), 10, routing="dynamic"),
             "sets routing='uniform' itself; received routing='dynamic'",
         ),
-        (lambda: GraCapsNet((28, 28, 1), 10, pooling="max"), r"pooling must be one of \('attention', 'top_k'\); received 'max'"),
+        (lambda: GraCapsNet((28, 28, 1), 10, pooling="max"), "pooling must be one of .*'top_k'.*'max'"),
         (
             lambda: CapsNet((16, 16, 3), 10, backbone=ResNet20((16, 16, 3), 10), kernel_size=None),
             r"num_types \* capsule_dim must be the number of channels; received 32 \* 8 for 64",

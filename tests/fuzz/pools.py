@@ -249,7 +249,6 @@ EXPLAIN = {
     "variant": values.choice("others", "negated"),
 }
 EVALUATE = {
-    "class_sensitivity.x": values.pictures(wrong_length=False),
     "compactness.labels": values.labels(classes=False),
     "aopc.bounds": values.bounds().and_open((0.4, 0.6)),  # warned of
     "random_targets.num_classes": values.whole(2, [3, 2], huge=False),
@@ -375,7 +374,7 @@ EVALUATE = {
     "second": MAPS,
     "class_sensitivity.first": values.targets(none="bad", beyond="open"),
     "class_sensitivity.second": values.targets(none="bad", beyond="open"),
-    "class_sensitivity.x": values.pictures(sizes=False),
+    "class_sensitivity.x": values.pictures(sizes=False, wrong_length=False),
     "vary.x": values.pictures(sizes=False, wrong_length=False),
     "make_explainer": functions_like(lambda: lambda model: zoo.explainer, nonsense_of=zoo.NONSENSE[:3]),
     "parameter_randomization.model": among([made("cnn", zoo.cnn)], [made("linear", lambda: zoo.linear)]),

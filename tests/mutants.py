@@ -173,7 +173,7 @@ def failing(tree, arguments):
         "--numprocesses=0",
         "--durations=0",
         "-m",
-        chosen,
+        expression,
         *arguments,
     ]
     environment = {**os.environ, "PYTHONPATH": str(tree), "TF_CPP_MIN_LOG_LEVEL": "3"}

@@ -444,3 +444,19 @@ def test_says_what_is_wrong_with_the_rules(model):
         explain.LRP(model, start="fc7")
     with pytest.raises(ValueError, match="where relevance starts, to depend on"):
         explain.LRP(model, start="conv1", stop="fc1")
+
+
+def test_factors_without_a_softmax_share_alike(double):
+    random = np.random.default_rng(0)
+    x, first, second = random.uniform(size=(4, 2, 2, 3)), random.uniform(size=(12, 3)), random.uniform(size=(12, 3))
+
+    def gated(x):
+        flat = tf.reshape(x, (-1, 12))
+        return (flat @ first) * (flat @ second)
+
+    shared, constant = (
+        explain.LRP(gated, [("*", rule), ("*", "epsilon")], input_shape=(2, 2, 3))(x, 1)
+        for rule in ("uniform", "constant")
+    )
+    np.testing.assert_array_equal(constant, shared)
+    np.testing.assert_allclose(constant.sum(axis=(1, 2)), np.asarray(gated(x))[:, 1], rtol=1e-4)

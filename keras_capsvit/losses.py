@@ -18,8 +18,7 @@ class _OfLabels:
         y_pred = checks.tensor("scores", y_pred, "(b, M)")
         y_true = y_true if hasattr(y_true, "shape") else checks.numbers(y_true, "labels")
         check_labels(y_true, y_pred.shape[-1])  # of their own type; next, Keras casts them to that of the scores
-        if None not in (y_true.shape[0], y_pred.shape[0]) and y_true.shape[0] != y_pred.shape[0]:
-            raise ValueError(f"Expected a label for each of {y_pred.shape[0]} images; received {y_true.shape[0]}.")
+        checks.of_one_batch(type(self).__name__, [y_true, y_pred])
         return super().__call__(y_true, y_pred, sample_weight)
 
 

@@ -29,8 +29,7 @@ class SubsetAccuracy(keras.metrics.Mean):
     def update_state(self, y_true, y_pred, sample_weight=None):
         y_pred = ops.convert_to_tensor(checks.tensor("scores", y_pred, "(b, M)"))
         rows = as_multi_hot(y_true, y_pred.shape[1])
-        if None not in (rows.shape[0], y_pred.shape[0]) and rows.shape[0] != y_pred.shape[0]:
-            raise ValueError(f"Expected a label for each of {y_pred.shape[0]} images; received {rows.shape[0]}.")
+        checks.of_one_batch(type(self).__name__, [rows, y_pred])
         present, infinity = rows > 0, ops.cast(float("inf"), y_pred.dtype)
         lowest_present = ops.min(ops.where(present, y_pred, infinity), axis=1)
         highest_absent = ops.max(ops.where(present, -infinity, y_pred), axis=1)

@@ -15,7 +15,7 @@ def _at_least_float32(x):
 def _of_vectors(x, axis):
     """A tensor of floats that has an axis."""
     x = ops.convert_to_tensor(checks.tensor("x", x, "(..., vector)"))
-    rank = len(ops.shape(x))
+    rank = len(x.shape)
     checks.integer("axis", axis, -rank, rank - 1)
     return x
 

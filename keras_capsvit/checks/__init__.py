@@ -14,6 +14,7 @@ from keras_capsvit.checks.arrays import (
     limits,
     maps_of_images,
     numbers,
+    of_one_batch,
     of_shape,
     of_size,
     running,
@@ -24,6 +25,7 @@ from keras_capsvit.checks.arrays import (
 )
 from keras_capsvit.checks.datasets import batches_of
 from keras_capsvit.checks.settings import (
+    LARGEST,
     batch_size,
     booleans,
     choice,
@@ -38,6 +40,7 @@ from keras_capsvit.checks.settings import (
 )
 
 __all__ = [
+    "LARGEST",
     "TOLERANCE",
     "NoGradientError",
     "batch_size",
@@ -60,6 +63,7 @@ __all__ = [
     "named",
     "number",
     "numbers",
+    "of_one_batch",
     "of_shape",
     "of_size",
     "pair",

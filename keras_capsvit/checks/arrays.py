@@ -61,6 +61,13 @@ def tensor(name, value, axes=None):
     return value
 
 
+def of_one_batch(what, tensors):
+    """Refuse tensors of different numbers of images, where these are known; the message begins with ``what``, a str."""
+    shapes = [tuple(each.shape) for each in tensors]
+    if len({shape[0] for shape in shapes if shape and shape[0] is not None}) > 1:
+        raise ValueError(f"{what} expects tensors of one batch; received the shapes {shapes}.")
+
+
 def finite_array(values, name, axes, rank, *, empty=False):
     """Values as a finite float32 array of a rank.
 

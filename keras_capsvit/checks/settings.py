@@ -6,6 +6,8 @@ import os
 
 import numpy as np
 
+LARGEST = 2**24  # size of anything, so that products of three fit 64 bits, and kernels and strides TensorFlow's 32
+
 
 def described(value):
     """What a message calls what was received, a str."""

@@ -97,8 +97,8 @@ def corrupt_patches(images, grid, indices, name, severity=5, *, seed=0, keys=Non
         raise ValueError(f"Expected a PatchGrid of the images as grid; received {type(grid).__name__}.")
     if grid.image_shape != images.shape[1:3]:
         raise ValueError(f"The grid is one of images of {grid.image_shape}; received images of {images.shape[1:3]}.")
-    shapes = (len(images), *indices.shape[1:]), indices.shape[-1:]
-    if not np.issubdtype(indices.dtype, np.integer) or indices.ndim not in (1, 2) or indices.shape not in shapes:
+    whole = np.issubdtype(indices.dtype, np.integer)
+    if not whole or not indices.ndim or indices.shape[:-1] not in ((), images.shape[:1]):
         raise ValueError(
             f"indices must be integers of shape (n,) or ({len(images)}, n); received {indices.dtype} of "
             f"{indices.shape}."

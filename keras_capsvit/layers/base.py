@@ -42,7 +42,5 @@ class OfFloats:
                 args[position] = checks.tensor(name, args[position], axes)
             elif name in kwargs:
                 kwargs[name] = checks.tensor(name, kwargs[name], axes)
-        shapes = [tuple(each.shape) for each in (*args, *kwargs.values()) if hasattr(each, "shape")]
-        if len({shape[0] for shape in shapes if shape and shape[0] is not None}) > 1:
-            raise ValueError(f"{type(self).__name__} expects tensors of one batch; received the shapes {shapes}.")
+        checks.of_one_batch(type(self).__name__, [each for each in (*args, *kwargs.values()) if hasattr(each, "shape")])
         return super().__call__(*args, **kwargs)

@@ -12,7 +12,6 @@ from keras_capsvit.layers.base import OfFloats, initializer
 from keras_capsvit.ops import as_multi_hot, safe_norm, squash
 
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-_LARGEST = 2**24  # kernels and strides, so that TensorFlow's 32 bits do not overflow
 _SMALLER = "Use a smaller batch, larger strides, fewer capsule types or classes, or routing without votes (GraCapsNet)."
 
 
@@ -76,8 +75,8 @@ class PrimaryCaps(OfFloats, keras.layers.Layer):
         self.capsule_dim = checks.positive_int("capsule_dim", capsule_dim)
         checks.booleans(squash=squash)
         self.squash = squash
-        self.kernel_size = None if kernel_size is None else checks.pair(kernel_size, "kernel_size", most=_LARGEST)
-        self.strides = checks.pair(strides, "strides", most=_LARGEST)
+        self.kernel_size = None if kernel_size is None else checks.pair(kernel_size, "kernel_size", most=checks.LARGEST)
+        self.strides = checks.pair(strides, "strides", most=checks.LARGEST)
         self.padding = checks.choice("padding", padding, ("valid", "same"))
         default = keras.initializers.VarianceScaling(16.0 / capsule_dim)
         self.kernel_initializer = initializer(kernel_initializer, default)

@@ -93,8 +93,7 @@ class StandardizedConv2D(OfFloats, keras.layers.Conv2D):
     axes: ClassVar = {"inputs": "(b, H, W, C)"}
 
     def __init__(self, filters, kernel_size, **kwargs):
-        checks.positive_int("filters", filters)
-        super().__init__(int(filters), kernel_size, **kwargs)
+        super().__init__(checks.positive_int("filters", filters), kernel_size, **kwargs)
 
     def convolution_op(self, inputs, kernel):
         kernel = ops.convert_to_tensor(kernel)

@@ -7,8 +7,6 @@ import numpy as np
 from keras_capsvit import checks
 from keras_capsvit.files import FileError
 
-LARGEST = 2**24  # size of anything, so that products of three fit 64 bits and strides fit 32
-
 
 def check_images(input_shape, num_classes, *, smallest=1):
     """Refuse shapes that are not images of at least ``smallest`` pixels each way, and fewer than two classes.
@@ -20,7 +18,7 @@ def check_images(input_shape, num_classes, *, smallest=1):
     if input_shape is None or len(input_shape) != 3:
         raise ValueError(f"input_shape must be (height, width, channels), positive ints; received {given!r:.60}.")
     checks.memory("An image", input_shape, "Take smaller images.", times=1)
-    num_classes = checks.integer("num_classes", num_classes, 2, LARGEST)
+    num_classes = checks.integer("num_classes", num_classes, 2, checks.LARGEST)
     if min(input_shape[:2]) < smallest:
         raise ValueError(
             f"Images of {input_shape[0]}x{input_shape[1]} are too small for this network; the smallest legal size "
@@ -32,9 +30,9 @@ def check_images(input_shape, num_classes, *, smallest=1):
 def check_sizes(name, values, count=None):
     """Refuse what is no sequence of positive ints, ``count`` of them if given; otherwise return it as a tuple."""
     sizes = _ints(values)
-    if sizes is None or (count is not None and len(sizes) != count) or max(sizes, default=0) > LARGEST:
+    if sizes is None or (count is not None and len(sizes) != count) or max(sizes, default=0) > checks.LARGEST:
         number = "positive ints" if count is None else f"{count} positive ints"
-        raise ValueError(f"{name} must be {number}, each up to {LARGEST}; received {values!r:.60}.")
+        raise ValueError(f"{name} must be {number}, each up to {checks.LARGEST}; received {values!r:.60}.")
     return sizes
 
 
@@ -50,7 +48,7 @@ def check_positive(**arguments):
     """Refuse arguments that are not positive ints, or tuples of them."""
     for name, value in arguments.items():
         for each in value if isinstance(value, tuple) else (value,):
-            checks.positive_int(name, each, LARGEST)
+            checks.positive_int(name, each, checks.LARGEST)
 
 
 def check_rates(**arguments):

@@ -5,7 +5,7 @@ import keras
 from keras_capsvit import checks
 from keras_capsvit.layers import MaxPool2D, NormalizedConv2D
 from keras_capsvit.models.base import ConfiguredModel
-from keras_capsvit.models.checks import LARGEST, check_images, check_positive, check_sizes, check_weights
+from keras_capsvit.models.checks import check_images, check_positive, check_sizes, check_weights
 
 IMAGES = {"data_format": "channels_last"}
 
@@ -65,7 +65,7 @@ class ConvNetFC(LogitModel):
         **kwargs,
     ):
         filters, units = check_sizes("filters", filters), check_sizes("units", units)
-        checks.positive_int("kernel_size", kernel_size, LARGEST)
+        checks.positive_int("kernel_size", kernel_size, checks.LARGEST)
         input_shape, num_classes = check_images(input_shape, num_classes, smallest=len(filters) * (kernel_size - 1) + 1)
         images = keras.Input(input_shape, name="images")
         features = images
@@ -105,7 +105,7 @@ class ConvNetAvg(LogitModel):
     """
 
     def __init__(self, input_shape, num_classes, *, kernel_size=9, filters=256, name="convnet_avg", **kwargs):
-        checks.positive_int("kernel_size", kernel_size, LARGEST)
+        checks.positive_int("kernel_size", kernel_size, checks.LARGEST)
         check_positive(filters=filters)
         input_shape, num_classes = check_images(input_shape, num_classes, smallest=2 * kernel_size - 1)
         images = keras.Input(input_shape, name="images")

@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_capsvit import checks
 from keras_capsvit.models.capsnet import CapsNet
-from keras_capsvit.models.checks import LARGEST, check_images, check_weights
+from keras_capsvit.models.checks import check_images, check_weights
 from keras_capsvit.models.primary import primary_capsules, smallest_size
 from keras_capsvit.models.reconstruction import CapsuleModel
 
@@ -27,7 +27,7 @@ class _DecodedConvNet(CapsuleModel):
         **kwargs,
     ):
         input_shape, num_classes = check_images(input_shape, num_classes, smallest=smallest_size(kernel_size, strides))
-        group_dim = checks.positive_int("group_dim", group_dim, LARGEST)
+        group_dim = checks.positive_int("group_dim", group_dim, checks.LARGEST)
         images = keras.Input(input_shape, name="images")
         features, maps = primary_capsules(
             images,

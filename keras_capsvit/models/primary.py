@@ -4,7 +4,7 @@ import keras
 
 from keras_capsvit import checks
 from keras_capsvit.layers import PrimaryCaps
-from keras_capsvit.models.checks import LARGEST, check_positive, check_sizes, check_weights
+from keras_capsvit.models.checks import check_positive, check_sizes, check_weights
 
 
 def primary_capsules(images, *, num_types, primary_dim, filters, kernel_size, strides, backbone=None, squash=True):
@@ -63,7 +63,7 @@ def smallest_size(kernel_size, strides, backbone=None):
         ValueError: for sizes and strides that are none.
     """
     if backbone is None or kernel_size is not None:
-        checks.positive_int("kernel_size", kernel_size, LARGEST)
+        checks.positive_int("kernel_size", kernel_size, checks.LARGEST)
     if not isinstance(strides, tuple | list) or len(strides) != 2:
         raise ValueError(f"strides must be a pair of ints, of the two convolutions; received {strides!r:.60}.")
     check_sizes("strides", strides)

@@ -57,7 +57,8 @@ class _PixelSearch(Attack):
         """Images whose perturbations are cut to the ball and the bounds."""
         if self.epsilon is None:
             return found
-        change = NORMS[self.norm].project(ops.convert_to_tensor(found - x), self.epsilon)
+        # As NumPy's number, because TensorFlow keeps every Python number that it ever computed with.
+        change = NORMS[self.norm].project(ops.convert_to_tensor(found - x), np.float32(self.epsilon))
         return np.clip(x + ops.convert_to_numpy(change), *self.limits(x))
 
     def _search(self, objective):

@@ -59,6 +59,39 @@ def squash(x, axis=-1):
     return x * ops.cast(norm / (1.0 + ops.square(norm)), x.dtype)
 
 
+def contributions(weights, votes, lengths=None):
+    """What every vote adds to the length of the sum along whose direction it is measured.
+
+    With ``s_j = sum_i w_ij u_ij``, the weighted sum of the votes for capsule ``j``::
+
+        c_ij = w_ij <u_ij, s_j> / ||s_j||        sum_i c_ij = ||s_j||
+
+    Args:
+        weights: tensor ``(b, i, j)``, couplings or attention.
+        votes: tensor ``(b, i, j, e)``; or ``(b, i, 1, e)``, the same vote for all capsules.
+        lengths: tensor ``(b, j)``, what contributions are to add up to instead of ``||s_j||``.
+
+    Returns:
+        float32 tensor ``(b, i, j)``, signed; 0 where ``s_j`` is the zero vector.
+    """
+    weights = ops.cast(checks.tensor("weights", weights, "(b, i, j)"), "float32")
+    votes = ops.cast(checks.tensor("votes", votes, "(b, i, j, e)"), "float32")
+    if votes.shape[2] == 1:  # by matrix products, which need no copy of the votes for each capsule
+        votes = votes[:, :, 0]
+        total = ops.matmul(ops.transpose(weights, (0, 2, 1)), votes)
+    else:
+        total = ops.sum(weights[..., None] * votes, axis=1)
+    norm = safe_norm(total, keepdims=True)
+    zero = ops.equal(norm, 0)
+    direction = total / ops.where(zero, 1.0, norm)
+    if lengths is not None:
+        lengths = ops.cast(checks.tensor("lengths", lengths, "(b, j)"), "float32")
+        direction = direction * (lengths[..., None] / ops.where(zero, 1.0, norm))
+    if len(votes.shape) == 3:
+        return weights * ops.matmul(votes, ops.transpose(direction, (0, 2, 1)))
+    return weights * ops.sum(votes * direction[:, None], axis=-1)
+
+
 def attention_rollout(attention, prefix, read=None):
     """How much of every patch reaches the tokens that logits are read from (Abnar & Zuidema 2020; thesis 7.5.1).
 

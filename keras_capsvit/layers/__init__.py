@@ -9,6 +9,7 @@ from keras_capsvit.layers.capsules import (
     PrimaryCaps,
     votes_bytes,
 )
+from keras_capsvit.layers.contributions import NodeContributions
 from keras_capsvit.layers.convolution import NormalizedConv2D, StandardizedConv2D
 from keras_capsvit.layers.graph_pooling import GraphCapsPool, TopKGraphPool, gaussian_adjacency
 from keras_capsvit.layers.patch_embedding import PatchEmbedding, resize_positions
@@ -27,6 +28,7 @@ __all__ = [
     "MaxPool2D",
     "MixerBlock",
     "MultiHeadSelfAttention",
+    "NodeContributions",
     "NormalizedConv2D",
     "PatchEmbedding",
     "PrimaryCaps",

@@ -199,20 +199,20 @@ class GraphCapsPool(_NodePool):
 
     def spread(self, scores):
         """``A scores`` of scores ``(b, h w, columns)``; all heads share A."""
-        nodes, columns = scores.shape[1:]
-        (height, width), dtype = self.grid, scores.dtype
-        along_rows, along_columns = (ops.cast(gaussian_adjacency(1, size, self.sigma), dtype) for size in self.grid)
-        if self.normalize:
-            scores = scores * ops.cast(self.degree_scale, dtype)
+        scale = ops.cast(self.degree_scale, scores.dtype) if self.normalize else None
+        scores = scores if scale is None else scores * scale
+        spread = scores if self.sigma == 0 else self._along_the_grid(scores)
+        spread = spread + scores if self.self_loops else spread
+        return spread if scale is None else spread * scale
+
+    def _along_the_grid(self, scores):
         # A Gaussian on a grid is one along the columns after one along the rows.
-        spread = ops.matmul(along_rows, ops.reshape(scores, (-1, height, width * columns)))
-        spread = ops.matmul(along_columns, ops.reshape(spread, (-1, width, columns)))
-        spread = ops.reshape(spread, (-1, nodes, columns))
-        if self.self_loops:
-            spread = spread + scores
-        if self.normalize:
-            spread = spread * ops.cast(self.degree_scale, dtype)
-        return spread
+        nodes, columns = scores.shape[1:]
+        height, width = self.grid
+        rows, across = (ops.cast(gaussian_adjacency(1, size, self.sigma), scores.dtype) for size in self.grid)
+        spread = ops.matmul(rows, ops.reshape(scores, (-1, height, width * columns)))
+        spread = ops.matmul(across, ops.reshape(spread, (-1, width, columns)))
+        return ops.reshape(spread, (-1, nodes, columns))
 
     def get_config(self):
         return {

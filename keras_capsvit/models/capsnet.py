@@ -7,9 +7,11 @@ import keras
 
 from keras_capsvit.layers import (
     CapsuleInitializer,
+    CapsuleLength,
     CapsuleTransform,
     DynamicRouting,
     EMRouting,
+    NodeContributions,
     SelfRouting,
     TrainableRouting,
     UniformRouting,
@@ -49,8 +51,10 @@ class CapsNet(CapsuleModel):
 
     Call: images ``(b, H, W, C)`` with values in [0, 1] → lengths ``(b, M)`` in [0, 1).
 
-    Taps: ``primary_capsules (b, h, w, l, d)``, ``votes (b, i, j, e)``, ``coupling (b, i, j)``, ``capsules (b, M, e)``,
-    ``lengths (b, M)``, ``reconstruction (b, H, W, C)``. For ``"self"`` votes are ``(b, i, 1, e)``.
+    Taps: ``primary_capsules (b, h, w, l, d)``, ``votes (b, i, j, e)``, ``coupling (b, i, j)``, ``contributions (b, h, w,
+    M)``, which add up to the lengths of class capsules before the squash (of those of ``"em"`` and ``"self"``, which
+    have none: to the lengths), ``capsules (b, M, e)``, ``lengths (b, M)``, ``reconstruction (b, H, W, C)``. For
+    ``"self"`` votes are ``(b, i, 1, e)``.
 
     Raises:
         ValueError: for an input too small for the convolutions, and other arguments out of range.
@@ -102,7 +106,12 @@ class CapsNet(CapsuleModel):
         super().__init__(
             images,
             capsules,
-            taps={"primary_capsules": primary, "votes": votes, "coupling": coupling},
+            taps={
+                "primary_capsules": primary,
+                "votes": votes,
+                "coupling": coupling,
+                "contributions": _contributions(primary, votes, coupling, capsules, per_input),
+            },
             **kwargs,
         )
 
@@ -148,6 +157,17 @@ def _votes(primary, route, num_classes, capsule_dim, shared):
         name="votes",
     )
     return votes(primary), []
+
+
+def _contributions(primary, votes, coupling, capsules, per_input):
+    """What the nodes contribute to the lengths of class capsules, ``(b, h, w, M)``."""
+    grid = primary.shape[1:4]
+    weights = keras.layers.Reshape((*grid, coupling.shape[-1]), name="coupling")(coupling)
+    layer = NodeContributions(grid, name="contributions")
+    if not per_input:
+        return layer(weights, votes)
+    # Where capsules are weighted by how active they are, class capsules are scaled to the length of their activation.
+    return layer(weights, votes, lengths=CapsuleLength(name="activation")(capsules), activations=per_input[-1])
 
 
 def _activations(features, primary, kernel_size, strides, backbone):

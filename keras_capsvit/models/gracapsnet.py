@@ -3,7 +3,13 @@
 import keras
 
 from keras_capsvit import checks
-from keras_capsvit.layers import CapsuleInitializer, CapsuleTransform, GraphCapsPool, TopKGraphPool
+from keras_capsvit.layers import (
+    CapsuleInitializer,
+    CapsuleTransform,
+    GraphCapsPool,
+    NodeContributions,
+    TopKGraphPool,
+)
 from keras_capsvit.layers.graph_pooling import gaussian_adjacency, relative_reach
 from keras_capsvit.models.checks import check_images, check_positive
 from keras_capsvit.models.primary import primary_capsules, smallest_size
@@ -16,7 +22,8 @@ class GraCapsNet(CapsuleModel):
 
     Two convolutions give ``h w`` primary capsules for each of ``num_heads`` types; each capsule is projected by a
     matrix of its own; each type is a graph over the grid whose nodes are pooled into class capsules by attention;
-    the heads are averaged and squashed. The attention is the explanation (``explain.GraphAttention``).
+    the heads are averaged and squashed. Built-in explanations are what the nodes contribute to the length of a class
+    capsule (``explain.GraphContribution``), and the attention (``explain.GraphAttention``).
 
     Args:
         input_shape: ints ``(H, W, C)``.
@@ -41,8 +48,9 @@ class GraCapsNet(CapsuleModel):
 
     Call: images ``(b, H, W, C)`` with values in [0, 1] → lengths ``(b, M)`` in [0, 1).
 
-    Taps: ``primary_capsules (b, h, w, l, d)``, ``attention (b, h, w, l, M)``, ``capsules (b, M, e)``,
-    ``lengths (b, M)``, ``reconstruction (b, H, W, C)``.
+    Taps: ``primary_capsules (b, h, w, l, d)``, ``attention (b, h, w, l, M)``, ``contributions (b, h, w, M)``, which add
+    up to the lengths of class capsules before the squash, ``capsules (b, M, e)``, ``lengths (b, M)``,
+    ``reconstruction (b, H, W, C)``.
 
     Raises:
         ValueError: for an input too small for the convolutions, and other arguments out of range.
@@ -104,9 +112,15 @@ class GraCapsNet(CapsuleModel):
                 num_classes, sigma=sigma, self_loops=self_loops, normalize=normalize, name="graph_pooling"
             )
         capsules, attention = pool(nodes, return_attention_scores=True)
+        votes = keras.layers.Reshape((height * width * num_heads, 1, capsule_dim), name="votes")(nodes)
+        contributions = NodeContributions((height, width, num_heads), mean=True, name="contributions")
         super().__init__(
             images,
             capsules,
-            taps={"primary_capsules": primary, "attention": attention},
+            taps={
+                "primary_capsules": primary,
+                "attention": attention,
+                "contributions": contributions(attention, votes),
+            },
             **kwargs,
         )

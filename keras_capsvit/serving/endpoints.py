@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_capsvit.ops import attention_rollout
 from keras_capsvit.serving import encoded
-from keras_capsvit.taps import names, tap
+from keras_capsvit.taps import centres, names, tap
 
 DEFAULT, EXPLAIN, BYTES = "serving_default", "explain", "serve_bytes"
 PREDICTED = -1  # in the place of a class id
@@ -66,6 +66,12 @@ class Endpoints:
         """Endpoint of several taps in one pass; the gradient of one of them would pass all."""
         return self._of_images(self._pass(taps))
 
+    def centres(self, taps):
+        """Function from nothing to a dict of where the nodes of taps look, see ``taps.centres``."""
+        images = self.subject.noise([size or 64 for size in self.images.shape[1:]])[:1]
+        places = {name: [tf.constant(side) for side in centres(self.model, name, images)] for name in taps}
+        return tf.function(lambda: {name: list(map(tf.identity, sides)) for name, sides in places.items()}, [])
+
     def _pass(self, taps):
         """Function from images to several taps by name, traced once for all endpoints that call it."""
         taps = tuple(taps)
@@ -100,16 +106,16 @@ class Endpoints:
         """The explanation that the model computes anyway, a function of images; None for a model without one."""
         # Not the explainers of ``explain``, which are for arrays, in batches, and of one class at a time.
         known = set(names(self.model))
-        if {"attention", "lengths"} <= known and self.subject.kind == "lengths":
-            return self._graph_attention
+        if {"contributions", "lengths"} <= known and self.subject.kind == "lengths":
+            return self._contributions
         if {"attention_0", "features"} <= known:
             return self._rollout
         return None
 
-    def _graph_attention(self, images):
+    def _contributions(self, images):
         taps = self._pass(names(self.model))(images)
-        lengths, maps = taps["lengths"], tf.reduce_mean(taps["attention"], axis=3)
-        return {"outputs": lengths, "class": tf.argmax(lengths, axis=-1), "maps": maps}
+        lengths = taps["lengths"]
+        return {"outputs": lengths, "class": tf.argmax(lengths, axis=-1), "maps": taps["contributions"]}
 
     def _rollout(self, images):
         taps = self._pass(names(self.model))(images)

@@ -15,7 +15,7 @@ from keras_capsvit.serving import warmup as warming
 from keras_capsvit.serving.encoded import MAX_PIXELS
 from keras_capsvit.serving.endpoints import BYTES, DEFAULT, EXPLAIN, Endpoints, blank
 from keras_capsvit.taps import input_range as range_of
-from keras_capsvit.taps import names, scores, tap
+from keras_capsvit.taps import OF_NODES, names, scores, tap
 from keras_capsvit.taps.declared import SCORES
 
 CARD = "model_card.json"
@@ -115,6 +115,7 @@ def export(
     endpoints = builder.signatures(taps, explainers, input_range, max_pixels)
     if taps:  # no signature; for ``load``, where several taps are asked for in one pass
         module.tapped = builder.tapped(taps)
+        module.centres = builder.centres([name for name in taps if name in OF_NODES and name in names(model)])
     signatures = {name: function.get_concrete_function() for name, function in endpoints.items()}
     # What the endpoints read: variables of Keras, and those of TensorFlow that a subclass may have.
     module.model_variables = [variable.value for variable in model.variables]

@@ -96,6 +96,7 @@ class ServedModel:
         taps: dict from names to callables of images; empty for what ``export`` did not write.
         endpoints: sorted list of str, everything that ``run`` knows: the signatures.
         card: dict, what ``model_card.json`` says.
+        centres: dict from names of taps to where their nodes look, see ``taps.centres``.
         input_shape: tuple ``(None, H, W, C)``.
     """
 
@@ -118,6 +119,8 @@ class ServedModel:
         if self._signature == DEFAULT and set(self._outputs(DEFAULT)) == {_OUTPUTS, "class"}:  # written by ``export``
             names = [name for name in self.endpoints if set(self._outputs(name)) == {_OUTPUTS}]
             self.taps = {name: self._tap(name) for name in names}
+        told = loaded.centres() if self.taps and hasattr(loaded, "centres") else {}
+        self.centres = {name: [side.numpy() for side in sides] for name, sides in told.items()}
 
     def __call__(self, x):
         """Class scores ``(b, M)`` of images ``(b, H, W, C)``, with the softmax or sigmoid that the model ends in."""

@@ -4,9 +4,11 @@ A model is a Keras model (functional, Sequential, subclassed, nested), a SavedMo
 class scores. ``declared`` are the taps that models of this package list themselves; ``recording`` runs a live model and
 sees its layers and its attention; ``graphs`` reads the functions of SavedModels; ``scores`` finds the class scores
 before any softmax or sigmoid, of which ``compiled`` compiles functions once per model; ``points`` the last feature map,
-tokens and attention; ``influence`` and ``reading`` what the scores depend on; ``pixels`` the range of the input.
+tokens and attention; ``centres`` where nodes lie on the image; ``influence`` and ``reading`` what the scores depend on;
+``pixels`` the range of the input.
 """
 
+from keras_capsvit.taps.centres import OF_NODES, centres
 from keras_capsvit.taps.compiled import compiled, is_model
 from keras_capsvit.taps.declared import names
 from keras_capsvit.taps.pixels import input_range
@@ -16,9 +18,11 @@ from keras_capsvit.taps.recording import eagerly
 from keras_capsvit.taps.scores import Scores, check_output, chosen_output, predictions, scores, served_function
 
 __all__ = [
+    "OF_NODES",
     "FeatureMap",
     "Scores",
     "attentions",
+    "centres",
     "check_output",
     "chosen_output",
     "compiled",

@@ -245,6 +245,7 @@ EXPLAINERS = {
     "SmoothGrad": (cnn, lambda model, scale: explain.SmoothGrad(explain.Saliency(model), 3)),
     "IntegratedGradients": (cnn, _made(explain.IntegratedGradients, steps=4)),
     "GraphAttention": (capsules, _made(explain.GraphAttention)),
+    "GraphContribution": (capsules, _made(explain.GraphContribution)),
     "AttentionRollout": (transformer, _made(explain.AttentionRollout)),
     "TransformerAttribution": (transformer, lambda model, scale: explain.TransformerAttribution(model)),
     "LRP": (cnn, lambda model, scale: explain.LRP(model, input_range=(0, scale), **_sized(model))),

@@ -27,7 +27,9 @@ def parse(description, *, dataset, out, **more):
     parser.add_argument("--learning-rate", type=float, default=0.003, help="first learning rate of the cosine decay")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--data-dir")
-    parser.add_argument("--dtype", default="float32", help="such as mixed_bfloat16, faster on processors with its units")
+    parser.add_argument(
+        "--dtype", default="float32", help="such as mixed_bfloat16, faster on processors with its units"
+    )
     parser.add_argument("--out", type=pathlib.Path)
     for name, option in more.items():
         parser.add_argument(f"--{name}", **option)

@@ -1,10 +1,10 @@
 """Explainers: callables ``explainer(x, target=None)`` from images ``(b, H, W, C)`` to maps ``(b, H, W)``."""
 
-from keras_capsvit.explain.feature_maps import FeatureMapAttention
 from keras_capsvit.explain.base import Explainer
 from keras_capsvit.explain.baselines import RandomMap
 from keras_capsvit.explain.cam import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM
 from keras_capsvit.explain.contrastive import CLRP, LRP, register_rule
+from keras_capsvit.explain.feature_maps import FeatureMapAttention
 from keras_capsvit.explain.gradients import InputXGradient, IntegratedGradients, Saliency, SmoothGrad
 from keras_capsvit.explain.guided import DeconvNet, GuidedBackprop
 from keras_capsvit.explain.nodes import GraphAttention, GraphContribution

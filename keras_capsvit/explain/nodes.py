@@ -87,7 +87,9 @@ class NodeExplainer(ModelExplainer):
                 stacklevel=5,
             )
             counts = self._values(images).shape[1:3]
-            centres = [(np.arange(count) + 0.5) * size / count - 0.5 for size, count in zip(shape, counts, strict=False)]
+            centres = [
+                (np.arange(count) + 0.5) * size / count - 0.5 for size, count in zip(shape, counts, strict=False)
+            ]
         rows, columns = (_spread(*each) for each in zip(centres, shape, strict=False))
         return rows, columns.T
 

@@ -51,10 +51,10 @@ class CapsNet(CapsuleModel):
 
     Call: images ``(b, H, W, C)`` with values in [0, 1] → lengths ``(b, M)`` in [0, 1).
 
-    Taps: ``primary_capsules (b, h, w, l, d)``, ``votes (b, i, j, e)``, ``coupling (b, i, j)``, ``contributions (b, h, w,
-    M)``, which add up to the lengths of class capsules before the squash (of those of ``"em"`` and ``"self"``, which
-    have none: to the lengths), ``capsules (b, M, e)``, ``lengths (b, M)``, ``reconstruction (b, H, W, C)``. For
-    ``"self"`` votes are ``(b, i, 1, e)``.
+    Taps: ``primary_capsules (b, h, w, l, d)``, ``votes (b, i, j, e)``, ``coupling (b, i, j)``, ``capsules (b, M, e)``,
+    ``contributions (b, h, w, M)``, which add up to the lengths of class capsules before the squash (to the lengths of
+    ``"em"`` and ``"self"``, which have none), ``lengths (b, M)``, ``reconstruction (b, H, W, C)``. For ``"self"`` votes
+    are ``(b, i, 1, e)``.
 
     Raises:
         ValueError: for an input too small for the convolutions, and other arguments out of range.

@@ -14,8 +14,8 @@ from keras_capsvit.files import aside, remove_abandoned
 from keras_capsvit.serving import warmup as warming
 from keras_capsvit.serving.encoded import MAX_PIXELS
 from keras_capsvit.serving.endpoints import BYTES, DEFAULT, EXPLAIN, Endpoints, blank
-from keras_capsvit.taps import input_range as range_of
 from keras_capsvit.taps import OF_NODES, names, scores, tap
+from keras_capsvit.taps import input_range as range_of
 from keras_capsvit.taps.declared import SCORES
 
 CARD = "model_card.json"

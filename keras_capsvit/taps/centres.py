@@ -9,7 +9,6 @@ from keras import ops
 from keras_capsvit import private
 from keras_capsvit.taps import declared
 
-
 OF_NODES = ("attention", "contributions")  # declared taps (b, h, w, ...) that explainers draw
 
 

@@ -208,6 +208,7 @@ EXPLAIN = {
     },
     **{f"{kind}.model": values.models(zoo.cnn, scored=False) for kind in ("EigenCAM", "FeatureMapAttention")},
     "GraphAttention.model": values.models(zoo.graph_capsules, bad=(zoo.cnn,)),
+    "GraphContribution.model": values.models(zoo.graph_capsules, zoo.capsules, bad=(zoo.cnn,)),
     "AttentionRollout.model": values.models(zoo.transformer, bad=(zoo.cnn,)),
     "TransformerAttribution.model": values.models(zoo.transformer, bad=(zoo.cnn,)),
     "layer": among([None, "conv"], ["nothing", "", b"conv"]),

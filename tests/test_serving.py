@@ -78,10 +78,13 @@ EXPLAINERS = {
         "clrp": lambda model: explain.CLRP(model, "negated", input_range=(0, 1)),
         "guided": explain.GuidedBackprop,
         "features_map": explain.FeatureMapAttention,
+        "integrated": lambda model: explain.IntegratedGradients(model, steps=3, baseline=0.5),
+        "smooth": lambda model: explain.SmoothGrad(explain.IntegratedGradients(model, steps=2), 3),
+        "cam": explain.GradCAM,
     },
     "vit": {"saliency": explain.Saliency, "rollout": functools.partial(explain.AttentionRollout, discard_ratio=0.5)},
 }
-BUILT_IN = {"gracapsnet": "attention", "vit": explain.AttentionRollout, "deit": explain.AttentionRollout}
+BUILT_IN = {"vit": explain.AttentionRollout, "deit": explain.AttentionRollout}
 FEW_TAPS = ("resnet18", "resnet50")  # as those of ResNet20, but slow to trace
 
 
@@ -178,8 +181,8 @@ def answers_of(model, name, folder):
         found["serve_bytes"] = every
     for tap in [] if name in FEW_TAPS else taps.names(model):
         found[tap] = {"outputs": keras.ops.convert_to_numpy(taps.tap(model, tap)(x))}
-    if BUILT_IN.get(name) == "attention":
-        found["explain"] = {**every, "maps": found["attention"]["outputs"].mean(axis=3)}
+    if "contributions" in found:
+        found["explain"] = {**every, "maps": found["contributions"]["outputs"]}
     elif name in BUILT_IN:
         found["explain"] = {**every, "maps": BUILT_IN[name](model)(x)}
     target = np.arange(64) % 5 - 1
@@ -298,6 +301,7 @@ def test_attacks_find_what_they_find_on_the_live_model(both, name, goal):
     "name, explainer",
     [
         ("gracapsnet", explain.GraphAttention),
+        ("gracapsnet", explain.GraphContribution),
         ("gracapsnet", explain.Saliency),
         ("gracapsnet", lambda model: explain.LRP(model, "epsilon")),
         ("gracapsnet", lambda model: explain.CLRP(model, rules="epsilon")),
@@ -611,7 +615,7 @@ def test_says_what_is_wrong(tmp_path):
         ({"explainers": {"serving_default": explain.Saliency(model)}}, "received 'serving_default'"),
         ({"explainers": {"two words": explain.Saliency(model)}}, "identifiers"),
         ({"explainers": {"map": "saliency"}}, "'map' to be callable; received str"),
-        ({"explainers": {"ig": explain.IntegratedGradients(model)}}, "'ig' cannot run inside an endpoint"),
+        ({"explainers": {"sg": explain.SmoothGrad(lambda x, ids: x)}}, "'sg' cannot run inside an endpoint"),
         ({"input_range": (1, 0)}, r"received \(1, 0\)"),
         ({"input_range": 255}, r"\(lowest, highest\) pixel, finite; received 255"),
         ({"input_range": (-np.inf, 0)}, "finite; received"),

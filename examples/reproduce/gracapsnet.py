@@ -29,6 +29,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=0.003, help="first learning rate of the cosine decay")
+    parser.add_argument("--sigma", type=float, default=0.0, help="width of the adjacency, see GraCapsNet")
     parser.add_argument("--shift", type=int, default=0, help="move training images by up to so many pixels")
     parser.add_argument("--reconstruction", choices=["conditional", "unconditional"])
     parser.add_argument("--dtype-policy", default="float32", help="mixed_bfloat16 takes two thirds of the time")
@@ -38,7 +39,7 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, help="JSON file")
     args = parser.parse_args()
     name = f"gracapsnet_{args.dataset}_{args.epochs}_epochs_seed_{args.seed}"
-    for option in ("learning_rate", "shift", "reconstruction", "dtype_policy"):
+    for option in ("learning_rate", "sigma", "shift", "reconstruction", "dtype_policy"):
         if getattr(args, option) != parser.get_default(option):
             name += f"_{option}_{getattr(args, option)}"
     out = args.out or pathlib.Path(__file__).parent / "results" / f"{name}.json"
@@ -51,7 +52,7 @@ def main():
         args.epochs, args.batch_size, learning_rate=args.learning_rate, schedule="cosine", shift=args.shift
     )
     train = data.augment(train, shift=recipe.shift, flip=recipe.flip, seed=args.seed)
-    model = GraCapsNet(about.image_shape, about.num_classes, reconstruction=args.reconstruction)
+    model = GraCapsNet(about.image_shape, about.num_classes, sigma=args.sigma, reconstruction=args.reconstruction)
     folder = args.work / name
     started = time.perf_counter()
     training.fit(model, train, test, recipe, work=folder)

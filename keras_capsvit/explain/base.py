@@ -79,9 +79,13 @@ class Explainer(Recorded):
             Tensor of the maps.
 
         Raises:
-            NotImplementedError: of explainers that need arrays, because they average over samples or steps.
+            NotImplementedError: of explainers that need arrays.
         """
         raise NotImplementedError(f"{type(self).__name__} needs arrays")
+
+    def attributions_on_tensors(self, x, ids):
+        """What ``on_tensors`` finishes, as ``attributions`` for arrays; where nothing is to be finished, the maps."""
+        return self.on_tensors(x, ids)
 
     def check(self, x, ids):
         """Refuse images and ids that do not fit the model, where it is known what does."""
@@ -260,6 +264,21 @@ def mean_over_samples(function, images, samples, batch_size):
             total = np.zeros((images, *found.shape[1:]))
         np.add.at(total, image[: len(found)], found)
     return (total / samples).astype("float32")
+
+
+def mean_on_tensors(function, count):
+    """Mean of ``function(k)`` over ``k < count``, a loop inside a compiled function.
+
+    Args:
+        function: callable of an int32 tensor ``()`` → float tensor.
+        count: int >= 1.
+    """
+
+    def step(k, total):
+        return k + 1, total + function(k)
+
+    first, second = (ops.convert_to_tensor(k, dtype="int32") for k in (0, 1))
+    return ops.while_loop(lambda k, _: k < count, step, (second, function(first)))[1] / count
 
 
 def enlarged(maps, size):

@@ -7,6 +7,7 @@ from keras_capsvit import autodiff, checks, taps
 from keras_capsvit.explain.base import (
     Explainer,
     ModelExplainer,
+    mean_on_tensors,
     mean_over_samples,
     score_of,
 )
@@ -66,6 +67,9 @@ class GradientExplainer(ModelExplainer):
     def finished(self, attributions):
         return attributions if self.channels else ops.sum(attributions, axis=-1)
 
+    def on_tensors(self, x, ids):
+        return self.finished(self.attributions_on_tensors(x, ids))
+
 
 def _gradient(scores):
     return autodiff.gradient(lambda x, ids: score_of(scores(x), ids))
@@ -93,8 +97,8 @@ class Saliency(GradientExplainer):
     def finished(self, attributions):
         return attributions if self.channels else ops.max(ops.abs(attributions), axis=-1)
 
-    def on_tensors(self, x, ids):
-        return self.finished(self._gradient(x, ids)[1])
+    def attributions_on_tensors(self, x, ids):
+        return self._gradient(x, ids)[1]
 
 
 class InputXGradient(GradientExplainer):
@@ -112,8 +116,8 @@ class InputXGradient(GradientExplainer):
     def attributions(self, x, ids):
         return x * self.gradients(x, ids)
 
-    def on_tensors(self, x, ids):
-        return self.finished(x * self._gradient(x, ids)[1])
+    def attributions_on_tensors(self, x, ids):
+        return x * self._gradient(x, ids)[1]
 
 
 class IntegratedGradients(GradientExplainer):
@@ -142,9 +146,7 @@ class IntegratedGradients(GradientExplainer):
         self.baseline = checks.finite_array(baseline, "baseline", "that broadcasts to an image", np.ndim(baseline))
 
     def attributions(self, x, ids):
-        shape, start = x.shape[1:], self.baseline
-        if start.ndim > 3 or any(own not in (1, n) for own, n in zip(start.shape[::-1], shape[::-1], strict=False)):
-            raise ValueError(f"Expected a baseline that broadcasts to images of shape {shape}; received {start.shape}.")
+        start = self._start(x)
         ids = self.resolved(x, ids)  # the class of the image, not of the points on the way to it
 
         def points(images, step):
@@ -152,6 +154,22 @@ class IntegratedGradients(GradientExplainer):
             return start + share * (images - start)
 
         return (x - start) * self.gradients(x, ids, points, self.steps)
+
+    def attributions_on_tensors(self, x, ids):
+        change = x - self._start(x)
+
+        def gradient(step):
+            share = (ops.cast(step, "float32") + 0.5) / self.steps
+            return self._gradient(x - (1 - share) * change, ids)[1]
+
+        return change * mean_on_tensors(gradient, self.steps)
+
+    def _start(self, x):
+        """The baseline, which has to fit images, an array or a tensor."""
+        shape, start = tuple(x.shape[1:]), self.baseline
+        if start.ndim > 3 or any(own not in (1, n) for own, n in zip(start.shape[::-1], shape[::-1], strict=False)):
+            raise ValueError(f"Expected a baseline that broadcasts to images of shape {shape}; received {start.shape}.")
+        return start
 
 
 class SmoothGrad(Explainer):
@@ -197,12 +215,30 @@ class SmoothGrad(Explainer):
     def attributions(self, x, ids):
         ids = self.resolved(x, ids)  # the class of the image, not of its noisy copies
         width = self.noise * (x.max(axis=(1, 2, 3), keepdims=True) - x.min(axis=(1, 2, 3), keepdims=True))
-        noise = np.random.default_rng(self.seed).standard_normal((self.samples, *x.shape[1:]), "float32")
+        noise = self._noise(x.shape[1:])
 
         def noisy(image, sample):
             return self._attributions(x[image] + width[image] * noise[sample], ids[image])
 
         return mean_over_samples(noisy, len(x), self.samples, getattr(self.base, "batch_size", 32))
+
+    def on_tensors(self, x, ids):
+        return self.finished(self.attributions_on_tensors(x, ids))
+
+    def attributions_on_tensors(self, x, ids):
+        if not isinstance(self.base, Explainer) or None in x.shape[1:]:
+            raise NotImplementedError("SmoothGrad needs a base of keras_capsvit.explain, and images of a fixed size")
+        highest, lowest = (extreme(x, axis=(1, 2, 3), keepdims=True) for extreme in (ops.max, ops.min))
+        width = self.noise * (highest - lowest)
+        noise = ops.convert_to_tensor(self._noise(x.shape[1:]))
+
+        def noisy(sample):
+            return self.base.attributions_on_tensors(x + width * ops.take(noise, sample, axis=0), ids)
+
+        return mean_on_tensors(noisy, self.samples)
+
+    def _noise(self, shape):
+        return np.random.default_rng(self.seed).standard_normal((self.samples, *shape), "float32")
 
     def finished(self, attributions):
         return self.base.finished(attributions) if isinstance(self.base, Explainer) else attributions

@@ -169,7 +169,7 @@ class GraphCapsPool(_NodePool):
         self,
         num_capsules,
         *,
-        sigma=2.0,
+        sigma=0.0,
         self_loops=False,
         normalize=False,
         use_bias=True,

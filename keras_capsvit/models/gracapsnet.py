@@ -34,8 +34,8 @@ class GraCapsNet(CapsuleModel):
         filters: int, channels of the first convolution.
         kernel_size: int, of both convolutions.
         strides: pair of ints, of the first and the second convolution.
-        sigma: float >= 0, width of the Gaussian adjacency in nodes (Eq. 3.1); 0 for nodes without neighbours. The
-            thesis gives none; the default is the result of ``examples/reproduce/sigma.py``.
+        sigma: float >= 0, width of the Gaussian adjacency in nodes (Eq. 3.1); 0 for nodes without neighbours, which is
+            what the thesis's own code comes to, and explains best (``examples/reproduce/sigma.py``).
         self_loops: bool, add the identity to the adjacency.
         normalize: bool, degree-normalise the adjacency.
         pooling: ``"attention"``, graph pooling; or ``"top_k"``, which leaves the graph out (ablation of Fig. 3.3).
@@ -73,7 +73,7 @@ class GraCapsNet(CapsuleModel):
         filters=256,
         kernel_size=3,
         strides=(1, 2),
-        sigma=2.0,
+        sigma=0.0,
         self_loops=False,
         normalize=False,
         pooling="attention",

@@ -145,7 +145,7 @@ class Endpoints:
             except (NotImplementedError, TypeError, AttributeError) as error:  # of symbolic tensors
                 raise ValueError(
                     f"Explainer {name!r} cannot run inside an endpoint: expected one of keras_capsvit.explain with "
-                    "on_tensors (LRP, CLRP, Saliency, GraphAttention, AttentionRollout, ...), or a callable "
+                    "on_tensors (LRP, CLRP, Saliency, GraphContribution, SmoothGrad of these, ...), or a callable "
                     f"(images, ids) → maps of tensors; received {type(explainer).__name__}: {error}"
                 ) from error
             self._check_maps(name, maps.shape, None)

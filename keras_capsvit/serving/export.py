@@ -44,9 +44,9 @@ def export(
     - ``serving_default`` → ``{"outputs": (b, M), "class": (b,)}``, what ``model(x)`` returns, and the class of the
       highest score, int64: of one sigmoid output ``(b, 1)`` 1 where it is above 1/2, else 0;
     - one per tap → ``{"outputs": ...}``;
-    - ``explain``, where the model explains itself → ``{"outputs", "class", "maps"}``. Of a graph capsule network maps
-      are ``(b, h, w, M)``, the attention of the nodes for every class, averaged over heads (thesis Eq. 3.7); of a
-      vision transformer ``(b, H, W)``, the rollout (see ``explain.AttentionRollout``);
+    - ``explain``, where the model explains itself → ``{"outputs", "class", "maps"}``. Of a capsule network maps are
+      ``(b, h, w, M)``, what the nodes contribute to every class (see ``explain.GraphContribution``); of a vision
+      transformer ``(b, H, W)``, the rollout (see ``explain.AttentionRollout``);
     - one per explainer, from ``images`` and ``target (b,)`` int64, class ids or -1 for the predicted class →
       ``{"outputs", "class", "maps"}``, maps ``(b, H, W)`` or ``(b, H, W, C)``; they receive float32 images;
     - ``serve_bytes``, from ``encoded (b,)``, strings with JPEG or PNG files of up to ``max_pixels``, in colour or not,
@@ -70,7 +70,7 @@ def export(
         taps: list of str, the intermediates to export: names of ``taps.tap``, such as declared taps, layers,
             ``"features"`` and ``"attention_0"``; None for all that the model, or the one inside it, declares.
         explainers: dict from endpoint names to explainers of this model (``LRP``, ``CLRP``, ``Saliency``,
-            ``GraphAttention``, ...) or callables ``(images, ids) → maps`` of tensors, ids ``(b,)`` int32. The name
+            ``GraphContribution``, ...) or callables ``(images, ids) → maps`` of tensors, ids ``(b,)`` int32. The name
             ``explain`` replaces the built-in explanation. Relevance keeps the weights of now as constants of its own.
         warmup: images ``(b, H, W, C)``, which TF Serving sends to every endpoint before it takes requests; needs the
             extra ``serving``.

@@ -26,10 +26,11 @@ def test_published_sizes():
 
 def test_taps(small_model):
     model = small_model(reconstruction="conditional")
-    assert taps.names(model) == ["attention", "capsules", "lengths", "primary_capsules", "reconstruction"]
+    names = ["attention", "capsules", "contributions", "lengths", "primary_capsules", "reconstruction"]
+    assert taps.names(model) == names
     x = np.random.default_rng(0).uniform(size=(3, 12, 12, 1)).astype("float32")
     shapes = [taps.tap(model, name)(x).shape for name in taps.names(model)]
-    assert shapes == [(3, 4, 4, 4, 10), (3, 10, 6), (3, 10), (3, 4, 4, 4, 4), (3, 12, 12, 1)]
+    assert shapes == [(3, 4, 4, 4, 10), (3, 10, 6), (3, 4, 4, 10), (3, 10), (3, 4, 4, 4, 4), (3, 12, 12, 1)]
     lengths, capsules = taps.tap(model, ["lengths", "capsules"])(x)
     np.testing.assert_array_equal(lengths, model(x))
     np.testing.assert_allclose(np.linalg.norm(capsules, axis=-1), lengths, atol=1e-6)

@@ -10,6 +10,8 @@ from keras_capsvit import checks
 from keras_capsvit.layers.base import OfFloats, initializer
 from keras_capsvit.ops import squash
 
+_LEAST_REACH = 1.25
+
 
 def gaussian_adjacency(height, width, sigma, *, self_loops=False, normalize=False):
     """Adjacency matrix of a grid of nodes, ``A_mn = exp(-||p_m - p_n||^2 / (2 sigma^2))`` (thesis Eq. 3.1).
@@ -50,7 +52,8 @@ def relative_reach(adjacency, height, width):
     """How far an adjacency reaches over its grid, relative to the Gaussian of sigma 1, for initial scales.
 
     Reach is the root mean squared row norm over the mean of the diagonal: 1 for the identity, about 1.8 sigma for a
-    Gaussian. Scores grow with it, and what attention picks is a mean over so wide a neighbourhood.
+    Gaussian. Scores grow with it, and what attention picks is a mean over so wide a neighbourhood. It counts as at least
+    1.25 here: without neighbours class capsules would start too short to learn fast.
 
     Args:
         adjacency: array ``(height * width, height * width)``.
@@ -58,13 +61,13 @@ def relative_reach(adjacency, height, width):
         width: int, columns of the grid.
 
     Returns:
-        Positive float; 1 for ``gaussian_adjacency(height, width, 1.0)``.
+        Float >= 1.25; relative means that ``gaussian_adjacency(height, width, 1.0)`` would have 1.
     """
 
     def reach(matrix):
         return np.sqrt(np.square(matrix).sum(axis=1).mean()) / matrix.diagonal().mean()
 
-    return float(reach(adjacency) / reach(gaussian_adjacency(height, width, 1.0)))
+    return max(_LEAST_REACH, float(reach(adjacency) / reach(gaussian_adjacency(height, width, 1.0))))
 
 
 class _NodePool(OfFloats, keras.layers.Layer):

@@ -1,10 +1,14 @@
 """Class scores and predictions of what is measured."""
 
+import functools
+
 import keras
 import numpy as np
 from keras import ops
 
 from keras_capsvit import checks, taps
+
+MEASURES = ("probability", "score", "accuracy")
 
 
 class Judge:
@@ -26,13 +30,40 @@ class Judge:
         if isinstance(model, keras.Model):
             checks.finite_variables(model.variables, model.name)
         self.variables = list(getattr(model, "variables", ()))
-        self._subject = taps.scores(model)
-        self._scores = taps.compiled(model, "scores", _themselves) if taps.is_model(model) else self._subject
+        self._model, self._subject = model, taps.scores(model)
+
+    @functools.cached_property
+    def _scores(self):
+        compiled = taps.is_model(self._model)
+        return taps.compiled(self._model, "scores", _themselves) if compiled else self._subject
+
+    @functools.cached_property
+    def _probabilities(self):
+        compiled = taps.is_model(self._model)
+        return taps.compiled(self._model, "probabilities", _probable) if compiled else self._subject.probabilities
 
     def __call__(self, x):
+        return self._checked(self._scores, x)
+
+    def probabilities(self, x):
+        """Probabilities ``(b, M)`` of images, see ``taps.Scores.probabilities``."""
+        return self._checked(self._probabilities, x)
+
+    def measured(self, x, ids, measure):
+        """What counts of images and their class ids ``(b,)``: a float64 array ``(b,)``.
+
+        ``measure`` is one of MEASURES: the probability of the class; its score, before a softmax or sigmoid; or
+        ``"accuracy"``, 1 where its score is the highest and else 0.
+        """
+        values = self.probabilities(x) if measure == "probability" else self(x)
+        if measure == "accuracy":
+            return (values.argmax(axis=1) == ids).astype("float64")
+        return values[np.arange(len(ids)), ids].astype("float64")
+
+    def _checked(self, function, x):
         checks.of_size(x, self._subject.input_shape, "the model")
         with checks.running("the model", x):
-            scores = self._scores(ops.convert_to_tensor(np.asarray(x, "float32")))
+            scores = function(ops.convert_to_tensor(np.asarray(x, "float32")))
         scores = checks.numbers(scores, "scores of the model")
         if scores.ndim != 2 or len(scores) != len(x):
             raise ValueError(f"The model must return scores of shape ({len(x)}, classes); received {scores.shape}.")
@@ -58,5 +89,29 @@ class Judge:
         return ids, scores[np.arange(len(scores)), ids].astype("float64")
 
 
+def batched(function, x, batch_size):
+    """Values of all images, of a callable ``x (k, H, W, C) → values (k, ...)``."""
+    checks.batch_size(batch_size)
+    return np.concatenate([function(x[first : first + batch_size]) for first in range(0, len(x), batch_size)])
+
+
+def streamed(values_of, images_of, count, batch_size):
+    """Values ``(count,)`` of images that are made batch by batch, all of one size so that one trace serves them.
+
+    Args:
+        values_of: callable ``(images (k, H, W, C), class ids (k,)) → values (k,)``.
+        images_of: callable from indices ``(k,)`` to images and class ids; the last index may come several times.
+        count: int.
+        batch_size: int.
+    """
+    size = min(checks.batch_size(batch_size), count)
+    indices = (np.arange(first, first + size).clip(max=count - 1) for first in range(0, count, size))
+    return np.concatenate([values_of(*images_of(each)) for each in indices])[:count]
+
+
 def _themselves(scores):
     return scores
+
+
+def _probable(scores):
+    return scores.probabilities

@@ -1,18 +1,18 @@
 """How much scores drop when what a map calls relevant is removed; maps may come from anywhere."""
 
 import dataclasses
-import warnings
+import functools
 
 import keras
 import numpy as np
 from keras import ops
-from scipy import ndimage
 
 from keras_capsvit import checks
 from keras_capsvit.checks import maps_of_images, positive_int
-from keras_capsvit.evaluate.judge import Judge
+from keras_capsvit.evaluate.fills import broadcast, filling
+from keras_capsvit.evaluate.judge import Judge, batched, streamed
+from keras_capsvit.evaluate.regions import ORDERS, ranks_around, region_ranks
 
-ORDERS = ("descending", "ascending")
 REGIONS = ("grid", "pixels")
 
 
@@ -59,7 +59,8 @@ def aopc(
             around every pixel and has the relevance of that pixel, so regions overlap (thesis; ``patch`` is odd).
         steps: int, how many regions are replaced; None for all.
         fill: what replaces pixels: ``"random"``, uniform within ``bounds``, which depends on the seed, an image's place
-            in ``x`` and the pixel alone; a float; or an array that broadcasts to ``x``.
+            in ``x`` and the pixel alone; ``"black"``, the lower bound; ``"mean"``, the mean of the image, per channel;
+            ``"blur"``, the image after a Gaussian filter of 5 pixels; a float; or an array that broadcasts to ``x``.
         bounds: pair, the range of pixels and of random values: numbers, or sequences of one number per channel.
         order: ``"descending"`` relevance, or ``"ascending"``, under which a good map has a small area.
         target: class id or ids ``(b,)`` whose score counts; None for the predicted class of the clean image.
@@ -87,20 +88,21 @@ def aopc(
     if regions == "pixels" and patch % 2 == 0:
         raise ValueError(f"Regions around pixels have an odd side; received regions={regions!r}, patch={patch}.")
     bounds = checks.bounds(bounds)
-    ranks, count = (_ranks if regions == "grid" else _ranks_around)(maps if order == "ascending" else -maps, patch)
+    ranks, count = (region_ranks if regions == "grid" else ranks_around)(maps, patch, order)
     steps = count if steps is None else steps
     positive_int("steps", steps, count)
-    fill = _filling(fill, x, bounds, seed)
+    fill = filling(fill, x, bounds, seed)
     judge = Judge(model)
-    ids, clean = judge.of_targets(_batched(judge, x, batch_size), target)
+    scores = functools.partial(judge.measured, measure="score")
+    ids, clean = judge.of_targets(batched(judge, x, batch_size), target)
 
     def perturbed(pairs):
         of, step = np.divmod(pairs, steps)
         replaced = ranks[of] <= step[:, None, None]
         return np.where(replaced[..., None], fill[of], x[of]), ids[of]
 
-    scores = _streamed(judge, perturbed, len(x) * steps, batch_size).reshape(len(x), steps)
-    curve = np.concatenate([np.zeros((len(x), 1)), clean[:, None] - scores], axis=1)
+    after = streamed(scores, perturbed, len(x) * steps, batch_size).reshape(len(x), steps)
+    curve = np.concatenate([np.zeros((len(x), 1)), clean[:, None] - after], axis=1)
     return PerturbationCurve(curve, curve.mean(axis=1))
 
 
@@ -127,14 +129,15 @@ def ablation_drop(model, x, maps, *, mean, size=9, target=None, relative=False, 
     maps, x = maps_of_images(maps, x)
     checks.booleans(relative=relative)
     squares = _squares(maps, size)
-    mean = _broadcast(mean, x, "mean")
+    mean = broadcast(mean, x, "mean")
     judge = Judge(model)
-    ids, clean = judge.of_targets(_batched(judge, x, batch_size), target)
+    scores = functools.partial(judge.measured, measure="score")
+    ids, clean = judge.of_targets(batched(judge, x, batch_size), target)
 
     def ablated(of):
         return np.where(squares[of][..., None], mean[of], x[of]), ids[of]
 
-    drop = clean - _streamed(judge, ablated, len(x), batch_size)
+    drop = clean - streamed(scores, ablated, len(x), batch_size)
     return drop / _magnitude(clean) if relative else drop
 
 
@@ -164,54 +167,13 @@ def neuron_ablation(neurons, x, maps, *, mean, size=9, relative=False, batch_siz
     maps = checks.finite_array(maps, "maps", "(neurons, b, H, W)", 4)
     x = checks.images(x, empty=False)
     squares = [_squares(maps_of_images(one, x)[0], size) for one in maps]
-    mean = _broadcast(mean, x, "mean")
+    mean = broadcast(mean, x, "mean")
     neurons = _activations(neurons)
-    clean = _batched(neurons, x, batch_size)
+    clean = batched(neurons, x, batch_size)
     checks.of_shape("neurons must return an activation for each of the maps", (len(x), len(squares)), clean)
-    after = [_batched(neurons, np.where(one[..., None], mean, x), batch_size) for one in squares]
+    after = [batched(neurons, np.where(one[..., None], mean, x), batch_size) for one in squares]
     drop = np.stack([clean - one for one in after], axis=1)
     return drop / _magnitude(clean)[:, None] if relative else drop
-
-
-def _ranks(maps, patch):
-    """Of each pixel, the place of its region when regions are sorted by their sums, ``(b, H, W)``; and their number."""
-    rows, columns = (np.arange(size) // patch for size in maps.shape[1:])
-    sums = np.add.reduceat(maps.astype("float64"), np.arange(0, maps.shape[1], patch), axis=1)
-    sums = np.add.reduceat(sums, np.arange(0, maps.shape[2], patch), axis=2)
-    flat = sums.reshape(len(maps), -1)
-    ranks = np.empty(flat.shape, "int32")
-    places = np.arange(flat.shape[1], dtype="int32")[None]
-    np.put_along_axis(ranks, np.argsort(flat, axis=1, kind="stable"), places, axis=1)
-    return ranks.reshape(sums.shape)[:, rows][:, :, columns], flat.shape[1]
-
-
-def _ranks_around(maps, patch):
-    """Of each pixel, the place of the first pixel in order whose region it lies in; and the number of pixels."""
-    ranks, count = _ranks(maps, 1)
-    return ndimage.minimum_filter(ranks, size=(1, patch, patch), mode="nearest"), count
-
-
-def _filling(fill, x, bounds, seed):
-    if isinstance(fill, str):
-        if fill != "random":
-            raise ValueError(f'fill must be "random", a float or an array; received {fill!r:.60}.')
-        if not checks.within(x, bounds):
-            warnings.warn(
-                f"Random values are drawn within bounds={bounds}, but pixels lie in [{x.min()}, {x.max()}]; give the "
-                "bounds that images have, else what is filled in looks like none.",
-                stacklevel=3,
-            )
-        low, high = checks.limits(bounds, x.shape[-1])
-        return np.random.default_rng(seed).uniform(low, high, x.shape).astype("float32")
-    return _broadcast(fill, x, "fill")
-
-
-def _broadcast(values, x, name):
-    values = checks.finite(checks.numbers(values, name).astype("float32"), name)
-    try:
-        return np.broadcast_to(values, x.shape)
-    except ValueError:
-        raise ValueError(f"Expected {name} that broadcasts to images {x.shape}; received {values.shape}.") from None
 
 
 def _squares(maps, size):
@@ -237,25 +199,6 @@ def _activations(neurons):
         return values
 
     return activations
-
-
-def _batched(function, x, batch_size):
-    """Values of all images."""
-    checks.batch_size(batch_size)
-    return np.concatenate([function(x[first : first + batch_size]) for first in range(0, len(x), batch_size)])
-
-
-def _streamed(judge, images_of, count, batch_size):
-    """Scores ``(count,)`` of images that are made batch by batch, all of one size so that one trace serves them.
-
-    ``images_of`` goes from indices ``(k,)`` to images and class ids ``(k,)``.
-    """
-    size = min(batch_size, count)
-    scores = []
-    for first in range(0, count, size):
-        images, ids = images_of(np.arange(first, first + size).clip(max=count - 1))
-        scores.append(judge(images)[np.arange(size), ids])
-    return np.concatenate(scores)[:count].astype("float64")
 
 
 def _finite(activations):

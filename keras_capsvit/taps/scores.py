@@ -64,6 +64,7 @@ class Scores:
         self._probabilities = None  # whether they are that, where no activation can be undone
         self._continues = None  # whether a model of integers can be run on floats
         self._opaque = False
+        self._single = False  # whether the model has one output, as its last pass told
         self.seen, self.influences = {}, {}  # what ran, and what it means, by shape of the images; see ``points``
 
     @property
@@ -88,6 +89,12 @@ class Scores:
         if autodiff.executes_eagerly() and not self._opaque:
             return self._compiled(ops.convert_to_tensor(x))
         return self.recorded(ops.convert_to_tensor(x))[0]
+
+    def probabilities(self, x):
+        """Probabilities ``(b, M)`` of images ``(b, H, W, C)``: the softmax of the scores; of a single output ``z``,
+        whose scores are ``(-z, z)``, its sigmoid."""
+        scores = self(x)
+        return ops.softmax(scores / 2 if self._single else scores)
 
     def recorded(self, x, layers=(), *, attention=False, offsets=None):
         """Scores, and what layers and attentions return on the way to them.
@@ -167,7 +174,7 @@ class Scores:
                 f"{tuple(output.shape)}."
             )
         output = ops.cast(output, "float32")
-        single = output.shape[-1] == 1
+        self._single = single = output.shape[-1] == 1
         if single and ran.activation == "softmax":
             raise ValueError(f"{self.name} ends in the softmax of one unit, which is 1 for every image; use a sigmoid.")
         if ran.activation is None and not ran.linear and self._are_probabilities(x):

@@ -247,6 +247,9 @@ def test_a_model_that_returns_probabilities_is_measured_like_its_logits(head):
     measures = {
         "aopc": lambda one: evaluate.aopc(one, x, maps, steps=3, patch=2).curve,
         "ablation": lambda one: evaluate.ablation_drop(one, x, maps, mean=0, size=3),
+        "insertion": lambda one: evaluate.insertion(one, x, maps, measure="score").curve,
+        "road": lambda one: evaluate.road(one, x, maps, measure="score").curve,
+        "infidelity": lambda one: evaluate.infidelity(one, x, maps, samples=3),
         "relative": lambda one: evaluate.ablation_drop(one, x, maps, mean=0, size=3, relative=True),
         "conservation": lambda one: evaluate.conservation(lambda x, target: maps + target[:, None, None], one, x),
         "correct": lambda one: evaluate.classified_correctly({"one": one}, (x, y))[0][0],

@@ -136,7 +136,10 @@ def test_perturbation_says_what_is_wrong():
         ({"maps": bad}, "Expected finite maps; received NaN"),
         ({"patch": 8}, "patch must be an integer from 1 to 7; received 8"),
         ({"patch": 2, "steps": 17}, "steps must be an integer from 1 to 16; received 17"),
-        ({"fill": "noise"}, r"fill must be one of \(.random., .black., .mean., .blur.\), a float or an array; received .noise."),
+        (
+            {"fill": "noise"},
+            r"fill must be one of \(.random., .black., .mean., .blur.\), a float or an array; received .noise.",
+        ),
         ({"fill": np.zeros(3)}, r"Expected fill that broadcasts to images \(3, 7, 8, 2\); received \(3,\)"),
         ({"fill": np.nan}, "Expected finite fill"),
         ({"bounds": (1, 0)}, r"Expected bounds \(lowest, highest\).*received bounds=\(1, 0\)"),

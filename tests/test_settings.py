@@ -71,6 +71,9 @@ NUMBERS = [
     (lambda **settings: explain.SmoothGrad(explain.RandomMap(), **settings), (), "noise", (-1,)),
     (lambda **settings: explain.AttentionRollout(scores, **settings), (), "discard_ratio", (-0.1, 1)),
     (evaluate.pointing_game, (MAPS, MAPS > 0), "tolerance", (-1,)),
+    (lambda **settings: evaluate.road(scores, X, MAPS, **settings), (), "noise", (-1,)),
+    (lambda **settings: evaluate.infidelity(scores, X, MAPS, **settings), (), "noise", (-1, 0)),
+    (lambda **settings: evaluate.max_sensitivity(lambda x, target: x, X, Y, **settings), (), "radius", (-1, 0)),
     (lambda **settings: evaluate.detection_threshold(scores, (X, Y), **settings), (), "percentile", (0, 100)),
     (lambda **settings: evaluate.detection(scores, PGD, (X, Y), error=scores, **settings), (), "threshold", ()),
 ]
@@ -109,6 +112,15 @@ INTEGERS = [
     (lambda **settings: evaluate.aopc(scores, X, MAPS, **settings), (), "patch"),
     (lambda **settings: evaluate.aopc(scores, X, MAPS, **settings), (), "batch_size"),
     (lambda **settings: evaluate.ablation_drop(scores, X, MAPS, mean=0.0, **settings), (), "size"),
+    *(
+        (lambda **settings: evaluate.deletion(scores, X, MAPS, **settings), (), name)
+        for name in ("steps", "batch_size")
+    ),
+    (lambda **settings: evaluate.insertion(scores, X, MAPS, **settings), (), "steps"),
+    (lambda **settings: evaluate.road(scores, X, MAPS, **settings), (), "batch_size"),
+    (lambda **settings: evaluate.infidelity(scores, X, MAPS, **settings), (), "samples"),
+    (lambda **settings: evaluate.infidelity(scores, X, MAPS, perturbations="square", **settings), (), "size"),
+    (lambda **settings: evaluate.max_sensitivity(lambda x, target: x[..., 0], X, Y, **settings), (), "samples"),
     (lambda **settings: evaluate.robustness(scores, PGD, (X, Y), **settings), (), "batch_size"),
     (evaluate.random_targets, (), "num_classes"),
 ]
@@ -119,6 +131,11 @@ SEEDS = [
     (lambda **settings: explain.SmoothGrad(explain.RandomMap(), **settings), ()),
     (evaluate.random_targets, (3,)),
     (lambda **settings: evaluate.aopc(scores, X, MAPS, **settings), ()),
+    (lambda **settings: evaluate.deletion(scores, X, MAPS, **settings), ()),
+    (lambda **settings: evaluate.insertion(scores, X, MAPS, **settings), ()),
+    (lambda **settings: evaluate.road(scores, X, MAPS, **settings), ()),
+    (lambda **settings: evaluate.infidelity(scores, X, MAPS, **settings), ()),
+    (lambda **settings: evaluate.max_sensitivity(lambda x, target: x[..., 0], X, Y, **settings), ()),
 ]
 FLAGS = [
     (lambda **settings: PGD(scores, X, Y, **settings), "targeted"),
@@ -141,6 +158,7 @@ FLAGS = [
     (lambda **settings: evaluate.robustness(scores, PGD, (X, Y), **settings), "early"),
     (lambda **settings: evaluate.rank_correlation(MAPS, MAPS, **settings), "absolute"),
     (lambda **settings: evaluate.ablation_drop(scores, X, MAPS, mean=0.0, **settings), "relative"),
+    (lambda **settings: evaluate.infidelity(scores, X, MAPS, **settings), "normalize"),
 ]
 
 

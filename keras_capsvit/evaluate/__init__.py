@@ -1,8 +1,11 @@
 """Measurements: of trained models, given as callables, of representations, and of explanations, given as maps."""
 
 from keras_capsvit.evaluate.compare import compare
+from keras_capsvit.evaluate.complexity import complexity, sparseness
 from keras_capsvit.evaluate.detection import Detection, detection, detection_threshold
-from keras_capsvit.evaluate.localisation import energy_inside, patch_share, pointing_game
+from keras_capsvit.evaluate.fidelity import PERTURBATIONS, infidelity, max_sensitivity
+from keras_capsvit.evaluate.insertion import ScoreCurve, deletion, insertion
+from keras_capsvit.evaluate.localisation import energy_inside, patch_share, pointing_game, rank_accuracy
 from keras_capsvit.evaluate.patches import (
     classified_correctly,
     fooling_rate,
@@ -12,6 +15,7 @@ from keras_capsvit.evaluate.patches import (
 )
 from keras_capsvit.evaluate.perturbation import PerturbationCurve, ablation_drop, aopc, neuron_ablation
 from keras_capsvit.evaluate.representation import FACTORS, OFFSETS, compactness, sweep, vary
+from keras_capsvit.evaluate.road import road
 from keras_capsvit.evaluate.robustness import (
     Robustness,
     attack_table,
@@ -34,9 +38,11 @@ from keras_capsvit.evaluate.votes import agreement, vote_gradients, vote_statist
 __all__ = [
     "FACTORS",
     "OFFSETS",
+    "PERTURBATIONS",
     "Detection",
     "PerturbationCurve",
     "Robustness",
+    "ScoreCurve",
     "Table",
     "ablation_drop",
     "agreement",
@@ -46,11 +52,16 @@ __all__ = [
     "classified_correctly",
     "compactness",
     "compare",
+    "complexity",
     "conservation",
+    "deletion",
     "detection",
     "detection_threshold",
     "energy_inside",
     "fooling_rate",
+    "infidelity",
+    "insertion",
+    "max_sensitivity",
     "neuron_ablation",
     "parameter_randomization",
     "patch_share",
@@ -59,10 +70,13 @@ __all__ = [
     "pointing_game",
     "position_map",
     "random_targets",
+    "rank_accuracy",
     "rank_correlation",
+    "road",
     "robust_accuracy",
     "robustness",
     "shift_table",
+    "sparseness",
     "success_rate",
     "sweep",
     "transfer_matrix",

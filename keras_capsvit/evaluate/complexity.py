@@ -6,7 +6,7 @@ from keras_capsvit.checks import image_maps
 
 
 def sparseness(maps):
-    """Gini index of the magnitudes of maps (Chalasani et al. 2020; Hurley and Rickard 2009, Eq. 4).
+    """Gini index of the magnitudes of maps (Chalasani et al. 2020; Hurley and Rickard 2009).
 
     Of n magnitudes in ascending order it is ``1 - 2 sum_k v_k / sum(v) (n - k + 1/2) / n``, k from 1: 0 of a map whose
     values have equal magnitudes, such as one of zeros, and ``1 - 1/n`` of one with a single value other than 0. High
@@ -23,11 +23,11 @@ def sparseness(maps):
     """
     ordered = np.sort(_parts(maps), axis=1)
     count = ordered.shape[1]
-    return 1 - 2 * ordered @ ((count - np.arange(count) - 0.5) / count)
+    return (1 - 2 * ordered @ ((count - np.arange(count) - 0.5) / count)).clip(min=0)  # but for rounding
 
 
 def complexity(maps):
-    """Entropy of the share that each pixel has in a map (Bhatt et al. 2020, Eq. 6), in nats.
+    """Entropy of the share that each pixel has in a map (Bhatt et al. 2020), in nats.
 
     ``-sum_i p_i ln p_i`` with ``p_i = |v_i| / sum |v|``: 0 of a map with a single value other than 0, and ``ln n`` of
     one whose n values have equal magnitudes, such as one of zeros. Low values are those of concise explanations.

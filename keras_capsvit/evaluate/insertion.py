@@ -42,7 +42,7 @@ def deletion(
     batch_size=256,
     seed=0,
 ):
-    """Scores while the most relevant pixels are replaced first (Petsiuk et al. 2018, 3.2): low areas are good.
+    """Scores while the most relevant pixels are replaced first (RISE, Petsiuk et al. 2018): low areas are good.
 
     Equally relevant pixels are changed in reading order.
 
@@ -75,7 +75,7 @@ def deletion(
     maps, x = maps_of_images(maps, x)
     checks.integer("seed", seed)
     fill = filling(fill, x, checks.bounds(bounds), seed)
-    return _curve(model, x, maps, (x, fill), steps, measure, order, target, batch_size)
+    return _curve(model, x, maps, x, fill, steps, measure, order, target, batch_size)
 
 
 def insertion(
@@ -92,7 +92,7 @@ def insertion(
     batch_size=256,
     seed=0,
 ):
-    """Scores while the most relevant pixels are put first into an image of none (Petsiuk et al. 2018, 3.2).
+    """Scores while the most relevant pixels are put first into an image of none (RISE, Petsiuk et al. 2018).
 
     High areas are good: few pixels suffice. See ``deletion`` for all else.
 
@@ -118,10 +118,10 @@ def insertion(
     maps, x = maps_of_images(maps, x)
     checks.integer("seed", seed)
     fill = filling(fill, x, checks.bounds(bounds), seed)
-    return _curve(model, x, maps, (fill, x), steps, measure, order, target, batch_size)
+    return _curve(model, x, maps, fill, x, steps, measure, order, target, batch_size)
 
 
-def _curve(model, x, maps, first_and_last, steps, measure, order, target, batch_size):
+def _curve(model, x, maps, first, last, steps, measure, order, target, batch_size):
     """ScoreCurve of images on the way from the first to the last."""
     checks.batch_size(batch_size)
     checks.choice("order", order, ORDERS)
@@ -129,7 +129,7 @@ def _curve(model, x, maps, first_and_last, steps, measure, order, target, batch_
     ranks, pixels = region_ranks(maps, 1, order)
     steps = positive_int("steps", min(x.shape[1], pixels) if steps is None else steps, pixels)
     changed = np.arange(steps + 1) * pixels // steps
-    judge, (first, last) = Judge(model), first_and_last
+    judge = Judge(model)
     ids, _ = judge.of_targets(batched(judge, x, batch_size), target)
 
     def between(pairs):

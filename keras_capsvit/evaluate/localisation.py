@@ -6,6 +6,7 @@ from scipy import ndimage
 
 from keras_capsvit import checks
 from keras_capsvit.checks import image_maps, number
+from keras_capsvit.evaluate.regions import region_ranks
 
 
 def pointing_game(maps, where, *, threshold=None, tolerance=0):
@@ -53,6 +54,8 @@ def pointing_game(maps, where, *, threshold=None, tolerance=0):
 def energy_inside(maps, where):
     """Share of the positive relevance that lies on the object: the pointing game by energy (Wang et al. 2020, Eq. 5).
 
+    Of maps without negative values it is the relevance mass accuracy of Arras et al. 2022.
+
     Args:
         maps: relevance ``(b, H, W)``; negative values do not count.
         where: objects, see ``pointing_game``.
@@ -72,6 +75,28 @@ def energy_inside(maps, where):
     inside = np.where(_masks(where, positive.shape), positive, 0).sum(axis=(1, 2))
     total = positive.sum(axis=(1, 2))
     return inside / np.where(total > 0, total, 1)
+
+
+def rank_accuracy(maps, where):
+    """Share of the K most relevant pixels that lie on the object, which has K (Arras et al. 2022).
+
+    It is their relevance rank accuracy; their relevance mass accuracy is ``energy_inside``.
+
+    Args:
+        maps: relevance ``(b, H, W)``; of equal values the first in reading order count.
+        where: objects, see ``pointing_game``.
+
+    Returns:
+        NumPy array ``(b,)`` in [0, 1].
+
+    Raises:
+        ValueError: see ``pointing_game``.
+    """
+    maps = image_maps(maps)
+    inside = _masks(where, maps.shape)
+    sizes = inside.sum(axis=(1, 2))
+    highest = region_ranks(maps, 1)[0] < sizes[:, None, None]
+    return (highest & inside).sum(axis=(1, 2)) / sizes
 
 
 def patch_share(maps, where):

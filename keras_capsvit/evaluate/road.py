@@ -102,8 +102,8 @@ def imputed(x, missing):
 def _imputed(x, missing):
     """The same of all at once: one system of equations, which has a block for each image.
 
-    Row i says: the sum of the weights of its neighbours, times the pixel, less the weighted neighbours that are missing,
-    is the sum of the weighted ones that are known.
+    A row of it says of a missing pixel: the sum of the weights of its neighbours, times the pixel, less the weighted
+    neighbours that are missing, is the sum of the weighted ones that are known.
     """
     height, width = missing.shape[1:]
     count = np.count_nonzero(missing)

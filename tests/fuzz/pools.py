@@ -310,8 +310,30 @@ EVALUATE = {
     "patch": values.whole(1, [2, 3], zoo.SIZE),
     "regions": values.choice("grid", "pixels"),
     "steps": values.whole(1, [2, 1, 4], 36).or_none(),
+    "deletion.bounds": values.bounds().and_open((0.4, 0.6)),  # warned of
+    "insertion.bounds": values.bounds().and_open((0.4, 0.6)),
+    "infidelity.bounds": values.bounds().and_open((0.4, 0.6)),
+    "measure": values.choice("probability", "score", "accuracy"),
+    "infidelity.measure": values.choice("score", "probability"),
+    "shares": among(
+        [[0.1, 0.5, 0.9], (0.5,), np.array([0.3, 0.4])],
+        [[0.5, 0.5], [0.0, 0.5], [0.5, 1.0], [0.01], ["a"], [None], [[0.5]], [NAN]],
+    ),
+    "infidelity.maps": values.array(zoo.maps, fixed=False),
+    "perturbations": Pool(
+        ["gaussian", "square", made("array", lambda: zoo.random(1).normal(size=(2, *zoo.images().shape)))],
+        ["nonsense", None, 3, [], {}, 1j, values.OBJECTS, made("images", zoo.images)],
+        nan=[made("NaN", lambda: zoo.images()[None] * NAN)],
+    ),
+    "samples": SMALL,
+    "noise": values.number([0.1, 0.2], 0, above=True),
+    "road.noise": values.number([0.1, 0.0], 0),
+    "infidelity.size": values.whole(1, [2, 1], zoo.SIZE),
+    "radius": values.number([0.1, 0.5], 0, above=True),
+    "max_sensitivity.target": values.targets(none="bad", beyond="open"),
+    "max_sensitivity.x": values.pictures(wrong_length=False),
     "fill": Pool(
-        ["random", 0.0, 0.5, made("images", zoo.images)],
+        ["random", "black", "mean", "blur", 0.0, 0.5, made("images", zoo.images)],
         [
             "nonsense",
             None,

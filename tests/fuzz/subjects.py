@@ -45,6 +45,7 @@ NOT_CALLED = {
     "evaluate.Detection": "record",
     "evaluate.PerturbationCurve": "record",
     "evaluate.Robustness": "record",
+    "evaluate.ScoreCurve": "record",
     "explain.Explainer": "base class",
     "explain.register_rule": "keeps what it is given for the rest of the process",
     "models.CapsuleModel": "base class",

@@ -97,8 +97,10 @@ def test_what_is_filled_in():
     np.testing.assert_allclose(ends["blur"], [gaussian_blur(image) for image in X], atol=1e-5)
     drawn = np.random.default_rng(3).uniform(*bounds, X.shape)
     np.testing.assert_allclose(ends["random"], drawn, rtol=1e-6)
-    with pytest.warns(UserWarning, match=r"Black values lie within bounds=\(5.0, 6.0\), but pixels lie in \[0.0"):
+    with pytest.warns(UserWarning, match=r"pixels within bounds=\(5.0, 6.0\), but pixels lie in \[0.0"):
         evaluate.deletion(logits, X, MAPS, bounds=(5, 6))
+    with pytest.warns(UserWarning, match=r"pixels within bounds=\(0.0, 0.5\), but pixels lie in \[0.0"):
+        evaluate.road(logits, X, MAPS, bounds=(0, 0.5))
 
 
 def network(*first, units=4, last=()):

@@ -199,6 +199,10 @@ def test_rank_accuracy_equals_a_naive_one(seed):
     np.testing.assert_array_equal(evaluate.rank_accuracy(np.ones((1, 4, 5)), [(2, 0, 4, 5)]), 0)  # the first count
 
 
+def pixels(x, target):
+    return np.asarray(x)[..., 0]
+
+
 def test_says_what_is_wrong():
     for wrong, message in [
         ({"maps": MAPS[:2]}, r"a map of shape \(5, 6\) for each of 3 images; received \(2, 5, 6\)"),
@@ -225,7 +229,9 @@ def test_says_what_is_wrong():
     ]:
         with pytest.raises(ValueError, match=message):
             evaluate.infidelity(**{"model": logits, "x": X, "maps": MAPS, **wrong})
-    pixels = lambda x, target: np.asarray(x)[..., 0]  # noqa: E731
+    for function, arguments in ((evaluate.infidelity, (logits, X, MAPS)), (evaluate.max_sensitivity, (pixels, X, 0))):
+        with pytest.warns(UserWarning, match=r"pixels within bounds=\(0.0, 0.5\), but pixels lie in \[0.0"):
+            function(*arguments, bounds=(0, 0.5))
     for wrong, message in [
         ({"explainer": 3}, r"explainer must be a callable \(x, target\) → maps \(b, H, W\); received 3"),
         ({"explainer": lambda x, target: 0 * pixels(x, target)}, r"other than 0; those of images \[0 1 2\] are 0"),

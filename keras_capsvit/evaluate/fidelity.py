@@ -6,7 +6,7 @@ import numpy as np
 
 from keras_capsvit import checks
 from keras_capsvit.checks import image_maps, positive_int
-from keras_capsvit.evaluate.fills import filling
+from keras_capsvit.evaluate.fills import filling, range_of
 from keras_capsvit.evaluate.judge import Judge, batched, streamed
 
 PERTURBATIONS = ("gaussian", "square")
@@ -121,8 +121,7 @@ def max_sensitivity(explainer, x, target, *, radius=0.02, samples=10, bounds=(0.
     checks.number("radius", radius, 0, without=(0,))
     positive_int("samples", samples)
     checks.integer("seed", seed)
-    low, high = checks.limits(checks.bounds(bounds), x.shape[-1])
-    reach = np.float32(radius * (high - low))
+    reach = np.float32(radius * range_of(x, checks.bounds(bounds)))
     explained = functools.partial(_explained, explainer)
     clean = streamed(explained, lambda of: (x[of], ids[of]), len(x), batch_size)
     norms = np.linalg.norm(clean, axis=(1, 2))
@@ -153,17 +152,18 @@ def _relevance(maps, x):
 
 def _changes(perturbations, x, samples, noise, size, fill, bounds, seed):
     """A callable from images ``(k,)`` and samples ``(k,)``, ints, to perturbations ``(k, H, W, C)``; and how many."""
+    positive_int("samples", samples)
+    checks.number("noise", noise, 0, without=(0,))
+    positive_int("size", size)
+    checks.limits(bounds, x.shape[-1])
     if not isinstance(perturbations, str):
         axes = "(samples, b, H, W, C)"
         given = checks.finite_array(perturbations, "perturbations", axes, 5)
         checks.of_shape("Expected perturbations of the images", (len(given), *x.shape), given)
         return (lambda of, sample: given[sample, of]), len(given)
     checks.choice("perturbations", perturbations, PERTURBATIONS)
-    positive_int("samples", samples)
     if perturbations == "gaussian":
-        checks.number("noise", noise, 0, without=(0,))
-        low, high = checks.limits(bounds, x.shape[-1])
-        scale = np.float32(noise * (high - low))
+        scale = np.float32(noise * range_of(x, bounds, stacklevel=4))
 
         def gaussian(of, sample):
             draws = [_draw(seed, *each) for each in zip(of, sample, strict=True)]

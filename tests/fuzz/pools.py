@@ -310,9 +310,11 @@ EVALUATE = {
     "patch": values.whole(1, [2, 3], zoo.SIZE),
     "regions": values.choice("grid", "pixels"),
     "steps": values.whole(1, [2, 1, 4], 36).or_none(),
-    "deletion.bounds": values.bounds().and_open((0.4, 0.6)),  # warned of
-    "insertion.bounds": values.bounds().and_open((0.4, 0.6)),
-    "infidelity.bounds": values.bounds().and_open((0.4, 0.6)),
+    # Warned of.
+    **{
+        f"{name}.bounds": values.bounds().and_open((0.4, 0.6))
+        for name in ("deletion", "insertion", "road", "infidelity", "max_sensitivity")
+    },
     "measure": values.choice("probability", "score", "accuracy"),
     "infidelity.measure": values.choice("score", "probability"),
     "shares": among(
@@ -328,7 +330,10 @@ EVALUATE = {
     "samples": SMALL,
     "noise": values.number([0.1, 0.2], 0, above=True),
     "road.noise": values.number([0.1, 0.0], 0),
-    "infidelity.size": values.whole(1, [2, 1], zoo.SIZE),
+    "infidelity.size": values.whole(1, [2, 1]),
+    "infidelity.fill": Pool(["black", 0.5], open=["nonsense", None, values.NOT_FINITE[0]]),  # of squares only
+    "complexity.maps": values.array(zoo.maps, wrong_length=False),
+    "sparseness.maps": values.array(zoo.maps, wrong_length=False),
     "radius": values.number([0.1, 0.5], 0, above=True),
     "max_sensitivity.target": values.targets(none="bad", beyond="open"),
     "max_sensitivity.x": values.pictures(wrong_length=False),

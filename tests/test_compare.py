@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from scipy import stats
 
 from keras_capsvit import evaluate
 
@@ -36,7 +37,8 @@ def test_table_holds_means_and_deviations(dataset, target, tmp_path):
     scores = X.reshape(5, 36) @ KERNEL
     classes = Y if target == "label" else scores.argmax(axis=1)
     table = evaluate.compare(model, EXPLAINERS, dataset, METRICS, target=target)
-    columns = ["explainer", *(f"{name}{kind}" for name in METRICS for kind in ("", " std", " se"))]
+    kinds = ("", " std", " se", " 95 % low", " 95 % high")
+    columns = ["explainer", *(f"{name}{kind}" for name in METRICS for kind in kinds)]
     columns += ["images", "seconds_per_image"]
     assert table.columns == columns
     assert table["explainer"] == ["products", "pixels"]
@@ -78,6 +80,7 @@ def test_says_what_is_wrong():
         ({"target": "best"}, r"target must be one of \('predicted', 'label'\); received 'best'"),
         ({"explainers": {}}, "at least one explainer"),
         ({"dataset": []}, "the data set is empty"),
+        ({"dataset": (X, Y + 1)}, "Expected class ids between 0 and 2; received values between 1 and 3"),
         ({"explainers": {"odd": lambda x, y: x}}, r"Maps of explainer 'odd': Expected maps of shape \(b, H, W\)"),
         ({"explainers": {"odd": lambda x, y: x[..., 0] * np.nan}}, "Maps of explainer 'odd': Expected finite maps"),
         ({"metrics": {"one": lambda *a: 1.0}}, r"Metric 'one' must return a value for each image, of shape \(5,\)"),
@@ -98,4 +101,65 @@ def test_standard_errors_and_values_of_each_image():
     np.testing.assert_allclose(values["products"]["total"], expected, rtol=1e-5)
     deviation = np.sqrt(np.sum((expected - expected.mean()) ** 2) / 4)
     assert table["total se"][0] == pytest.approx(deviation / np.sqrt(5), rel=1e-5)
-    assert np.isnan(evaluate.compare(model, EXPLAINERS, (X[:1], Y[:1]), METRICS)["total se"]).all()
+    low, high = stats.ttest_1samp(expected, 0).confidence_interval(0.95)
+    assert table["total 95 % low"][0] == pytest.approx(low, rel=1e-5)
+    assert table["total 95 % high"][0] == pytest.approx(high, rel=1e-5)
+    single = evaluate.compare(model, EXPLAINERS, (X[:1], Y[:1]), METRICS)
+    assert np.isnan([single["total se"], single["total 95 % low"], single["total 95 % high"]]).all()
+
+
+def test_paired_tests_are_those_of_scipy():
+    random = np.random.default_rng(3)
+    base = random.normal(size=12)
+    values = {
+        name: {"m": base + shift + 0.3 * random.normal(size=12), "n": base + 0.0}
+        for name, shift in (("a", 0.0), ("b", 0.1), ("c", 0.4))
+    }
+    for test, theirs in (("t", stats.ttest_rel), ("wilcoxon", stats.wilcoxon)):
+        table = evaluate.paired_tests(values, test=test)
+        assert table["metric"] == ["m"] * 3 + ["n"] * 3
+        assert list(zip(table["first"], table["second"], strict=True))[:3] == [("a", "b"), ("a", "c"), ("b", "c")]
+        assert table["images"] == [12] * 6
+        for row in table.rows[:3]:
+            first, second = values[row["first"]]["m"], values[row["second"]]["m"]
+            assert row["difference"] == pytest.approx(np.mean(first - second))
+            assert row["p"] == pytest.approx(theirs(first, second).pvalue)
+            interval = stats.ttest_rel(first, second).confidence_interval(0.95)
+            assert (row["95 % low"], row["95 % high"]) == pytest.approx(interval)
+        smallest, middle, largest = sorted(table["p"][:3])
+        adjusted = [3 * smallest, max(3 * smallest, 2 * middle), max(3 * smallest, 2 * middle, largest)]
+        assert sorted(table["p by Holm"][:3]) == pytest.approx([min(1, p) for p in adjusted])
+        assert table["p"][3:] == table["p by Holm"][3:] == [1] * 3  # they do not differ at all
+    always = {"a": {"m": [1.0, 2.0]}, "b": {"m": [0.5, 1.5]}}
+    assert evaluate.paired_tests(always)["p"] == [0]
+
+
+def test_values_of_a_comparison_are_tested_and_written(tmp_path):
+    _, values = evaluate.compare(model, EXPLAINERS, (X, Y), METRICS, per_image=True)
+    table = evaluate.paired_tests(values)
+    assert table["metric"] == list(METRICS)
+    table.to_csv(tmp_path / "paired.csv")
+    table.to_json(tmp_path / "paired.json")
+    assert len((tmp_path / "paired.csv").read_text().splitlines()) == 3
+    assert json.loads((tmp_path / "paired.json").read_text())["result"] == table.rows
+
+
+def test_paired_tests_say_what_is_wrong():
+    pair = {"m": [1.0, 2.0]}
+    for values, message in [
+        ({"a": pair}, r"values of at least two explainers; received those of \['a'\]"),
+        ({"a": pair, "b": {"n": [1.0, 2.0]}}, r"the metrics \['m'\] of every explainer; 'b' has \['n'\]"),
+        (
+            {"a": pair, "b": {"m": [1.0, 2.0, 3.0]}},
+            r"the same images of every explainer, of shape \(2,\); received \(3,",
+        ),
+        ({"a": {"m": [1.0]}, "b": {"m": [1.0]}}, r"of each of at least two images; received \(1,\)"),
+        ({"a": {"m": [[1.0, 2.0]]}, "b": pair}, r"of each of at least two images; received \(1, 2\)"),
+        ({"a": {"m": [1.0, np.nan]}, "b": pair}, "Expected finite values of 'a' by 'm'; received NaN"),
+        ([pair], "values must be a dict from names to dicts from metrics"),
+        ({"a": 3, "b": pair}, "Values of 'a' must be a dict from names"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            evaluate.paired_tests(values)
+    with pytest.raises(ValueError, match=r"test must be one of \('t', 'wilcoxon'\); received 'sign'"):
+        evaluate.paired_tests({"a": pair, "b": pair}, test="sign")

@@ -6,6 +6,7 @@ from keras_capsvit.evaluate.detection import Detection, detection, detection_thr
 from keras_capsvit.evaluate.fidelity import PERTURBATIONS, infidelity, max_sensitivity
 from keras_capsvit.evaluate.insertion import ScoreCurve, deletion, insertion
 from keras_capsvit.evaluate.localisation import energy_inside, patch_share, pointing_game, rank_accuracy
+from keras_capsvit.evaluate.paired import paired_tests
 from keras_capsvit.evaluate.patches import (
     classified_correctly,
     fooling_rate,
@@ -63,6 +64,7 @@ __all__ = [
     "insertion",
     "max_sensitivity",
     "neuron_ablation",
+    "paired_tests",
     "parameter_randomization",
     "patch_share",
     "patch_transfer",

@@ -1,12 +1,14 @@
 """Several explainers, measured on the same images."""
 
 import functools
+import itertools
 import time
 
 import numpy as np
 
 from keras_capsvit.checks import batches_of, booleans, choice, function, maps_of_images, named, numbers, of_shape
 from keras_capsvit.evaluate.judge import Judge
+from keras_capsvit.evaluate.paired import interval, standard_error
 from keras_capsvit.evaluate.progress import Progress, batches_in
 from keras_capsvit.evaluate.table import Table
 
@@ -27,11 +29,12 @@ def compare(model, explainers, dataset, metrics, *, target="predicted", batch_si
             ``robustness``.
 
     Returns:
-        Table, a row for each explainer: ``explainer``, for each metric its mean and, as ``"NAME std"`` and ``"NAME
-        se"``, its standard deviation over images and the standard error of the mean (NaN of one image), ``images`` (how
-        many) and ``seconds_per_image`` of explaining. The first batch of a call, in which functions are compiled, does
-        not count there unless there is no other. With ``per_image``, a pair of that and of a dict from explainers to
-        dicts from metrics to arrays ``(images,)``.
+        Table, a row for each explainer: ``explainer``; for each metric its mean, as ``"NAME std"`` its standard
+        deviation over images, and the standard error of the mean and its 95 % confidence interval by Student's t, as
+        ``"NAME se"``, ``"NAME 95 % low"`` and ``"NAME 95 % high"`` (NaN of one image); ``images`` (how many) and
+        ``seconds_per_image`` of explaining. The first batch of a call, in which functions are compiled, does not count
+        there unless there is no other. With ``per_image``, a pair of that and of a dict from explainers to dicts from
+        metrics to arrays ``(images,)``, which ``paired_tests`` takes.
 
     Raises:
         ValueError: for no explainers or an empty data set; for maps and values of a wrong shape or not finite, with the
@@ -53,13 +56,13 @@ def compare(model, explainers, dataset, metrics, *, target="predicted", batch_si
     if not explainers:
         raise ValueError("Expected at least one explainer; received none.")
     judge, settings = Judge(model), {"model": model, "explainers": explainers, "metrics": metrics, "target": target}
-    first = True
+    calls = itertools.count()
 
     def measure(x, y):
-        nonlocal first
-        classes = judge.of_targets(judge(x), None if target == "predicted" else y)[0]
-        measured = {"warm": np.full(len(x), not first)}
-        first = False
+        scores = judge(x)
+        labels, predicted = (judge.of_targets(scores, ids)[0] for ids in (y, None))
+        classes = labels if target == "label" else predicted
+        measured = {"warm": np.full(len(x), next(calls) > 0)}
         for name, explainer in explainers.items():
             started = time.perf_counter()
             maps = explainer(x, classes)
@@ -87,7 +90,8 @@ def compare(model, explainers, dataset, metrics, *, target="predicted", batch_si
         row = {"explainer": name}
         for metric, of_metric in values[name].items():
             row |= {metric: float(of_metric.mean()), f"{metric} std": float(of_metric.std())}
-            row[f"{metric} se"] = float(of_metric.std(ddof=1) / len(of_metric) ** 0.5) if len(of_metric) > 1 else np.nan
+            row[f"{metric} se"] = standard_error(of_metric)
+            row[f"{metric} 95 % low"], row[f"{metric} 95 % high"] = interval(of_metric)
         time_each = float(measured[f"{name}\nseconds"][counted].mean())
         rows.append({**row, "images": len(counted), "seconds_per_image": time_each})
     return (Table(rows), values) if per_image else Table(rows)

@@ -118,6 +118,8 @@ def test_deletion_is_pixel_flipping(quantus_metrics):
         metric = quantus_metrics.quantus.PixelFlipping(
             features_in_step=8, perturb_baseline=0.5, return_auc_per_sample=False, disable_warnings=True
         )
+        if softmax:
+            judged.model = keras.Sequential([keras.Input((8, 12, 1)), judged.model, keras.layers.Softmax()])
         theirs = judged.by_quantus(metric, softmax=softmax)
         changed = {"steps": 12, "fill": 0.5, "measure": measure, "target": judged.y}
         ours = evaluate.deletion(judged.model, judged.x, judged.maps, **changed)

@@ -1,5 +1,7 @@
 """Explainers side by side, measured: AOPC on a graph capsule network, or localisation and ablation on any classifier.
 
+Both also by insertion and deletion.
+
     python examples/compare_explanations.py                               # digits: no download, a few minutes
     python examples/compare_explanations.py --dataset fashion_mnist --model model.keras --examples 1000
     python examples/compare_explanations.py --pictures FOLDER --boxes boxes.json --model model.keras --range -1 1
@@ -50,6 +52,7 @@ def parse():
         help="around single pixels as in the thesis, or a grid",
     )
     parser.add_argument("--perturbations", type=int, help="regions perturbed; all if not given")
+    parser.add_argument("--changes", type=int, default=10, help="steps of insertion and deletion; 0 leaves them out")
     parser.add_argument("--steps", type=int, default=50, help="of integrated gradients")
     parser.add_argument("--samples", type=int, default=10, help="of SmoothGrad")
     parser.add_argument("--seed", type=int, default=0)
@@ -76,6 +79,16 @@ def capsule_explainers(model, args):
     return {name: one for name, one in zip(METHODS, explainers, strict=True) if name in args.methods}
 
 
+def changes(args, bounds):
+    """Metrics of insertion and deletion, of pixels within bounds."""
+
+    def area(model, x, classes, maps, change):
+        return change(model, x, maps, steps=args.changes, target=classes, bounds=bounds).area
+
+    kinds = {"insertion": evaluate.insertion, "deletion": evaluate.deletion} if args.changes else {}
+    return {name: functools.partial(area, change=change) for name, change in kinds.items()}
+
+
 def on_capsules(args):
     """Table, printed columns, images, maps and titles, on a graph capsule network."""
     keras.utils.set_random_seed(args.seed)
@@ -94,10 +107,12 @@ def on_capsules(args):
     titles = plot.titles_of(model.predict(shown, verbose=0), names)
     maps = {name: explainer(shown) for name, explainer in explainers.items()}
     batches = [(x[i : i + 100], y[i : i + 100]) for i in range(0, len(x), 100)]
-    table = evaluate.compare(model, explainers, batches, {"aopc": aopc})
+    metrics = {"aopc": aopc, **changes(args, (0, 1))}
+    table = evaluate.compare(model, explainers, batches, metrics)
     accuracy = float((model.predict(x, verbose=0).argmax(-1) == y).mean())
     print(f"Accuracy on the {len(x)} images: {accuracy:.2%}")
-    return table, ("aopc", "aopc std"), shown, maps, titles, {"accuracy": accuracy}
+    columns = [name for metric in metrics for name in (metric, f"{metric} std")]
+    return table, columns, shown, maps, titles, {"accuracy": accuracy}
 
 
 def trained(args, train):
@@ -136,6 +151,7 @@ def on_pictures(args):
         "drop": drop,
         "maximum hits": hits,
         **{f"{kept} % hit": functools.partial(hits, threshold=kept) for kept in KEPT},
+        **changes(args, pixels),
     }
     maps = {name: explainer(x[: args.shown], y[: args.shown]) for name, explainer in explainers.items()}
     table = evaluate.compare(model, explainers, (x, y), metrics, target="label", batch_size=len(x))

@@ -159,7 +159,9 @@ def test_compare_explanations_on_a_capsule_network(tmp_path, small_model):
     names = [line.split()[0] for line in printed[-7:-1]]
     assert names == ["Graph-Att", "Grad", "IG", "Grad-SG", "IG-SG", "Random"]
     assert (tmp_path / "comparison.png").stat().st_size > 20_000
-    assert json.loads((tmp_path / "comparison.json").read_text())["options"]["examples"] == 4
+    written = json.loads((tmp_path / "comparison.json").read_text())
+    assert written["options"]["examples"] == 4
+    assert all(0 <= row["deletion"] <= 1 and 0 <= row["insertion"] <= 1 for row in written["result"])
 
 
 @pytest.fixture
@@ -209,9 +211,11 @@ def test_compare_explanations_on_a_model_of_ones_own(tmp_path, squeezenet_weight
     entries = {"one.png": {"width": 100, "height": 80, "scale": 0.5, "objects": things}}
     (tmp_path / "boxes.json").write_text(json.dumps(entries))
     options = ("--model", tmp_path / "model.keras", "--pictures", tmp_path, "--boxes", tmp_path / "boxes.json")
+    options += ("--changes", 0)
     printed = run("compare_explanations.py", *options, "--only", "random", "LRP", "--out", tmp_path).splitlines()
     assert [line.split("  ")[0] for line in printed[-3:-1]] == ["random", "LRP"]
     result = json.loads((tmp_path / "comparison.json").read_text())
+    assert not {"insertion", "deletion"} & set(result["result"][0])
     assert result["objects"] == 2 and result["options"]["model"] == "model.keras"
 
 
@@ -282,6 +286,17 @@ def test_patch_attack_benchmark_compares_with_the_gradients():
     assert printed[0].startswith("vit, batch 4, up to 3 steps: ")
     assert [line[2:20].strip() for line in printed[1:]] == ["gradients alone", "attack"]
     assert float(printed[2].split()[-1]) > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.tensorflow
+def test_metrics_benchmark_compares_with_the_forward_passes():
+    options = ("--images", 4, "--batch-size", 4, "--rounds", 1, "--metrics", "insertion", "ROAD", "sparseness")
+    printed = run("benchmarks/metrics.py", *options).splitlines()
+    timed = [line.split()[:2] for line in printed if " s (" in line]
+    names = [" ".join(words) if words[0] == "forward" else words[0] for words in timed if words[0] != "Quantus"]
+    assert names == ["forward passes", "evaluate.insertion", "forward passes", "evaluate.road", "evaluate.sparseness"]
+    assert float(printed[2].split()[-1]) > 0.3
 
 
 @pytest.mark.slow

@@ -241,3 +241,17 @@ def test_says_what_is_wrong():
         evaluate.road(logits, X, MAPS, shares=[0.02, 0.5])
     with pytest.raises(ValueError, match=r"noise must be a number in \[0, inf\); received -1"):
         evaluate.road(logits, X, MAPS, noise=-1)
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("end", ["softmax", "sigmoid"])
+def test_probabilities_of_served_models_are_those_of_live_ones(end, tmp_path):
+    from keras_capsvit import serving
+
+    model = network(units=4 if end == "softmax" else 1, last=[layers.Activation(end)])
+    model.export(tmp_path, verbose=False)
+    live, served = (
+        evaluate.deletion(each, X, MAPS, target=1, steps=3).curve for each in (model, serving.load(tmp_path))
+    )
+    np.testing.assert_allclose(served, live, atol=1e-5)
+    np.testing.assert_allclose(live[:, 0], model.predict(X, verbose=0)[:, 1 if end == "softmax" else 0], atol=1e-5)

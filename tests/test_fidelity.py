@@ -131,7 +131,7 @@ def test_sensitivity_equals_a_naive_one():
         ratios = []
         for sample in range(4):
             move = 0.2 * np.random.default_rng([5, k, sample]).uniform(-1, 1, image.shape)
-            moved = explainer((image + move.astype("float32"))[None], TARGET[k : k + 1])[0]
+            moved = explainer((image + move.astype("float32")).clip(-1, 1)[None], TARGET[k : k + 1])[0]
             ratios.append(np.sqrt(((moved - clean) ** 2).sum()) / np.sqrt((clean**2).sum()))
         assert result[k] == pytest.approx(max(ratios), rel=1e-5)
 
@@ -150,6 +150,21 @@ def test_sensitivity_of_explainers():
     assert (more >= plain).all()
     wider = evaluate.max_sensitivity(explain.Saliency(model), X, TARGET, radius=0.2)
     assert (wider > plain).all()
+
+
+def test_neighbours_stay_within_the_bounds():
+    seen = []
+
+    def explainer(x, target):
+        seen.append(np.asarray(x))
+        return seen[-1][..., 0]
+
+    evaluate.max_sensitivity(explainer, X, 0, radius=0.5)
+    assert (seen[-1].min(), seen[-1].max()) == (0, 1)
+    with pytest.warns(UserWarning, match="pixels within bounds"):
+        evaluate.max_sensitivity(explainer, 3 * X, 0, radius=0.1, samples=4)
+    moved = np.abs(seen[-1].reshape(3, 4, *X.shape[1:]) - 3 * X[:, None])
+    assert 0.05 < moved.max() <= 0.1 + 1e-6
 
 
 def naive_gini(heatmap):

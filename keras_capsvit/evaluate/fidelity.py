@@ -92,13 +92,13 @@ def max_sensitivity(explainer, x, target, *, radius=0.02, samples=10, bounds=(0.
     """How much maps change in a small neighbourhood of the image (Yeh et al. 2019): low values are good.
 
     ``max_d ‖Φ(x + d) - Φ(x)‖ / ‖Φ(x)‖`` over random d, uniform in the ball ``‖d‖∞ <= r``; a lower bound of the maximum
-    over the ball, which rises with the number of samples.
+    over the ball, which rises with the number of samples. Neighbours stay within ``bounds``, like images.
 
     Args:
         explainer: callable ``(x, target) → maps (b, H, W)``.
         x: images ``(b, H, W, C)``.
         target: class id or ids ``(b,)`` that are explained, the same of the image and its neighbours.
-        radius: float > 0, r relative to the range of ``bounds``. Pixels of neighbours may lie outside of these.
+        radius: float > 0, r relative to the range of ``bounds``.
         samples: int, neighbours of each image, which depend on the seed, the sample and the image's place in ``x``.
         bounds: pair, the range of pixels, see ``aopc``.
         batch_size: int, images per call of the explainer.
@@ -122,6 +122,8 @@ def max_sensitivity(explainer, x, target, *, radius=0.02, samples=10, bounds=(0.
     positive_int("samples", samples)
     checks.integer("seed", seed)
     reach = np.float32(radius * range_of(x, checks.bounds(bounds)))
+    low, high = checks.limits(bounds, x.shape[-1])
+    low, high = np.minimum(x, low), np.maximum(x, high)  # what lies outside already stays there
     explained = functools.partial(_explained, explainer)
     clean = streamed(explained, lambda of: (x[of], ids[of]), len(x), batch_size)
     norms = np.linalg.norm(clean, axis=(1, 2))
@@ -131,7 +133,7 @@ def max_sensitivity(explainer, x, target, *, radius=0.02, samples=10, bounds=(0.
     def neighbours(pairs):
         of, sample = np.divmod(pairs, samples)
         moves = [_draw(seed, *each).uniform(-1, 1, x.shape[1:]) for each in zip(of, sample, strict=True)]
-        return x[of] + reach * np.stack(moves).astype("float32"), of
+        return (x[of] + reach * np.stack(moves).astype("float32")).clip(low[of], high[of]), of
 
     def distances(images, of):
         return np.linalg.norm(explained(images, ids[of]) - clean[of], axis=(1, 2))

@@ -354,7 +354,7 @@ EVALUATE = {
     "sparseness.maps": values.array(zoo.maps, wrong_length=False),
     "radius": values.number([0.1, 0.5], 0, above=True),
     "max_sensitivity.target": values.targets(none="bad", beyond="open"),
-    "max_sensitivity.x": values.pictures(wrong_length=False),
+    "max_sensitivity.x": values.pictures(sizes=False, wrong_length=False),
     "fill": Pool(
         ["random", "black", "mean", "blur", 0.0, 0.5, made("images", zoo.images)],
         [

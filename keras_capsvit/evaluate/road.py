@@ -15,7 +15,7 @@ from keras_capsvit.evaluate.regions import ORDERS, region_ranks
 
 # Of the neighbours of a pixel that come after it in reading order: rows below, columns to the right, weight.
 _NEIGHBOURS = ((0, 1, 1 / 6), (1, 0, 1 / 6), (1, 1, 1 / 12), (1, -1, 1 / 12))
-_PIXELS = 2**16  # in images that are imputed together, of which the memory depends
+_PIXELS = 2**14  # of images that are imputed together, on which the memory depends
 
 
 def road(

@@ -234,7 +234,7 @@ def test_says_what_is_wrong():
         ValueError, match=r"fill must be one of \('random', 'black', 'mean', 'blur'\), a float or an arr"
     ):
         evaluate.insertion(logits, X, MAPS, fill="white")
-    for shares in ([], [0.5, 0.5], [0.0, 0.5], [0.5, 1.0], [np.nan], 0.5):
+    for shares in ([], [0.5, 0.5], [0.0, 0.5], [0.5, 1.0], [1 - 1e-9], [np.nan], 0.5):
         with pytest.raises(ValueError, match="shares must be ascending numbers above 0 and below 1"):
             evaluate.road(logits, X, MAPS, shares=shares)
     with pytest.raises(ValueError, match=r"shares must be at least 0.0238095, one of 42 pixels; received 0.02"):

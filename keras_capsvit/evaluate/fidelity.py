@@ -6,7 +6,7 @@ import numpy as np
 
 from keras_capsvit import checks
 from keras_capsvit.checks import image_maps, positive_int
-from keras_capsvit.evaluate.fills import filling, range_of
+from keras_capsvit.evaluate.fills import filling, limits_of
 from keras_capsvit.evaluate.judge import Judge, batched, streamed
 
 PERTURBATIONS = ("gaussian", "square")
@@ -121,8 +121,8 @@ def max_sensitivity(explainer, x, target, *, radius=0.02, samples=10, bounds=(0.
     checks.number("radius", radius, 0, without=(0,))
     positive_int("samples", samples)
     checks.integer("seed", seed)
-    reach = np.float32(radius * range_of(x, checks.bounds(bounds)))
-    low, high = checks.limits(bounds, x.shape[-1])
+    low, high = limits_of(x, checks.bounds(bounds))
+    reach = np.float32(radius * (high - low))
     low, high = np.minimum(x, low), np.maximum(x, high)  # what lies outside already stays there
     explained = functools.partial(_explained, explainer)
     clean = streamed(explained, lambda of: (x[of], ids[of]), len(x), batch_size)
@@ -165,7 +165,8 @@ def _changes(perturbations, x, samples, noise, size, fill, bounds, seed):
         return (lambda of, sample: given[sample, of]), len(given)
     checks.choice("perturbations", perturbations, PERTURBATIONS)
     if perturbations == "gaussian":
-        scale = np.float32(noise * range_of(x, bounds, stacklevel=4))
+        low, high = limits_of(x, bounds, stacklevel=4)
+        scale = np.float32(noise * (high - low))
 
         def gaussian(of, sample):
             draws = [_draw(seed, *each) for each in zip(of, sample, strict=True)]

@@ -26,7 +26,7 @@ def filling(fill, x, bounds=(0.0, 1.0), seed=0):
     Raises:
         ValueError: for anything else. Pixels outside of bounds that matter are warned of.
     """
-    low, _ = checks.limits(bounds, x.shape[-1])
+    checks.limits(bounds, x.shape[-1])
     if not isinstance(fill, str):
         return broadcast(fill, x, "fill")
     if fill not in FILLS:
@@ -35,22 +35,21 @@ def filling(fill, x, bounds=(0.0, 1.0), seed=0):
         return np.broadcast_to(x.mean(axis=(1, 2), keepdims=True), x.shape)
     if fill == "blur":
         return ndimage.gaussian_filter(x, (0, _BLUR, _BLUR, 0), mode="nearest")
-    width = range_of(x, bounds, stacklevel=4)
+    low, high = limits_of(x, bounds, stacklevel=4)
     if fill == "black":
         return np.broadcast_to(low, x.shape)
-    return np.random.default_rng(seed).uniform(low, low + width, x.shape).astype("float32")
+    return np.random.default_rng(seed).uniform(low, high, x.shape).astype("float32")
 
 
-def range_of(x, bounds, stacklevel=3):
-    """Highest less lowest pixel of ``bounds``, float32, for all channels or each; pixels outside are warned of."""
-    low, high = checks.limits(bounds, x.shape[-1])
+def limits_of(x, bounds, stacklevel=3):
+    """Lowest and highest pixel, see ``checks.limits``; warns of pixels outside."""
     if not checks.within(x, bounds):
         warnings.warn(
             f"What is drawn or filled in is that of pixels within bounds={bounds}, but pixels lie in [{x.min()}, "
             f"{x.max()}]; give the bounds that images have.",
             stacklevel=stacklevel,
         )
-    return high - low
+    return checks.limits(bounds, x.shape[-1])
 
 
 def broadcast(values, x, name):

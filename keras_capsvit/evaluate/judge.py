@@ -34,13 +34,14 @@ class Judge:
 
     @functools.cached_property
     def _scores(self):
-        compiled = taps.is_model(self._model)
-        return taps.compiled(self._model, "scores", _themselves) if compiled else self._subject
+        return self._function("scores", _themselves)
 
     @functools.cached_property
     def _probabilities(self):
-        compiled = taps.is_model(self._model)
-        return taps.compiled(self._model, "probabilities", _probable) if compiled else self._subject.probabilities
+        return self._function("probabilities", _probable)
+
+    def _function(self, key, make):
+        return taps.compiled(self._model, key, make) if taps.is_model(self._model) else make(self._subject)
 
     def __call__(self, x):
         return self._checked(self._scores, x)

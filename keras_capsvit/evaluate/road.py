@@ -8,7 +8,7 @@ from scipy.sparse import linalg
 
 from keras_capsvit import checks
 from keras_capsvit.checks import maps_of_images
-from keras_capsvit.evaluate.fills import range_of
+from keras_capsvit.evaluate.fills import limits_of
 from keras_capsvit.evaluate.insertion import score_curve
 from keras_capsvit.evaluate.judge import MEASURES, Judge, batched, streamed
 from keras_capsvit.evaluate.regions import ORDERS, region_ranks
@@ -71,15 +71,15 @@ def road(
     checks.choice("order", order, ORDERS)
     checks.choice("measure", measure, MEASURES)
     checks.number("noise", noise, 0)
-    width = range_of(x, checks.bounds(bounds))
+    low, high = limits_of(x, checks.bounds(bounds))
     ranks, pixels = region_ranks(maps, 1, order)
     shares = checks.numbers(shares, "shares").astype("float64")
     removed = np.floor(shares * pixels + 1e-6)
-    if shares.ndim != 1 or not shares.size or not (np.diff(shares, prepend=0) > 0).all() or not (shares < 1).all():
+    if shares.ndim != 1 or not shares.size or not ((np.diff(shares, prepend=0) > 0) & (removed < pixels)).all():
         raise ValueError(f"shares must be ascending numbers above 0 and below 1; received {shares.tolist()!r:.60}.")
     if not removed[0]:
         raise ValueError(f"shares must be at least {1 / pixels:g}, one of {pixels} pixels; received {shares[0]:g}.")
-    noise = np.random.default_rng(seed).standard_normal(x.shape, "float32") * np.float32(noise * width)
+    noise = np.random.default_rng(seed).standard_normal(x.shape, "float32") * np.float32(noise * (high - low))
     judge = Judge(model)
     ids, _ = judge.of_targets(batched(judge, x, batch_size), target)
 

@@ -1,10 +1,12 @@
-"""The margin loss of capsule networks, and cross-entropies that take no label for another."""
+"""The losses of capsule networks, and cross-entropies that take no label for another."""
 
 import keras
 from keras import ops
 
 from keras_capsvit import checks
 from keras_capsvit.ops import as_multi_hot, check_labels
+
+_SHORTEST = 1e-7  # length that has a logarithm
 
 
 class _OfLabels:
@@ -114,3 +116,39 @@ class MarginLoss(_OfLabels, keras.losses.Loss):
 
     def get_config(self):
         return {**super().get_config(), "m_plus": self.m_plus, "m_minus": self.m_minus, "lam": self.lam}
+
+
+@keras.saving.register_keras_serializable(package="keras_capsvit")
+class LogLengths(_OfLabels, keras.losses.Loss):
+    """Negative log-likelihood of capsule lengths, taken as shares of their sum: the loss of thesis chapter 6::
+
+        L = -sum_k T_k log(||v_k|| / sum_j ||v_j||)
+
+    The softmax of lengths, which ``CrossEntropy`` would take, cannot be sure of any class: lengths lie in [0, 1), so
+    that of ten classes none gets more than ``e / (e + 9)``, .23, and that loss stays above 1.46. Shares reach 1.
+
+    Lengths below 1e-7 count as 1e-7, so a length of 0 costs 16, not infinity, and lengths that are all 0 are a tie.
+
+    Args:
+        name: str.
+        reduction: str, Keras's.
+        dtype: see ``keras.losses.Loss``; half precision is computed in float32.
+
+    Call arguments:
+        y_true: integer class ids ``(b,)`` or ``(b, 1)``, or multi-hot ``(b, M)``.
+        y_pred: lengths ``(b, M)``, what a capsule network returns; also without a squash, above 1. The loss of
+            negative ones, such as logits, is NaN.
+
+    Raises:
+        ValueError: for labels that ``CrossEntropy`` refuses, and lengths of another shape.
+    """
+
+    def __init__(self, *, reduction="sum_over_batch_size", name="log_lengths", dtype=None):
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+
+    def call(self, y_true, y_pred):
+        lengths = ops.cast(y_pred, keras.backend.result_type(y_pred.dtype, "float32"))
+        lengths = ops.where(lengths < 0, float("nan"), ops.where(lengths < _SHORTEST, _SHORTEST, lengths))
+        shares = ops.log(lengths) - ops.log(ops.sum(lengths, axis=-1, keepdims=True))
+        present = ops.cast(as_multi_hot(y_true, y_pred.shape[1]), shares.dtype)
+        return -ops.sum(present * shares, axis=-1)

@@ -42,6 +42,11 @@ def margin_loss(labels, lengths, m_plus=0.9, m_minus=0.1, lam=0.5):
     return np.mean(losses)
 
 
+def log_lengths(labels, lengths):
+    """Mean over examples of -log of the share that the true class has of all lengths; labels are class ids."""
+    return np.mean([-np.log(row[label] / sum(row)) for label, row in zip(labels, lengths, strict=True)])
+
+
 def softmax(x):
     """One vector."""
     e = np.exp(x - x.max())

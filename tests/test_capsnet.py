@@ -1,11 +1,13 @@
 import keras
 import numpy as np
 import pytest
+import replicas
 from keras import ops
 
-from keras_capsvit import MarginLoss, taps
+from keras_capsvit import MarginLoss, attacks, explain, taps
+from keras_capsvit.autodiff import value_and_gradient
 from keras_capsvit.layers import DynamicRouting
-from keras_capsvit.models import AffCapsNet, CapsNet, ConvNetCR, ConvNetCRSF, ConvNetR, GraCapsNet, ResNet20
+from keras_capsvit.models import AffCapsNet, CapsNet, ConvNetCR, ConvNetCRSF, ConvNetR, GraCapsNet, ResNet18, ResNet20
 
 SMALL = {"filters": 8, "kernel_size": 5}
 CAPS = {**SMALL, "num_types": 3, "primary_dim": 4, "capsule_dim": 9}
@@ -237,6 +239,51 @@ def test_a_backbone_without_feature_maps_is_refused():
     flat = keras.Sequential([keras.Input((12, 12, 1)), keras.layers.Flatten()])
     with pytest.raises(ValueError, match=r"shape \(batch, height, width, channels\); received shape \(None, 144\)"):
         CapsNet((12, 12, 1), 3, backbone=flat, **CAPS)
+
+
+def test_capsules_of_chapter_6_on_resnet18():
+    shape = (32, 32, 3)
+    settings = {"backbone": ResNet18(shape, 10), "kernel_size": None, "num_types": 64}
+    model = CapsNet(shape, 10, batch_norm=True, **settings)
+    assert model.taps["primary_capsules"].shape == (None, 4, 4, 64, 8)
+    assert model.taps["votes"].shape == (None, 1024, 10, 16)
+    assert model.count_params() - CapsNet(shape, 10, **settings).count_params() == 4 * 512
+
+
+def with_batch_norm():
+    convolution = keras.layers.Conv2D(16, 5, strides=2, activation="relu", data_format="channels_last")
+    backbone = keras.Sequential([keras.Input((12, 12, 3)), convolution])
+    return CapsNet((12, 12, 3), 10, backbone=backbone, kernel_size=None, num_types=2, batch_norm=True)
+
+
+def test_batch_normalisation_between_features_and_capsules(tmp_path):
+    model = with_batch_norm()
+    x = np.random.default_rng(0).uniform(size=(8, 12, 12, 3)).astype("float32")
+    compiled(model, metrics=()).fit(x, np.arange(8), epochs=2, verbose=0)
+    norm = model.get_layer("primary_capsules").norm
+    gamma, beta, mean, variance = map(ops.convert_to_numpy, norm.weights)
+    assert mean.max() > 0
+    features = ops.convert_to_numpy(model.get_layer("backbone")(x))
+    channels = ((features - mean) / np.sqrt(variance + 1e-5) * gamma + beta).reshape(8, 4, 4, 2, 8)
+    primary = taps.tap(model, "primary_capsules")(x)
+    np.testing.assert_allclose(primary, np.apply_along_axis(replicas.squash, -1, channels), atol=1e-5)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert again.get_config()["batch_norm"] is True
+    np.testing.assert_array_equal(again(x), model(x))
+    moved = attacks.FGSM(0.1)(attacks.votes(model), x, ops.convert_to_numpy(ops.argmax(model(x), axis=1)))
+    assert np.abs(moved - x).max() == pytest.approx(0.1, abs=1e-6)
+
+
+@pytest.mark.tensorflow
+def test_relevance_goes_through_the_batch_normalisation():
+    model = with_batch_norm()
+    x = np.random.default_rng(0).uniform(size=(2, 12, 12, 3)).astype("float32")
+    compiled(model, metrics=()).fit(x, np.arange(2), epochs=1, verbose=0)
+    gradient = explain.LRP(model, "gradient", channels=True)(x, 1)
+    _, expected = value_and_gradient(lambda x: model(x)[:, 1], model.variables)(x)
+    np.testing.assert_allclose(gradient, ops.convert_to_numpy(expected), atol=1e-6)
+    assert np.isfinite(explain.LRP(model, input_range=(0, 1))(x, 1)).all()
 
 
 def test_routing_layer_of_the_users():

@@ -16,6 +16,7 @@ CAPSULES = rng.normal(size=(2, 3, 4, 5, 6)).astype("float32")
 LAYERS = [
     (lambda: PrimaryCaps(5, 4, kernel_size=3, strides=(2, 1), padding="same"), IMAGES, (2, 5, 8, 5, 4)),
     (lambda: PrimaryCaps(2, 3), np.zeros((1, 28, 28, 1), "float32"), (1, 10, 10, 2, 3)),
+    (lambda: PrimaryCaps(2, 3, kernel_size=3, batch_norm=True), IMAGES, (2, 4, 3, 2, 3)),
     (lambda: CapsuleTransform(7, kernel_initializer=CapsuleInitializer(3.0, seed=1)), CAPSULES, (2, 3, 4, 5, 7)),
     (lambda: CapsuleTransform(7, shared=True), CAPSULES, (2, 3, 4, 5, 7)),
     (lambda: CapsuleTransform(7, num_capsules=3), CAPSULES, (2, 60, 3, 7)),
@@ -63,6 +64,19 @@ def test_primary_capsules_are_the_squashed_convolution():
     channels = ops.convert_to_numpy(layer.conv(IMAGES)).reshape(*y.shape)
     expected = np.apply_along_axis(replicas.squash, -1, channels.astype("float64"))
     np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+def test_normalised_channels_are_grouped():
+    x = np.random.default_rng(1).normal(3, 2, size=(16, 4, 4, 6)).astype("float32")
+    layer = PrimaryCaps(2, 3, kernel_size=None, batch_norm=True)
+    trained = ops.convert_to_numpy(layer(x, training=True))
+    mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    expected = ((x - mean) / np.sqrt(variance + 1e-5)).reshape(trained.shape)
+    np.testing.assert_allclose(trained, np.apply_along_axis(replicas.squash, -1, expected), atol=1e-4)
+    np.testing.assert_allclose(layer.norm.moving_mean, 0.1 * mean, rtol=1e-3)  # momentum of 0.9
+    evaluated = x - 0.1 * mean
+    evaluated = (evaluated / np.sqrt(0.9 + 0.1 * variance + 1e-5)).reshape(trained.shape)
+    np.testing.assert_allclose(layer(x), np.apply_along_axis(replicas.squash, -1, evaluated), atol=1e-4)
 
 
 @pytest.mark.parametrize("shared", [False, True])

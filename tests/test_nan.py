@@ -83,7 +83,7 @@ def test_pooling_of_the_best_nodes_leaves_no_nan_out():
 
 def test_losses_and_metrics_of_nan():
     lengths = np.float32([[np.nan, 0.5, 0.1], [0.9, 0.1, 0.1]])
-    for loss in (losses.MarginLoss(), losses.CrossEntropy(), losses.BinaryCrossEntropy()):
+    for loss in (losses.MarginLoss(), losses.LogLengths(), losses.CrossEntropy(), losses.BinaryCrossEntropy()):
         assert np.isnan(float(loss(np.array([0, 0]), lengths)))
     metric = SubsetAccuracy()
     metric.update_state(np.array([0, 0]), lengths)

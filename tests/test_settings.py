@@ -150,6 +150,8 @@ FLAGS = [
     (lambda **settings: models.VisionTransformer("Ti/4", **settings), "distilled"),
     (lambda **settings: models.ResNet34(**settings), "weight_standardization"),
     (lambda **settings: layers.PrimaryCaps(2, 2, **settings), "squash"),
+    (lambda **settings: layers.PrimaryCaps(2, 2, **settings), "batch_norm"),
+    (lambda **settings: models.CapsNet((28, 28, 1), 3, **settings), "batch_norm"),
     (lambda **settings: layers.DynamicRouting(**settings), "rolled"),
     (lambda **settings: layers.CapsuleTransform(2, **settings), "shared"),
     (lambda **settings: layers.GraphCapsPool(2, **settings), "normalize"),

@@ -81,8 +81,10 @@ def test_losses_by_name():
     expected = -np.mean(np.log([sigmoid[0], sigmoid[1], 1 - sigmoid[2]]))
     np.testing.assert_allclose(training.loss_for(logits, "binary_cross_entropy")(both, scores), expected, rtol=1e-4)
     assert isinstance(training.loss_for(lengths, "margin"), MarginLoss)
+    np.testing.assert_allclose(training.loss_for(lengths, "log_lengths")(ids, scores), -np.log(0.7), rtol=1e-5)
     for model, name, message in (
-        (logits, "margin", "one of lengths; convnet_avg returns logits"),
+        (logits, "margin", "The loss 'margin' is one of lengths; convnet_avg returns logits"),
+        (logits, "log_lengths", "The loss 'log_lengths' is one of lengths; convnet_avg returns logits"),
         (logits, "hinge", r"a loss among .*; received 'hinge'"),
         (keras.Sequential([keras.Input((3,))]), "margin", r"a tap 'lengths' or 'logits'.*taps \[\]"),
     ):

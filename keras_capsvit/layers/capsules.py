@@ -50,6 +50,7 @@ class PrimaryCaps(OfFloats, keras.layers.Layer):
         kernel_size: int or pair of ints; None groups the input's channels as they are, without a convolution.
         strides: int or pair of ints.
         padding: ``"valid"`` or ``"same"``.
+        batch_norm: bool, normalise the channels before they are grouped.
         kernel_initializer: initialiser of the convolution; None for normal weights of variance ``16 / (d fan_in)``, so
             that initial lengths do not depend on ``d``.
 
@@ -67,14 +68,16 @@ class PrimaryCaps(OfFloats, keras.layers.Layer):
         kernel_size=9,
         strides=2,
         padding="valid",
+        batch_norm=False,
         kernel_initializer=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.num_types = checks.positive_int("num_types", num_types)
         self.capsule_dim = checks.positive_int("capsule_dim", capsule_dim)
-        checks.booleans(squash=squash)
+        checks.booleans(squash=squash, batch_norm=batch_norm)
         self.squash = squash
+        self.batch_norm = batch_norm
         self.kernel_size = None if kernel_size is None else checks.pair(kernel_size, "kernel_size", most=checks.LARGEST)
         self.strides = checks.pair(strides, "strides", most=checks.LARGEST)
         self.padding = checks.choice("padding", padding, ("valid", "same"))
@@ -91,6 +94,11 @@ class PrimaryCaps(OfFloats, keras.layers.Layer):
                 kernel_initializer=self.kernel_initializer,
                 dtype=self.dtype_policy,
                 name="conv",
+            )
+        self.norm = None
+        if batch_norm:
+            self.norm = keras.layers.BatchNormalization(
+                momentum=0.9, epsilon=1e-5, dtype=self.dtype_policy, name="norm"
             )
 
     def build(self, input_shape):
@@ -110,9 +118,12 @@ class PrimaryCaps(OfFloats, keras.layers.Layer):
                 f"{self.num_types} * {self.capsule_dim} for {input_shape[-1]} channels."
             )
         self.grid = self.compute_output_shape(input_shape)[1:3]
+        if self.norm is not None:
+            self.norm.build((None, *self.grid, self.num_types * self.capsule_dim))
 
-    def call(self, inputs):
+    def call(self, inputs, training=False):
         features = inputs if self.conv is None else self.conv(inputs)
+        features = features if self.norm is None else self.norm(features, training=training)
         # Streams may not know their images' size; a model that was built for one does.
         grid = ops.shape(features)[1:3] if None in self.grid else self.grid
         capsules = ops.reshape(features, (-1, *grid, self.num_types, self.capsule_dim))
@@ -131,6 +142,7 @@ class PrimaryCaps(OfFloats, keras.layers.Layer):
             "kernel_size": self.kernel_size,
             "strides": self.strides,
             "padding": self.padding,
+            "batch_norm": self.batch_norm,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }
 

@@ -37,6 +37,7 @@ class CapsNet(CapsuleModel):
             layer from votes to class capsules, such as ``DynamicRouting(5)``.
         shared_transform: bool, one transformation matrix for all primary capsules (Aff-CapsNet, Eq. 4.10).
         squash: bool, of primary and class capsules (ablation of Table 5.2).
+        batch_norm: bool, batch normalisation of the channels that are grouped into primary capsules.
         num_types: int, capsule types.
         primary_dim: int; None for 8, and 16 for ``"em"`` (4x4 poses) and ``"self"``.
         capsule_dim: int, of the class capsules.
@@ -64,6 +65,14 @@ class CapsNet(CapsuleModel):
         model = CapsNet((28, 28, 1), 10, routing="rolled", reconstruction="conditional")
         model.compile("adam", MarginLoss(), metrics=["accuracy"])
         model.fit(x, y, epochs=5)
+
+    On ResNet18, as in the author's code for thesis chapter 6 (features of 4x4 nodes, 64 types of 8 dimensions)::
+
+        shape = (32, 32, 3)
+        model = CapsNet(
+            shape, 10, backbone=ResNet18(shape, 10), kernel_size=None, num_types=64, batch_norm=True
+        )
+        training.fit(model, train, test, "resnet18_capsnet")
     """
 
     def __init__(
@@ -74,6 +83,7 @@ class CapsNet(CapsuleModel):
         routing="dynamic",
         shared_transform=False,
         squash=True,
+        batch_norm=False,
         num_types=32,
         primary_dim=None,
         capsule_dim=16,
@@ -98,6 +108,7 @@ class CapsNet(CapsuleModel):
             strides=strides,
             backbone=backbone,
             squash=squash and not has_activations,
+            batch_norm=batch_norm,
         )
         votes, per_input = _votes(primary, route, num_classes, capsule_dim, shared_transform)
         if has_activations:

@@ -7,7 +7,18 @@ from keras_capsvit.layers import PrimaryCaps
 from keras_capsvit.models.checks import check_positive, check_sizes, check_weights
 
 
-def primary_capsules(images, *, num_types, primary_dim, filters, kernel_size, strides, backbone=None, squash=True):
+def primary_capsules(
+    images,
+    *,
+    num_types,
+    primary_dim,
+    filters,
+    kernel_size,
+    strides,
+    backbone=None,
+    squash=True,
+    batch_norm=False,
+):
     """Feature maps and primary capsules of symbolic images.
 
     Args:
@@ -20,6 +31,7 @@ def primary_capsules(images, *, num_types, primary_dim, filters, kernel_size, st
         strides: pair of ints, of the first and the second convolution; not used with a backbone.
         backbone: None or a model with a tap ``features``; or one from images to feature maps ``(b, h, w, c)``.
         squash: bool, of the primary capsules.
+        batch_norm: bool, normalise the channels before they are grouped.
 
     Returns:
         KerasTensors: features ``(b, h', w', c)`` and primary capsules ``(b, h, w, l, d)``.
@@ -44,7 +56,9 @@ def primary_capsules(images, *, num_types, primary_dim, filters, kernel_size, st
             name="conv",
         )(images)
         convolution = {"kernel_size": kernel_size, "strides": strides[1], "padding": "valid"}
-    primary = PrimaryCaps(num_types, primary_dim, squash=squash, **convolution, name="primary_capsules")
+    primary = PrimaryCaps(
+        num_types, primary_dim, squash=squash, batch_norm=batch_norm, **convolution, name="primary_capsules"
+    )
     return features, primary(features)
 
 

@@ -102,7 +102,8 @@ GENERAL = {
         ("early", "relative", "absolute", "cascading", "per_image", "targeted", "channels", "shared", "matrix"), FLAG
     ),
     **dict.fromkeys(
-        ("random_start", "abort_early", "early_stop", "universal", "squash", "self_loops", "normalize"), FLAG
+        ("random_start", "abort_early", "early_stop", "universal", "squash", "self_loops", "normalize", "batch_norm"),
+        FLAG,
     ),
     **dict.fromkeys(("use_bias", "rolled", "class_token", "distillation_token", "shared_transform", "distilled"), FLAG),
     **dict.fromkeys(("weight_standardization", "download", "shuffle", "flip", "keep_inside", "parts"), FLAG),

@@ -24,6 +24,14 @@ def test_published_sizes():
     assert GraCapsNet((32, 32, 3), 10).taps["attention"].shape[1:3] == (14, 14)
 
 
+def test_the_size_for_cifar10_is_that_of_the_authors_code():
+    model = GraCapsNet((32, 32, 3), 10, num_heads=64)
+    assert model.taps["primary_capsules"].shape == (None, 14, 14, 64, 8)
+    convolutions = 9 * 3 * 256 + 256 + 9 * 256 * 512 + 512
+    assert model.count_params() == convolutions + 14 * 14 * 64 * 8 * 16 + 16 * 10 + 10
+    assert abs(model.count_params() / 2.90e6 - 1) < 0.04  # Table 3.1
+
+
 def test_taps(small_model):
     model = small_model(reconstruction="conditional")
     names = ["attention", "capsules", "contributions", "lengths", "primary_capsules", "reconstruction"]

@@ -3,9 +3,10 @@ import warnings
 import keras
 import numpy as np
 import pytest
+import replicas
 
-from keras_capsvit import MarginLoss, data, training
-from keras_capsvit.models import CapsNet, ConvNetAvg
+from keras_capsvit import GraCapsNet, MarginLoss, data, training
+from keras_capsvit.models import CapsNet, ConvNetAvg, ConvNetCR
 
 pytestmark = pytest.mark.tensorflow  # the streams are
 FEW = training.Recipe(epochs=3, learning_rate=0.003, schedule="cosine")
@@ -47,6 +48,33 @@ def test_trains_and_writes_its_log(streams, small_model, tmp_path):
     assert not (tmp_path / "checkpoint").exists()
     assert isinstance(model.loss, MarginLoss)
     assert float(model.optimizer.learning_rate) < 1e-6  # the end of the cosine
+
+
+@pytest.mark.parametrize(
+    ("build", "loss"),
+    [
+        (GraCapsNet, "log_lengths"),
+        pytest.param(GraCapsNet, "binary_cross_entropy", marks=pytest.mark.slow),
+        (ConvNetCR, "binary_cross_entropy"),
+    ],
+)
+def test_other_losses_train_on_class_ids_from_the_stock_streams(build, loss):
+    train, test = data.load("digits", batch_size=64, image_size=12)
+    train, test = train.take(8), test.take(1)
+    settings = {"num_heads": 4, "primary_dim": 4} if build is GraCapsNet else {"reconstruction_weight": 0.0}
+    model = build((12, 12, 1), 10, filters=16, kernel_size=3, **settings)
+    recipe = training.Recipe(epochs=3, learning_rate=0.01, loss=loss)
+    history = training.fit(model, train, test, recipe, verbose=0).history
+    assert history["loss"][-1] < history["loss"][0]
+    assert history["val_accuracy"][-1] > 0.3  # chance: 0.1
+    x, y = data.take(test, 64)
+    scores = np.float64(model.predict(x, verbose=0))
+    if loss == "log_lengths":
+        expected = replicas.log_lengths(y, scores)
+    else:
+        probabilities = scores if build is GraCapsNet else 1 / (1 + np.exp(-scores))
+        expected = -np.mean(np.log(np.where(np.eye(10)[y] == 1, probabilities, 1 - probabilities)))
+    np.testing.assert_allclose(history["val_loss"][-1], expected, rtol=1e-4)
 
 
 def test_stops_at_the_accuracy(streams):
@@ -151,6 +179,23 @@ def test_augmented_images_are_moved_and_mirrored(digits):
     assert np.any(first != second)  # anew in every epoch
     with pytest.raises(ValueError, match="shift must be an integer from 0; received -1"):
         data.augment(stream, shift=-1)
+
+
+def test_a_shift_is_padding_and_a_random_crop():
+    x = np.random.default_rng(0).uniform(size=(500, 32, 32, 3)).astype("float32")
+    moved, _ = data.take(data.augment(data.from_arrays(x, np.arange(500)), shift=4, seed=3), 500)
+    padded = np.pad(x, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    corners = np.full((500, 2), -1)
+    for row in range(9):
+        for column in range(9):
+            crops = padded[:, row : row + 32, column : column + 32]
+            corners[(crops == moved).all(axis=(1, 2, 3))] = row, column
+    counts = np.zeros((9, 9), int)
+    np.add.at(counts, tuple(corners.T), 1)
+    assert corners.min() == 0  # every image is a crop, to the bit
+    for axis in range(2):
+        assert counts.sum(axis=axis).min() > 30  # of about 55.6, with a standard deviation of 7
+    assert (counts > 0).mean() > 0.95
 
 
 def test_streams_of_unknown_length_are_counted(streams):

@@ -60,6 +60,12 @@ class GraCapsNet(CapsuleModel):
         model = GraCapsNet((28, 28, 1), 10)
         model.compile("adam", MarginLoss(), metrics=["accuracy"])
         model.fit(x, y, epochs=5)
+
+    For CIFAR-10 the author's code has 512 channels, 64 heads. That are 2,793,130 parameters, there and here, 3.7 %
+    fewer than the 2.90 M of thesis Table 3.1, which tells no number of heads::
+
+        model = GraCapsNet((32, 32, 3), 10, num_heads=64)
+        training.fit(model, data.augment(train, shift=4, flip=True), test, "gracapsnet_cifar10")
     """
 
     def __init__(

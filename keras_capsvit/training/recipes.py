@@ -90,6 +90,9 @@ RECIPES = {
     "resnet18": _RESNET18,
     # Its CapsNet (batch_norm=True), with the loss of the author's code.
     "resnet18_capsnet": dataclasses.replace(_RESNET18, loss="log_lengths"),
+    # Thesis chapter 3 on CIFAR-10, by the author's code, with GraCapsNet(num_heads=64). The loss there is a tenth of
+    # this one, the mean over classes; Adam's steps are the same.
+    "gracapsnet_cifar10": Recipe(epochs=150, shift=4, flip=True),
     # This package's own: GraCapsNet in few epochs.
     "gracapsnet": Recipe(epochs=5, learning_rate=0.003, schedule="cosine"),
 }

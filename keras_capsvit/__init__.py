@@ -48,6 +48,7 @@ from keras_capsvit.models import (
     load_weights,
     load_weights_from,
 )
+from keras_capsvit.schedules import LinearWarmup
 from keras_capsvit.versions import warn_of_untested
 
 __version__ = "0.1.0"
@@ -68,6 +69,7 @@ _SUBMODULES = (
     "ops",
     "patches",
     "plot",
+    "schedules",
     "serving",
     "taps",
     "training",
@@ -91,6 +93,7 @@ __all__ = [
     "EMRouting",
     "GraCapsNet",
     "GraphCapsPool",
+    "LinearWarmup",
     "MLPMixer",
     "MarginLoss",
     "MultiHeadSelfAttention",

@@ -12,11 +12,12 @@ class SubsetAccuracy(keras.metrics.Mean):
     """Share of images whose ``k`` classes are the ``k`` highest scores, all of them.
 
     For one class per image it is the usual accuracy; for overlapping digits both digits have to be right (thesis Tables
-    5.4 and S.2), where Keras's ``"accuracy"`` would compare single maxima. A tie that decides counts as wrong. NaN
-    among the scores, or of labels that are none (see ``as_multi_hot``), makes the metric NaN.
+    5.4 and S.2), where Keras's ``"accuracy"`` would compare single maxima. Of a mixed image, whose classes have shares
+    (``data.mix``), the largest one counts. A tie that decides counts as wrong. NaN among the scores, or of labels that
+    are none (see ``as_multi_hot``), makes the metric NaN.
 
     Call arguments:
-        y_true: integer class ids ``(b,)`` or ``(b, 1)``, or multi-hot ``(b, M)``.
+        y_true: integer class ids ``(b,)`` or ``(b, 1)``, or multi-hot ``(b, M)``, or shares ``(b, M)``.
         y_pred: scores ``(b, M)``, lengths or logits.
 
     Raises:
@@ -30,7 +31,8 @@ class SubsetAccuracy(keras.metrics.Mean):
         y_pred = ops.convert_to_tensor(checks.tensor("scores", y_pred, "(b, M)"))
         rows = as_multi_hot(y_true, y_pred.shape[1])
         checks.of_one_batch(type(self).__name__, [rows, y_pred])
-        present, infinity = rows > 0, ops.cast(float("inf"), y_pred.dtype)
+        present = ops.logical_and(rows > 0, ops.equal(rows, ops.max(rows, axis=1, keepdims=True)))
+        infinity = ops.cast(float("inf"), y_pred.dtype)
         lowest_present = ops.min(ops.where(present, y_pred, infinity), axis=1)
         highest_absent = ops.max(ops.where(present, -infinity, y_pred), axis=1)
         right = ops.cast(lowest_present > highest_absent, "float32")

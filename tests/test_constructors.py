@@ -28,6 +28,7 @@ ROOMS = [
     "metrics",
     "models",
     "patches",
+    "schedules",
     "serving",
     "training",
 ]

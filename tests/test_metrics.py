@@ -30,6 +30,15 @@ def test_is_the_usual_accuracy_for_one_class_and_weighs_samples():
         assert float(metric.result()) == pytest.approx(0.75)
 
 
+def test_the_largest_share_of_a_mixed_image_counts():
+    rows = np.float32([[0.7, 0.3, 0], [0.3, 0.7, 0], [0.5, 0.5, 0], [0.5, 0.5, 0], [1, 0, 0], [0.2, 0.3, 0.5]])
+    scores = np.float32([[0.5, 0.9, 0], [0.5, 0.9, 0], [0.5, 0.9, 0], [0.5, 0, 0.9], [0.5, 0.1, 0.2], [0.1, 0.5, 0.9]])
+    for k, right in enumerate([0, 1, 1, 0, 1, 1]):
+        metric = SubsetAccuracy()
+        metric.update_state(rows[k : k + 1], scores[k : k + 1])
+        assert float(metric.result()) == right, k
+
+
 def test_config_round_trip_and_wrong_labels():
     metric = keras.metrics.deserialize(keras.metrics.serialize(SubsetAccuracy("both")))
     assert (type(metric), metric.name) == (SubsetAccuracy, "both")

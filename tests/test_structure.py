@@ -24,14 +24,15 @@ ALLOWED = {
     "serving": {"files", "ops", "taps", "autodiff", "checks", "serving"},
     "losses": {"ops", "checks"},
     "metrics": {"ops", "checks"},
-    "training": {"losses", "metrics", "taps", "autodiff", "checks", "files", "private", "training"},
+    "schedules": {"checks"},
+    "training": {"losses", "metrics", "schedules", "taps", "autodiff", "checks", "files", "private", "training"},
     "layers": {"ops", "checks", "layers"},
     "models": {"files", "ops", "taps", "checks", "private", "layers", "models"},
     "evaluate": {"files", "ops", "taps", "autodiff", "caches", "checks", "patches", "evaluate"},
     "attacks": {"ops", "taps", "autodiff", "caches", "checks", "patches", "attacks"},
     "explain": {"private", "ops", "taps", "autodiff", "checks", "explain"},
     "versions": set(),
-    "__init__": {"layers", "losses", "metrics", "models", "versions"},
+    "__init__": {"layers", "losses", "metrics", "models", "schedules", "versions"},
 }
 BASES = {"CapsuleModel", "ConfiguredModel", "Routing"}  # of registered classes, not made themselves
 KNOWS_TENSORFLOW = {

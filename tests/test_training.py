@@ -6,7 +6,8 @@ import pytest
 import replicas
 
 from keras_capsvit import GraCapsNet, MarginLoss, data, training
-from keras_capsvit.models import CapsNet, ConvNetAvg, ConvNetCR
+from keras_capsvit.models import CapsNet, ConvNetAvg, ConvNetCR, VisionTransformer
+from keras_capsvit.training import recipes
 
 pytestmark = pytest.mark.tensorflow  # the streams are
 FEW = training.Recipe(epochs=3, learning_rate=0.003, schedule="cosine")
@@ -94,6 +95,22 @@ def test_optimizers_and_schedules(streams):
     np.testing.assert_allclose([float(schedule(n)) for n in (0, 4, 5, 8, 9)], [0.1, 0.1, 0.01, 0.01, 0.001], rtol=1e-5)
 
 
+def test_weights_decay_but_biases_norms_and_tokens():
+    size = {"width": 8, "depth": 1, "num_heads": 2, "mlp_units": 8}
+    model = VisionTransformer("Ti/4", input_shape=(8, 8, 1), num_classes=3, **size)
+    recipe = training.Recipe(epochs=1, optimizer="adamw", learning_rate=0.1, weight_decay=0.5, loss="cross_entropy")
+    recipes.compile_by(model, recipe, 1)
+    for variable in model.trainable_variables:
+        variable.assign(np.ones(variable.shape))
+    model.optimizer.apply([np.zeros(each.shape, "float32") for each in model.trainable_variables])
+    ends = {each.path: float(np.mean(each)) for each in model.trainable_variables}
+    assert {path.split("/")[-1] for path, end in ends.items() if end == 1} == {
+        *("bias", "gamma", "beta", "class_token", "positions")
+    }
+    assert {path.split("/")[-1] for path, end in ends.items() if abs(end - 0.95) < 1e-6} == {"kernel"}
+    assert not [path for path, end in ends.items() if path.endswith("kernel") and end == 1]
+
+
 def test_losses_by_name():
     lengths, logits = CapsNet((12, 12, 1), 3, kernel_size=5, filters=4, num_types=1), convnet(3)
     scores, ids = np.array([[0.2, 0.7, 0.1]], "float32"), np.array([1])
@@ -123,7 +140,16 @@ def test_losses_by_name():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"optimizer": "lion"}, r"optimizer must be one of \('adam', 'sgd'\); received 'lion'"),
+        ({"optimizer": "lion"}, r"optimizer must be one of \('adam', 'adamw', 'sgd'\); received 'lion'"),
+        ({"warmup": 1}, "warmup must be an integer from 0 to 0; received 1"),
+        ({"epochs": 9, "warmup": 5, "schedule": (5,)}, "warmup must be an integer from 0 to 4; received 5"),
+        ({"warmup": -1}, "warmup must be an integer from 0 to 0; received -1"),
+        ({"weight_decay": 0.05}, "weight_decay is AdamW's; received weight_decay=0.05 with optimizer='adam'"),
+        ({"weight_decay": -0.1, "optimizer": "adamw"}, r"weight_decay must be a number in \[0, inf\); received -0.1"),
+        ({"label_smoothing": 0.1}, "label_smoothing is that of loss='cross_entropy'; received .* loss='margin'"),
+        ({"label_smoothing": 1, "loss": "cross_entropy"}, r"label_smoothing must be a number in \[0, 1\); received 1"),
+        ({"mixup": -1}, r"mixup must be a number in \[0, inf\); received -1"),
+        ({"cutmix": True}, r"cutmix must be a number in \[0, inf\); received True"),
         ({"schedule": "linear"}, "tuple of epochs; received 'linear'"),
         ({"schedule": [5]}, r"tuple of epochs; received \[5\]"),
         ({"schedule": (5, 2)}, r"each later than the one before, such as \(50, 75\); received \(5, 2\)"),

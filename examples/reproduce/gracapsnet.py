@@ -5,8 +5,10 @@
     python examples/reproduce/gracapsnet.py --dataset cifar10
 
 CIFAR-10 is trained as published: 64 heads, images moved by up to 4 pixels and mirrored, constant rate, 150 epochs. The
-others are trained by this package's recipe of few epochs. Interrupted, the same command goes on after the last finished
-epoch. Writes a JSON with the accuracy of every epoch and how it was obtained, by default beside this script in results/.
+others are trained by this package's recipe of few epochs.
+
+Interrupted, the same command goes on after the last finished epoch. Writes a JSON with the accuracy of every epoch
+and how it was obtained, by default beside this script in results/.
 """
 
 import argparse

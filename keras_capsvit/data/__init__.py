@@ -1,7 +1,7 @@
 """Data sets as ``tf.data`` streams."""
 
 from keras_capsvit.data import affine, affine_sets, corruptions, multidigit
-from keras_capsvit.data.augment import augment
+from keras_capsvit.data.augment import augment, mix
 from keras_capsvit.data.datasets import DATASETS, Info, from_arrays, info, load, take
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "from_arrays",
     "info",
     "load",
+    "mix",
     "multidigit",
     "take",
 ]

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_capsvit import autodiff, checks
+from keras_capsvit.training import recipes
 from keras_capsvit.training.fitting import Training
 
 _FEW = 8  # images that the attack is tried on before an epoch
@@ -39,12 +40,18 @@ def adversarial_fit(model, train, validation, recipe, attack, *, objective=None,
         keras.callbacks.History, see ``fit``.
 
     Raises:
-        ValueError: what ``fit`` and the attack refuse; labels that are no class ids.
+        ValueError: what ``fit`` and the attack refuse; labels that are no class ids, and recipes that mix images.
         FileError: see ``fit``.
 
     Warns:
         UserWarning: before an epoch, if no gradient reaches the images that the attack is tried on.
     """
+    recipe = recipes.named(recipe)
+    if recipe.mixes:
+        raise ValueError(
+            f"An attack needs the class of an image; received a recipe that mixes images, mixup={recipe.mixup} and "
+            f"cutmix={recipe.cutmix}. Take one without."
+        )
     goal = model if objective is None else objective(model)
     training = Training(model, train, validation, recipe, work, f"adversarial_fit by {_described(attack)}")
     if _runs_inside(attack):

@@ -19,8 +19,8 @@ def fit(model, train, validation, recipe, *, work=None, verbose="auto"):
 
     Args:
         model: model that returns lengths or logits.
-        train: ``tf.data.Dataset`` of batches, augmented (``data.augment``) as the recipe says, or
-            ``keras.utils.PyDataset``. One that does not know its length is read once more, to count its batches.
+        train: ``tf.data.Dataset`` of batches, augmented (``data.augment``) and mixed (``data.mix``) as the recipe says,
+            or ``keras.utils.PyDataset``. One that does not know its length is read once more, to count its batches.
         validation: stream judged by after every epoch; None for none.
         recipe: Recipe, or the name of one in ``RECIPES``.
         work: path of a folder for checkpoints and ``epochs.csv``; None for neither.
@@ -31,7 +31,8 @@ def fit(model, train, validation, recipe, *, work=None, verbose="auto"):
 
     Raises:
         ValueError: for an unknown recipe; losses that do not fit the model; streams that are empty, have no end or can
-            be read only once; a loss that is not finite; and a checkpoint in ``work`` of another training.
+            be read only once; class ids where the recipe mixes images; a loss that is not finite; and a checkpoint in
+            ``work`` of another training.
         FileError: where no checkpoint in ``work`` is whole. Where only the newest is not, a warning names it.
     """
     return Training(model, train, validation, recipe, work, "fit").run(verbose)
@@ -56,6 +57,8 @@ class Training:
                 f"Expected a validation stream, because the recipe stops at an accuracy of {recipe.stop_at}; received "
                 "None. Give one, or take a recipe with stop_at=None."
             )
+        if recipe.mixes:
+            _check_rows(train, recipe)
         recipes.compile_by(model, recipe, self._lengths[0])
         kind = {"method": method, "recipe": _lasting(recipe), "batches": self._lengths}
         self.progress = None if work is None else Progress(work, kind)
@@ -117,6 +120,18 @@ class FiniteLoss(keras.callbacks.Callback):
                 f"The loss of epoch {epoch + 1} is {logs['loss']}, and the weights are lost. Look for images that are "
                 "not finite or outside an attack's bounds and labels out of range, or take a lower learning rate."
             )
+
+
+def _check_rows(train, recipe):
+    """Refuse class ids for a recipe that mixes images, because nobody has mixed them."""
+    spec = train[0] if isinstance(train, keras.utils.PyDataset) else train.element_spec
+    y = keras.utils.unpack_x_y_sample_weight(spec)[1]
+    if len(getattr(y, "shape", ())) != 2 or "float" not in str(y.dtype):
+        raise ValueError(
+            f"The recipe mixes images, mixup={recipe.mixup} and cutmix={recipe.cutmix}: expected labels (b, M) of the "
+            f"shares of classes; received {y!r:.80}. Mix the training stream by data.mix(stream, num_classes, "
+            "mixup=..., cutmix=...), or take a recipe without."
+        )
 
 
 def _lasting(recipe):

@@ -624,6 +624,9 @@ DATA = {
     "take.dataset": among([made("stream", zoo.batched)], [made("pair", lambda: (zoo.images(), zoo.ids()))]),
     "stream": among([made("stream", zoo.batched)], [made("unbatched", zoo.stream)]),
     "shift": values.whole(0, [1, 0, 2], huge=False),
+    "mix.num_classes": values.whole(2, [3, 2], huge=False),
+    "mixup": values.number([0.8, 0.0], 0),
+    "cutmix": values.number([1.0, 0.0], 0),
     "images": values.array(zoo.images),
     "keys": among(
         [None, [1, 2, 3, 4], made("array", lambda: np.arange(4))],

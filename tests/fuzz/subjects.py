@@ -181,8 +181,8 @@ def _function(name, function):
     parameters = _parameters(function)
     if name == "attacks.combined":
         parameters, call = {"objectives": True}, lambda objectives: function(*objectives)
-    elif name.startswith("data.affine_sets.") or name == "data.augment":
-        if name != "data.augment":
+    elif name.startswith("data.affine_sets.") or name in ("data.augment", "data.mix"):
+        if name.startswith("data.affine_sets."):
             parameters |= {"batch_size": True, "shuffle": True, "seed": True}
         call = lambda **arguments: next(iter(function(**arguments)))  # noqa: E731
     elif name.startswith("data.") and name.split(".")[-1] in ("load", "from_arrays", "multi_mnist"):

@@ -1,6 +1,7 @@
 """Trainings that were interrupted end where they would have without it, bit by bit."""
 
 import csv
+import dataclasses
 import functools
 import pathlib
 import tempfile
@@ -17,6 +18,9 @@ from keras_capsvit.training.streams import at_epoch
 
 pytestmark = pytest.mark.tensorflow  # the streams are
 RECIPE = training.Recipe(epochs=3, learning_rate=0.01, schedule="cosine", loss="cross_entropy")
+MIXING = dataclasses.replace(
+    RECIPE, optimizer="adamw", warmup=1, weight_decay=0.05, label_smoothing=0.1, mixup=0.8, cutmix=1.0
+)
 
 
 def vit():
@@ -32,11 +36,13 @@ def capsnet():
     return GraCapsNet((8, 8, 1), 10, num_heads=2, primary_dim=4, capsule_dim=4, filters=4, **decoder)
 
 
-def streams():
+def streams(kind="fit"):
     keras.utils.set_random_seed(0)  # which the order of TensorFlow's streams depends on, too
     random = np.random.default_rng(0)
     x, y = random.uniform(size=(24, 8, 8, 1)).astype("float32"), random.integers(10, size=24)
     train = data.augment(data.from_arrays(x, y, batch_size=8, shuffle=True, seed=1), shift=1, seed=2)
+    if kind == "mixed":
+        train = data.mix(train, 10, mixup=MIXING.mixup, cutmix=MIXING.cutmix, seed=3)
     return train, data.from_arrays(x[:8], y[:8], batch_size=8)
 
 
@@ -55,6 +61,7 @@ def adversarial_fit(attack):
 
 FITS = {
     "fit": (fit, vit),
+    "mixed": (functools.partial(fit, recipe=MIXING), vit),
     "pgd": (adversarial_fit(attacks.PGD(0.1, steps=2)), capsnet),
     "deepfool": (adversarial_fit(attacks.DeepFool(steps=2)), vit),
 }
@@ -65,7 +72,7 @@ def whole(kind):
     """What a training without an interruption comes to: its state, its History, its table."""
     method, build = FITS[kind]
     with tempfile.TemporaryDirectory() as folder:
-        model, history = method(build, *streams()[:1], work=folder)
+        model, history = method(build, *streams(kind)[:1], work=folder)
         return state(model), history, (pathlib.Path(folder) / "epochs.csv").read_text()
 
 
@@ -99,12 +106,13 @@ MOMENTS = {
     [
         ("fit", "in the third epoch"),
         *(pytest.param("fit", moment, marks=pytest.mark.slow) for moment in MOMENTS if moment != "in the third epoch"),
+        pytest.param("mixed", "in the third epoch", marks=pytest.mark.slow),
         pytest.param("pgd", "in the third epoch", marks=pytest.mark.slow),
         pytest.param("deepfool", "before a checkpoint", marks=pytest.mark.slow),
     ],
 )
 def test_it_ends_where_it_would_have(tmp_path, monkeypatch, kind, moment):
-    (method, build), (train, _) = FITS[kind], streams()
+    (method, build), (train, _) = FITS[kind], streams(kind)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt(patch, *MOMENTS[moment])
         method(build, train, work=tmp_path)

@@ -95,6 +95,21 @@ def test_optimizers_and_schedules(streams):
     np.testing.assert_allclose([float(schedule(n)) for n in (0, 4, 5, 8, 9)], [0.1, 0.1, 0.01, 0.01, 0.001], rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", training.RECIPES)
+def test_every_named_recipe_begins_and_ends_as_it_says(name, small_model):
+    recipe = training.RECIPES[name]
+    model = small_model() if recipe.loss in ("margin", "log_lengths") else convnet()
+    recipes.compile_by(model, recipe, 10)
+    ends = {"constant": recipe.learning_rate, "cosine": 0.0, (50,): recipe.learning_rate / 10}
+    last = recipe.epochs * 10
+    for step, expected in ((recipe.warmup * 10, recipe.learning_rate), (last, ends[recipe.schedule])):
+        model.optimizer.iterations.assign(step)
+        assert float(model.optimizer.learning_rate) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    x, y = np.random.default_rng(0).uniform(size=(2, 12, 12, 1)).astype("float32"), np.array([0, 1])
+    model.optimizer.iterations.assign(0)
+    assert np.isfinite(model.train_on_batch(x, y)).all()
+
+
 def test_weights_decay_but_biases_norms_and_tokens():
     size = {"width": 8, "depth": 1, "num_heads": 2, "mlp_units": 8}
     model = VisionTransformer("Ti/4", input_shape=(8, 8, 1), num_classes=3, **size)
@@ -102,7 +117,8 @@ def test_weights_decay_but_biases_norms_and_tokens():
     recipes.compile_by(model, recipe, 1)
     for variable in model.trainable_variables:
         variable.assign(np.ones(variable.shape))
-    model.optimizer.apply([np.zeros(each.shape, "float32") for each in model.trainable_variables])
+    still = [np.zeros(each.shape, "float32") for each in model.trainable_variables]
+    model.optimizer.apply(still, model.trainable_variables)
     ends = {each.path: float(np.mean(each)) for each in model.trainable_variables}
     assert {path.split("/")[-1] for path, end in ends.items() if end == 1} == {
         *("bias", "gamma", "beta", "class_token", "positions")

@@ -11,8 +11,8 @@ from keras_capsvit.metrics import SubsetAccuracy
 from keras_capsvit.schedules import LinearWarmup
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
-_NOT_DECAYED = ("class_token", "distillation_token", "positions")  # of PatchEmbedding
 LOSSES = ("margin", "log_lengths", "cross_entropy", "binary_cross_entropy")
+_NOT_DECAYED = ("class_token", "distillation_token", "positions")  # of PatchEmbedding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,9 @@ class Recipe:
         mixup: float >= 0, for ``data.mix``.
         cutmix: float >= 0, for ``data.mix``.
         stop_at: float in (0, 1] or None, validation accuracy at which training ends.
+
+    ``RECIPES["deit"]`` is DeiT's but for RandAugment, random erasing, repeated augmentation and crops of random size,
+    which this package does not have, and a cosine that ends at 0; see ``docs/training.md``.
 
     Raises:
         ValueError: for anything else.
@@ -133,8 +136,7 @@ RECIPES = {
     # Thesis chapter 3 on CIFAR-10, by the author's code, with GraCapsNet(num_heads=64). The loss there is a tenth of
     # this one, the mean over classes; Adam's steps are the same.
     "gracapsnet_cifar10": Recipe(epochs=150, shift=4, flip=True),
-    # Touvron et al. 2021, Table 9, for DeiT(drop_path=0.1): there the rate is 5e-4 for 512 images, and ends at 1e-5.
-    # Not here: RandAugment (9, .5), random erasing (.25), repeated augmentation, crops of random size.
+    # Touvron et al. 2021, Table 9, for DeiT(drop_path=0.1): its rate is 5e-4 times batch_size / 512.
     "deit": Recipe(
         epochs=300,
         batch_size=1024,

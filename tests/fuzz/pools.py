@@ -624,7 +624,7 @@ DATA = {
     "take.dataset": among([made("stream", zoo.batched)], [made("pair", lambda: (zoo.images(), zoo.ids()))]),
     "stream": among([made("stream", zoo.batched)], [made("unbatched", zoo.stream)]),
     "shift": values.whole(0, [1, 0, 2], huge=False),
-    "mix.num_classes": values.whole(2, [3, 2], huge=False),
+    "mix.num_classes": among([zoo.CLASSES, np.int64(3), 4], [0, 1, -1, True, 2**31], [2], but=["3"]),
     "mixup": values.number([0.8, 0.0], 0),
     "cutmix": values.number([1.0, 0.0], 0),
     "images": values.array(zoo.images),

@@ -1,5 +1,7 @@
 """The losses of capsule networks, and cross-entropies that take no label for another."""
 
+from typing import ClassVar
+
 import keras
 from keras import ops
 
@@ -16,10 +18,14 @@ class _OfLabels:
     multi-hot rows.
     """
 
+    shares: ClassVar = False  # see check_labels
+
     def __call__(self, y_true, y_pred, sample_weight=None):
         y_pred = checks.tensor("scores", y_pred, "(b, M)")
         y_true = y_true if hasattr(y_true, "shape") else checks.numbers(y_true, "labels")
-        check_labels(y_true, y_pred.shape[-1])  # of their own type; next, Keras casts them to that of the scores
+        check_labels(
+            y_true, y_pred.shape[-1], shares=self.shares
+        )  # of their own type; next, Keras casts them to that of the scores
         checks.of_one_batch(type(self).__name__, [y_true, y_pred])
         return super().__call__(y_true, y_pred, sample_weight)
 
@@ -32,7 +38,7 @@ class CrossEntropy(_OfLabels, keras.losses.CategoricalCrossentropy):
         **kwargs: those of ``keras.losses.CategoricalCrossentropy``; ``from_logits`` is True.
 
     Call arguments:
-        y_true: class ids ``(b,)`` or ``(b, 1)``, or one-hot ``(b, M)``.
+        y_true: class ids ``(b,)`` or ``(b, 1)``, or rows ``(b, M)`` that sum to 1: one-hot, or shares of mixed images.
         y_pred: logits ``(b, M)``.
 
     Raises:
@@ -40,11 +46,13 @@ class CrossEntropy(_OfLabels, keras.losses.CategoricalCrossentropy):
             steps the loss of these is NaN.
     """
 
+    shares: ClassVar = True
+
     def __init__(self, *, from_logits=True, name="cross_entropy", **kwargs):
         super().__init__(from_logits=from_logits, name=name, **kwargs)
 
     def call(self, y_true, y_pred):
-        return super().call(as_multi_hot(y_true, y_pred.shape[-1]), y_pred)
+        return super().call(as_multi_hot(y_true, y_pred.shape[-1], shares=True), y_pred)
 
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")

@@ -153,17 +153,18 @@ def _matrices(name, values):
     return values
 
 
-def as_multi_hot(labels, num_classes):
+def as_multi_hot(labels, num_classes, *, shares=False):
     """Class ids or multi-hot labels as a multi-hot tensor.
 
     Args:
         labels: class ids of shape ``(b,)`` or ``(b, 1)``, or a multi-hot tensor ``(b, num_classes)``; see
             ``check_labels``.
         num_classes: int.
+        shares: bool, see ``check_labels``.
 
     Returns:
         float32 tensor ``(b, num_classes)``. Inside a compiled function, where values are not known, what
-        ``check_labels`` would refuse becomes NaN: a row of NaN of an id, an entry of a multi-hot one.
+        ``check_labels`` would refuse becomes NaN: a row of NaN of an id or of shares, an entry of a multi-hot one.
 
     Raises:
         ValueError: see ``check_labels``.
@@ -172,11 +173,14 @@ def as_multi_hot(labels, num_classes):
     labels = labels if hasattr(labels, "shape") else checks.numbers(labels, "labels")
     rows = labels.shape[0] if len(labels.shape) else None
     checks.memory("Multi-hot labels", (rows or 1, num_classes), "Take fewer classes or a smaller batch.", times=1)
-    kind = check_labels(labels, num_classes)  # of what came in: a tensor of JAX may have fewer bits
+    kind = check_labels(labels, num_classes, shares=shares)  # of what came in: a tensor of JAX may have fewer bits
     labels = ops.convert_to_tensor(labels)
     if kind == "multi-hot":
         rows = ops.cast(labels, "float32")
-        return ops.where(ops.logical_and(rows >= 0, rows <= 1), rows, float("nan"))
+        rows = ops.where(ops.logical_and(rows >= 0, rows <= 1), rows, float("nan"))
+        if not shares:
+            return rows
+        return ops.where(ops.abs(ops.sum(rows, axis=1, keepdims=True) - 1) < _SLACK, rows, float("nan"))
     ids = ops.reshape(labels, (-1,))
     ids = ops.cast(ids, _WIDER.get(keras.backend.standardize_dtype(ids.dtype), ids.dtype))
     legal = ops.logical_and(ids >= 0, ids < num_classes)
@@ -191,20 +195,25 @@ def as_multi_hot(labels, num_classes):
 _WIDER = {**dict.fromkeys(("int8", "uint8", "int16", "uint16"), "int32"), "float16": "float32", "bfloat16": "float32"}
 
 
-def check_labels(labels, num_classes):
+_SLACK = 1e-2  # of a sum of shares in half precision
+
+
+def check_labels(labels, num_classes, *, shares=False):
     """Refuse labels of a wrong shape or type, and, where their values are known, out of range.
 
     Args:
         labels: array or tensor; inside a compiled function only its shape and type are known.
         num_classes: int.
+        shares: bool, whether rows have to sum to 1, as those of one class, or of mixed images, do.
 
     Returns:
         str, ``"ids"`` for class ids ``(b,)`` or ``(b, 1)``, ``"multi-hot"`` for ``(b, num_classes)``.
 
     Raises:
         ValueError: for another shape, other types than integers and floats, ids that are no integers or outside
-            ``0 ... num_classes - 1``, or multi-hot entries outside [0, 1].
+            ``0 ... num_classes - 1``, multi-hot entries outside [0, 1], or, with ``shares``, rows of another sum.
     """
+    checks.booleans(shares=shares)
     shape = tuple(labels.shape)
     if len(shape) == 2 and shape[1] == num_classes:
         kind = "multi-hot"
@@ -228,4 +237,14 @@ def check_labels(labels, num_classes):
         raise ValueError(
             f"Expected multi-hot entries between 0 and 1; received values between {values.min()} and {values.max()}."
         )
+    elif shares:
+        _check_sums(np.float64(values).sum(axis=1))
     return kind
+
+
+def _check_sums(sums):
+    if not (np.abs(sums - 1) < _SLACK).all():
+        raise ValueError(
+            "Expected labels of one class, or of shares that sum to 1, in each row; received sums between "
+            f"{sums.min()} and {sums.max()}. For several classes at once take the margin loss or binary cross-entropy."
+        )

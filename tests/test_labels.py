@@ -79,6 +79,23 @@ def test_rows_that_are_no_multi_hot(rows):
         as_multi_hot(rows, 3)
 
 
+def test_cross_entropy_takes_shares_that_sum_to_one_and_no_others():
+    logits, loss = np.random.default_rng(0).normal(size=(2, 3)).astype("float32"), CrossEntropy()
+    measured = compile(lambda labels: loss(labels, logits))
+    log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    shares = np.float32([[0.3, 0.7, 0], [0, 0, 1]])
+    expected = -np.mean(np.sum(shares * log_probabilities, axis=1))
+    for labels in (shares, ops.cast(shares, "bfloat16"), ops.cast(shares, "float16")):
+        np.testing.assert_allclose(loss(labels, logits), expected, rtol=1e-2)
+        np.testing.assert_allclose(measured(labels), expected, rtol=1e-2)
+    for row in ([1, 1, 0], [0.9, 0.9, 0], [0, 0, 0], [0.5, 0.4, 0]):
+        labels = np.float32([[0, 1, 0], row])
+        assert np.isnan(float(measured(labels)))
+        with pytest.raises(ValueError, match=r"shares that sum to 1, in each row; received sums between .*margin loss"):
+            loss(labels, logits)
+        assert np.isfinite(float(BinaryCrossEntropy(from_logits=True)(labels, logits)))
+
+
 @pytest.mark.parametrize("labels", [np.array([True, False]), np.array([1j, 0]), np.array(["1", "0"])], ids=str)
 def test_types_that_are_no_labels_are_refused_when_compiled_too(labels):
     with pytest.raises(ValueError, match=r"Labels must be integers, or floats that are; received (bool|complex|str)"):

@@ -118,6 +118,7 @@ OPS = {
     "x": values.array(zoo.class_capsules, fixed=False, wrong_length=False),
     "axis": values.whole(-3, [-1, 0, 1, -2], 2),
     "keepdims": FLAG,
+    "shares": FLAG,
     "attention": among(
         [made("attention", zoo.attention)],
         [[1, 2], [None], made("different", lambda: [zoo.attention()[0], np.ones((4, 3, 3), "float32")])],

@@ -61,8 +61,8 @@ class GraCapsNet(CapsuleModel):
         model.compile("adam", MarginLoss(), metrics=["accuracy"])
         model.fit(x, y, epochs=5)
 
-    For CIFAR-10 the author's code has 512 channels, 64 heads. That are 2,793,130 parameters, there and here, 3.7 %
-    fewer than the 2.90 M of thesis Table 3.1, which tells no number of heads::
+    For CIFAR-10 the author's code has 512 channels, hence 64 heads, and 2,793,130 parameters as here, 3.7 % fewer than
+    the 2.90 M of thesis Table 3.1, which does not tell its number of heads::
 
         model = GraCapsNet((32, 32, 3), 10, num_heads=64)
         training.fit(model, data.augment(train, shift=4, flip=True), test, "gracapsnet_cifar10")

@@ -52,8 +52,8 @@ def relative_reach(adjacency, height, width):
     """How far an adjacency reaches over its grid, relative to the Gaussian of sigma 1, for initial scales.
 
     Reach is the root mean squared row norm over the mean of the diagonal: 1 for the identity, about 1.8 sigma for a
-    Gaussian. Scores grow with it, and what attention picks is a mean over so wide a neighbourhood. It counts as at least
-    1.25 here: without neighbours class capsules would start too short to learn fast.
+    Gaussian. Scores grow with it, and what attention picks is a mean over so wide a neighbourhood. It is at least 1.25
+    here: without neighbours class capsules would start too short to learn fast.
 
     Args:
         adjacency: array ``(height * width, height * width)``.

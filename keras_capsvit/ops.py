@@ -20,6 +20,11 @@ def _of_vectors(x, axis):
     return x
 
 
+def _check_sizes(name, sizes, expected):
+    if any(None not in pair and len(set(pair)) > 1 for pair in zip(sizes, expected, strict=True)):
+        raise ValueError(f"Expected {name} of sizes {expected}, as those of the weights; received {tuple(sizes)}.")
+
+
 def safe_norm(x, axis=-1, keepdims=False):
     """Euclidean length whose gradient at the zero vector is zero instead of NaN.
 
@@ -73,9 +78,14 @@ def contributions(weights, votes, lengths=None):
 
     Returns:
         float32 tensor ``(b, i, j)``, signed; 0 where ``s_j`` is the zero vector.
+
+    Raises:
+        ValueError: for shapes that do not fit each other.
     """
     weights = ops.cast(checks.tensor("weights", weights, "(b, i, j)"), "float32")
     votes = ops.cast(checks.tensor("votes", votes, "(b, i, j, e)"), "float32")
+    batch, inputs, outputs = weights.shape
+    _check_sizes("votes", votes.shape[:3], (batch, inputs, 1 if votes.shape[2] == 1 else outputs))
     if votes.shape[2] == 1:  # by matrix products, which need no copy of the votes for each capsule
         votes = votes[:, :, 0]
         total = ops.matmul(ops.transpose(weights, (0, 2, 1)), votes)
@@ -86,6 +96,7 @@ def contributions(weights, votes, lengths=None):
     direction = total / ops.where(zero, 1.0, norm)
     if lengths is not None:
         lengths = ops.cast(checks.tensor("lengths", lengths, "(b, j)"), "float32")
+        _check_sizes("lengths", lengths.shape, (batch, outputs))
         direction = direction * (lengths[..., None] / ops.where(zero, 1.0, norm))
     if len(votes.shape) == 3:
         return weights * ops.matmul(votes, ops.transpose(direction, (0, 2, 1)))

@@ -74,17 +74,67 @@ def test_the_objective_is_attacked_and_the_model_judges():
     assert np.isnan(found.norms["l2"])
 
 
+def scores(x):
+    return ops.convert_to_numpy(model(x))
+
+
 def test_targeted():
     targets = evaluate.random_targets(3, seed=4)
-    wanted = np.stack([targets(Y) for _ in range(200)])
+    wanted = np.stack([targets(Y, numbers) for numbers in np.arange(200)[:, None] + np.arange(len(Y))])
     assert (wanted != Y).all()
     assert 0.4 < ((wanted - Y) % 3 == 1).mean() < 0.6
-    # All examples not of the wanted class are attacked, the misclassified ones, too.
+    np.testing.assert_array_equal(targets(Y[10:20], np.arange(10, 20)), targets(Y)[10:20])
+    # Success is counted over images that were classified correctly.
     found = evaluate.robustness(model, PGD, (X, Y), targets=lambda y: (y + 1) % 3)
     adversarial = PGD(model, X, (Y + 1) % 3, targeted=True)
     hit = ops.convert_to_numpy(model(adversarial)).argmax(1) == (Y + 1) % 3
-    np.testing.assert_allclose(found.success_rate, hit.mean(), atol=1e-6)
+    np.testing.assert_allclose(found.success_rate, hit[CORRECT].mean(), atol=1e-6)
     np.testing.assert_allclose(found.robust_accuracy, (CORRECT & ~hit).mean(), atol=1e-6)
+
+
+def test_all_objectives_and_batches_want_the_same_random_classes():
+    seen = {}
+
+    def attack_of(name):
+        def attack(objective, x, y, targeted):
+            seen.setdefault(name, []).append((x[:, 0, 0, 0], y))
+            return x
+
+        return attack
+
+    settings = {"targets": evaluate.random_targets(3, seed=1)}
+    for size in (50, 7):
+        attacks_of_size = {f"{name} {size}": attack_of(f"{name} {size}") for name in ("a", "b")}
+        evaluate.attack_table(model, attacks_of_size, (X, Y), batch_size=size, **settings)
+    pixels, wanted = (np.concatenate(part) for part in zip(*seen["a 50"], strict=True))
+    assert len(seen) == 4
+    for batches in seen.values():
+        np.testing.assert_array_equal(np.concatenate([pixel for pixel, _ in batches]), pixels)
+        np.testing.assert_array_equal(np.concatenate([classes for _, classes in batches]), wanted)
+
+
+def test_norms_of_images_at_which_all_attacks_succeed():
+    def towards(step):
+        direction = np.sign(WEIGHTS[:, [1, 2, 0]] - WEIGHTS).T.reshape(3, 6, 6, 1)  # of the next class
+        return lambda objective, x, y, targeted: x + step * direction[y]
+
+    every = {"weak": towards(0.03), "strong": towards(0.1)}
+    own, common = (evaluate.attack_table(model, every, (X, Y), norms=norms) for norms in ("own", "common"))
+    fooled = np.all(
+        [CORRECT & (scores(attack(model, X, Y, False)).argmax(1) != Y) for attack in every.values()], axis=0
+    )
+    assert 0 < fooled.sum() < CORRECT.sum()
+    for name, norm in zip(every, common["l2"], strict=True):
+        change = every[name](model, X, Y, False) - X
+        np.testing.assert_allclose(norm, np.sqrt(np.square(change).sum((1, 2, 3)))[fooled].mean(), rtol=1e-5)
+    assert own["success_rate"] == common["success_rate"]
+    assert own["l2"] != common["l2"]
+
+
+def test_a_table_names_what_is_judged():
+    both = {"PGD": PGD, "whole": lambda objective, x, y, targeted: x}
+    assert evaluate.attack_table(model, both, (X, Y))["judged"] == ["any look", "end"]
+    assert evaluate.attack_table(model, both, (X, Y), early=False)["judged"] == ["end", "end"]
 
 
 def test_norms_of_perturbations():

@@ -1,4 +1,4 @@
-"""Attacks with the settings that Foolbox 3.3 and ART 1.20 have by default, by name, because tables use them."""
+"""Attacks with the settings that Foolbox 3.3 and ART 1.20 have by default, and those of the thesis, by name."""
 
 from keras_capsvit import checks
 from keras_capsvit.attacks.carlini_wagner import CarliniWagner, CarliniWagnerLinf
@@ -6,7 +6,9 @@ from keras_capsvit.attacks.deepfool import DeepFool
 from keras_capsvit.attacks.gradient import BIM, FGSM, MIM, PGD
 
 # All return where the last step leads to. Steps of Foolbox are shares of epsilon, those of ART are not. Foolbox's MIM
-# sums up the signs of gradients, ours the gradients (Dong et al. 2018).
+# sums up the signs of gradients, ours the gradients (Dong et al. 2018). Those of the Vote-Attack are what the thesis's
+# own code has for chapter 6: steps of .01 in pixels of [0, 1] whatever epsilon, which is .031 there. With a confidence
+# of .5 examples of Carlini and Wagner do not stop at the border of the objective, which is not that of the judge.
 _PRESETS = {
     "foolbox_fgsm": lambda epsilon: FGSM(epsilon),
     "foolbox_bim": lambda epsilon: BIM(epsilon, relative_step=0.2, steps=10, keep="last"),
@@ -18,6 +20,11 @@ _PRESETS = {
     "foolbox_deepfool_l2": lambda epsilon: DeepFool(epsilon),
     "foolbox_deepfool_linf": lambda epsilon: DeepFool(epsilon, norm="linf"),
     "foolbox_carlini_wagner_l2": lambda epsilon: CarliniWagner(epsilon),
+    "vote_attack_fgsm": lambda epsilon: FGSM(epsilon),
+    "vote_attack_bim": lambda epsilon: BIM(epsilon, step_size=0.01, steps=10, keep="last"),
+    "vote_attack_mim": lambda epsilon: MIM(epsilon, step_size=0.01, steps=10, keep="last"),
+    "vote_attack_pgd": lambda epsilon: PGD(epsilon, step_size=0.01, steps=40, keep="last"),
+    "vote_attack_carlini_wagner_l2": lambda epsilon: CarliniWagner(epsilon, confidence=0.5),
     "art_fgsm": lambda epsilon: FGSM(epsilon),
     "art_bim": lambda epsilon: BIM(epsilon, step_size=0.1, steps=100, keep="last"),
     "art_mim": lambda epsilon: MIM(epsilon, step_size=0.1, steps=100, keep="last"),

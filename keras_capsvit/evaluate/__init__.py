@@ -21,7 +21,6 @@ from keras_capsvit.evaluate.robustness import (
     Robustness,
     attack_table,
     perturbation_norms,
-    random_targets,
     robust_accuracy,
     robustness,
     success_rate,
@@ -34,6 +33,7 @@ from keras_capsvit.evaluate.sanity import (
     rank_correlation,
 )
 from keras_capsvit.evaluate.table import Table, versions
+from keras_capsvit.evaluate.targets import random_targets
 from keras_capsvit.evaluate.votes import agreement, vote_gradients, vote_statistics
 
 __all__ = [

@@ -9,7 +9,8 @@ from keras import ops
 from keras_capsvit.checks import batches_of, function, number, numbers, running
 from keras_capsvit.evaluate.judge import Judge
 from keras_capsvit.evaluate.progress import Progress, batches_in
-from keras_capsvit.evaluate.robustness import attacked, goal_of, targets_of
+from keras_capsvit.evaluate.robustness import attacked, goal_of
+from keras_capsvit.evaluate.targets import targets_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,7 @@ def detection(model, attack, dataset, *, error, threshold, objective=None, targe
     with Progress(work, "detection", settings, judges=[judge], total=total) as progress:
         first = 0
         for x, y in batches_of(dataset, batch_size):
-            wanted = y if targets is None else targets_of(targets, y)
+            wanted = y if targets is None else targets_of(targets, y, first + np.arange(len(y)))
             progress.batch(functools.partial(measure, x, y, wanted, first), x, y)
             first += len(x)
     if not first:

@@ -12,6 +12,7 @@ from keras_capsvit import checks
 from keras_capsvit.evaluate.judge import Judge
 from keras_capsvit.evaluate.progress import Progress, batches_in, place
 from keras_capsvit.evaluate.table import Table
+from keras_capsvit.evaluate.targets import targets_of
 
 NORMS = ("l0", "l1", "l2", "linf")
 _EVERY = 5  # steps after which examples that are already fooled leave the batch
@@ -25,8 +26,8 @@ class Robustness:
         examples: int, how many were tried.
         accuracy: float, share classified correctly before the attack.
         robust_accuracy: float, share still classified correctly under it.
-        success_rate: float, share of the correctly classified that the attack fools (targeted: of all that are not of
-            the wanted class and are classified as it).
+        success_rate: float, share of the correctly classified that the attack fools (targeted: of those that are not of
+            the wanted class, the share that is then classified as it).
         norms: dict, mean ``l0``, ``l1``, ``l2`` and ``linf`` of the perturbations that succeeded; NaN without any.
         seconds_per_example: float, of those attacked.
     """
@@ -88,6 +89,13 @@ def robustness(model, attack, dataset, *, objective=None, targets=None, early=Tr
     Raises:
         ValueError: for an empty data set, what the attack refuses, and a ``work`` that belongs to something else.
     """
+    settings = {"objective": objective, "targets": targets, "early": early, "batch_size": batch_size, "work": work}
+    measured = _measured(model, attack, dataset, **settings)
+    return _summary(measured, measured["fooled"])
+
+
+def _measured(model, attack, dataset, *, objective, targets, early, batch_size, work):
+    """What an attack does to every image of a data set: arrays of ``_attack``."""
     checks.booleans(early=early)
     goal, judge = goal_of(model, attack, objective, targets), Judge(model)
     run = _step_by_step if early and hasattr(attack, "advance") else _whole
@@ -96,20 +104,24 @@ def robustness(model, attack, dataset, *, objective=None, targets=None, early=Tr
     with Progress(work, "robustness", settings, judges=[judge], total=total) as progress:
         first = 0
         for x, y in checks.batches_of(dataset, batch_size):
-            wanted = y if targets is None else targets_of(targets, y)
+            wanted = y if targets is None else targets_of(targets, y, first + np.arange(len(y)))
             progress.batch(functools.partial(_attack, run, judge, attack, goal, x, y, wanted, targets, first), x, y)
             first += len(x)
-    measured = progress.results()
     if not first:
         raise ValueError("Expected at least one example; the data set is empty.")
-    nan, fooled, tried = float("nan"), measured["fooled"], np.sum(measured["tried"])
+    return progress.results()
+
+
+def _summary(measured, counted):
+    """Robustness, with norms of the images that are ``counted (b,)``."""
+    nan, fooled, tried, examples = float("nan"), measured["fooled"], np.sum(measured["tried"]), len(measured["tried"])
     lost = np.sum(fooled & measured["correct"])
     return Robustness(
-        examples=first,
-        accuracy=float(np.sum(measured["correct"]) / first),
-        robust_accuracy=float((np.sum(measured["correct"]) - lost) / first),
+        examples=examples,
+        accuracy=float(np.sum(measured["correct"]) / examples),
+        robust_accuracy=float((np.sum(measured["correct"]) - lost) / examples),
         success_rate=float(fooled.sum() / tried) if tried else nan,
-        norms={name: float(measured[name][fooled].mean()) if fooled.any() else nan for name in NORMS},
+        norms={name: float(measured[name][counted].mean()) if counted.any() else nan for name in NORMS},
         seconds_per_example=float(measured["seconds"].sum() / tried) if tried else nan,
     )
 
@@ -117,7 +129,7 @@ def robustness(model, attack, dataset, *, objective=None, targets=None, early=Tr
 def _attack(run, judge, attack, goal, x, y, wanted, targets, first):
     """What an attack does to every image of a batch, arrays ``(b,)``; the numbers of images begin with ``first``."""
     correct = judge.correct(x, y)
-    tried = correct if targets is None else wanted != y
+    tried = correct if targets is None else correct & (wanted != y)
     rows = np.flatnonzero(tried)
     started = time.perf_counter()
     images, fooled = run(judge, attack, goal, x[rows], wanted[rows], targets is not None, first + rows)
@@ -132,7 +144,9 @@ def _attack(run, judge, attack, goal, x, y, wanted, targets, first):
     return measured
 
 
-def attack_table(model, attacks, dataset, *, objectives=None, targets=None, batch_size=128, work=None):
+def attack_table(
+    model, attacks, dataset, *, objectives=None, targets=None, early=True, norms="own", batch_size=128, work=None
+):
     """Robustness of a model to several attacks, on several objectives.
 
     Args:
@@ -141,28 +155,40 @@ def attack_table(model, attacks, dataset, *, objectives=None, targets=None, batc
         dataset: see ``robustness``; read once for each row.
         objectives: dict from names to callables from the model to what is attacked; None for the natural one alone.
         targets: see ``robustness``.
+        early: see ``robustness``. The thesis's tables judge the last step, and time all steps: ``early=False``, of
+            attacks with ``keep="last"``.
+        norms: ``"own"``, of the perturbations that succeeded; or ``"common"``, of the images at which all rows
+            succeeded, so that an attack does not look small because it only gets at the easy ones.
         batch_size: see ``robustness``.
         work: see ``robustness``; a folder in it for each row.
 
     Returns:
-        Table, a row for each objective and attack: ``objective``, ``attack``, and the figures of Robustness.
+        Table, a row for each objective and attack: ``objective``, ``attack``, ``judged`` (``"any look"`` or ``"end"``),
+        and the figures of Robustness.
 
     Example::
 
         print(evaluate.attack_table(model, {"PGD": pgd}, test, objectives={"capsules": attacks.capsules}))
     """
-    rows, settings = [], {"targets": targets, "batch_size": batch_size}
     attacks = checks.named("attacks", attacks, "attacks")
+    checks.choice("norms", norms, ("own", "common"))
     if not attacks:
         raise ValueError("Expected at least one attack; received none.")
     if objectives is not None:
         objectives = checks.named("objectives", objectives, "callables from the model to what is attacked")
+    settings, measured = {"targets": targets, "early": early, "batch_size": batch_size}, {}
     for kind, objective in (objectives or {"natural": None}).items():
         for name, attack in attacks.items():
-            settings |= {"objective": objective, "work": place(work, kind, name)}
-            figures = dataclasses.asdict(robustness(model, attack, dataset, **settings))
-            norms = figures.pop("norms")
-            rows.append({"objective": kind, "attack": name, **figures, **norms})
+            folder = place(work, kind, name)
+            measured[kind, name] = _measured(model, attack, dataset, objective=objective, work=folder, **settings)
+    common = np.all([each["fooled"] for each in measured.values()], axis=0)
+    rows = []
+    for (kind, name), each in measured.items():
+        figures = dataclasses.asdict(_summary(each, common if norms == "common" else each["fooled"]))
+        looks = early and hasattr(attacks[name], "advance")
+        row = {"objective": kind, "attack": name, "judged": "any look" if looks else "end"}
+        sizes = figures.pop("norms")
+        rows.append({**row, **figures, **sizes})
     return Table(rows)
 
 
@@ -214,25 +240,6 @@ def transfer_matrix(models, attack, dataset, *, sources=None, batch_size=128, wo
     return Table([{"target": target, **{source: share(target, source) for source in sources}} for target in models])
 
 
-def random_targets(num_classes, seed=0):
-    """Wanted classes drawn uniformly from the others (thesis chapter 6, appendix C).
-
-    Args:
-        num_classes: int >= 2.
-        seed: int >= 0.
-
-    Returns:
-        Callable ``y (b,) → (b,)``, never the true class; it draws anew at every call.
-
-    Raises:
-        ValueError: for arguments out of range.
-    """
-    checks.integer("num_classes", num_classes, 2)
-    checks.integer("seed", seed)
-    random = np.random.default_rng(seed)
-    return lambda y: (y + random.integers(1, num_classes, len(y))) % num_classes
-
-
 def perturbation_norms(x, adversarial):
     """Sizes of perturbations.
 
@@ -266,11 +273,6 @@ def goal_of(model, attack, objective, targets):
         return model
     goal = checks.function("objective", objective, "from a model to what is attacked, such as attacks.votes")(model)
     return checks.function("What objective returns", goal, "x (b, H, W, C) → scores (b, M)")
-
-
-def targets_of(targets, y):
-    """Wanted class ids ``(b,)``."""
-    return checks.class_ids(targets(y), len(y), name="Targets")
 
 
 def attacked(attack, goal, x, y, targeted, numbers):

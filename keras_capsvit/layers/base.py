@@ -30,17 +30,19 @@ class OfFloats:
     """Layers that refuse what is no tensor of floats of their rank, in words that name it; lists become arrays.
 
     Subclasses, which have a Keras layer behind this one in the order of their bases, name the tensors of their call in
-    ``axes``, in its order: dict from arguments to axes such as ``"(b, i, d)"``; see ``checks.tensor``.
+    ``axes``, in its order: dict from arguments to axes such as ``"(b, i, d)"``; see ``checks.tensor``. Those in
+    ``optional`` may be None.
     """
 
     axes: ClassVar = {}
+    optional: ClassVar = ()
 
     def __call__(self, *args, **kwargs):
         args = list(args)
         for position, (name, axes) in enumerate(self.axes.items()):
-            if position < len(args):
-                args[position] = checks.tensor(name, args[position], axes)
-            elif name in kwargs:
-                kwargs[name] = checks.tensor(name, kwargs[name], axes)
+            given, place = (args, position) if position < len(args) else (kwargs, name)
+            if place in kwargs or position < len(args):
+                left_out = given[place] is None and name in self.optional
+                given[place] = None if left_out else checks.tensor(name, given[place], axes)
         checks.of_one_batch(type(self).__name__, [each for each in (*args, *kwargs.values()) if hasattr(each, "shape")])
         return super().__call__(*args, **kwargs)

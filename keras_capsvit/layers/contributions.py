@@ -27,20 +27,35 @@ class NodeContributions(OfFloats, keras.layers.Layer):
 
     Returns:
         float32 tensor ``(b, h, w, M)``, signed.
+
+    Raises:
+        ValueError: for weights of another grid, and shapes that do not fit each other.
     """
 
-    axes: ClassVar = {"weights": "(b, h, w, l, M)", "votes": "(b, i, M, e)"}
+    axes: ClassVar = {
+        "weights": "(b, h, w, l, M)",
+        "votes": "(b, i, M, e)",
+        "lengths": "(b, M)",
+        "activations": "(b, i)",
+    }
+    optional: ClassVar = ("lengths", "activations")
 
     def __init__(self, grid, *, mean=False, **kwargs):
         super().__init__(**kwargs)
-        self.grid = tuple(checks.positive_int("grid", size) for size in grid)
+        if not isinstance(grid, tuple | list) or len(grid) != 3:
+            raise ValueError(f"grid must be three positive ints, rows, columns and types; received {grid!r:.60}.")
+        self.grid = tuple(checks.positive_int("grid", size, checks.LARGEST) for size in grid)
         checks.booleans(mean=mean)
         self.mean = mean
 
     def call(self, weights, votes, lengths=None, activations=None):
+        if tuple(weights.shape[1:4]) != self.grid:
+            raise ValueError(f"Expected weights of a grid {self.grid}; received shape {tuple(weights.shape)}.")
         classes = weights.shape[-1]
         weights = ops.cast(ops.reshape(weights, (-1, math.prod(self.grid), classes)), "float32")
         if activations is not None:
+            if activations.shape[1] != weights.shape[1]:
+                raise ValueError(f"Expected {weights.shape[1]} activations; received shape {tuple(activations.shape)}.")
             weights = weights * ops.cast(activations, "float32")[..., None]
         if self.mean:
             weights = weights / self.grid[-1]

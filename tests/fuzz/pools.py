@@ -130,6 +130,9 @@ OPS = {
         nan=[made("NaN", lambda: [each * NAN for each in zoo.attention()])],
     ),
     "labels": values.labels(rows="open", others=False),
+    "weights": values.array(zoo.coupling),
+    "votes": values.array(zoo.votes),
+    "lengths": values.array(zoo.lengths).or_none(),
     "prefix": values.whole(0, [1, 0, 2], 4),
     "attention_rollout.read": among([None, [0], [0, 1], np.array([2])], [[7], [-6], [0.5], [None]]),
     "reached.read": among([[0], [0, 1], np.array([2])], [[7], [-6], [0.5], [None]]),
@@ -336,6 +339,7 @@ EVALUATE = {
         for name in ("deletion", "insertion", "road", "infidelity", "max_sensitivity")
     },
     "measure": values.choice("probability", "score", "accuracy"),
+    "attack_table.norms": values.choice("own", "common"),
     "infidelity.measure": values.choice("score", "probability"),
     "shares": among(
         [[0.1, 0.5, 0.9], (0.5,), np.array([0.3, 0.4])],
@@ -529,6 +533,16 @@ LAYERS = {
     "return_coupling": Pool([False, True]),
     "votes": values.array(zoo.votes, wrong_length=False),
     "activations": values.array(lambda: zoo.random(1).uniform(size=(zoo.BATCH, 5)).astype("float32")),
+    "NodeContributions.activations": values.array(
+        lambda: zoo.random(1).uniform(size=(zoo.BATCH, 5)).astype("float32")
+    ).or_none(),
+    "NodeContributions.grid": among(
+        [(1, 5, 1), [1, 5, 1]], [(1, 5), (5, 1, 1), (0, 5, 1), (1.0, 5, 1), "151", 5, None]
+    ),
+    "NodeContributions.weights": values.array(zoo.coupled_grid),
+    "NodeContributions.votes": values.array(zoo.votes),
+    "NodeContributions.lengths": values.array(zoo.lengths).or_none(),
+    "mean": FLAG,
     "capsules": values.array(zoo.class_capsules),
     "SelfRouting.capsules": INPUT_CAPSULES,
     "CapsuleMask.capsules": values.array(zoo.class_capsules, wrong_length=False),

@@ -198,6 +198,10 @@ def primary():
     return random(7).normal(size=(BATCH, 2, 2, 3, 2)).astype("float32")
 
 
+def coupled_grid():
+    return coupling().reshape(BATCH, 1, 5, 1, CLASSES)
+
+
 def attention():
     scores = random(8).uniform(size=(BATCH, 5, 5)).astype("float32")
     return [scores / scores.sum(axis=-1, keepdims=True)] * 2

@@ -106,6 +106,15 @@ def executes_eagerly():
     return tf.executing_eagerly()
 
 
+def is_traced(x):
+    """Whether a tensor stands for values that a program is being made of, and has none itself; on either backend."""
+    if _backend() == "tensorflow":
+        return not executes_eagerly()
+    import jax
+
+    return isinstance(x, jax.core.Tracer)
+
+
 def _backend():
     backend = keras.backend.backend()
     if backend not in ("tensorflow", "jax"):

@@ -8,7 +8,10 @@ import threading
 import keras
 
 # Functions of Keras's backend that every way to call them ends in: ``keras.ops``, ``keras.activations``, layers.
-WATCHED_FUNCTIONS = ("softmax", "log_softmax", "sigmoid", "dot_product_attention")
+ACTIVATIONS = ("softmax", "log_softmax", "sigmoid")
+CONVOLUTIONS = ("conv", "depthwise_conv", "separable_conv", "conv_transpose")
+PRODUCTS = ("matmul", "einsum", "tensordot", "dot", "inner", "vdot")
+WATCHED_FUNCTIONS = {"nn": (*ACTIVATIONS, "dot_product_attention", *CONVOLUTIONS), "numpy": PRODUCTS}
 
 _watchers = threading.local()
 _installed = {"count": 0, "lock": threading.Lock(), "originals": []}
@@ -49,8 +52,12 @@ def _stack():
 
 
 def _install():
-    functions = importlib.import_module("keras.src.backend").nn
-    replacements = [(functions, name, _watched_function) for name in WATCHED_FUNCTIONS]
+    backend = importlib.import_module("keras.src.backend")
+    replacements = [
+        (getattr(backend, module), name, _watched_function)
+        for module, names in WATCHED_FUNCTIONS.items()
+        for name in names
+    ]
     replacements += [(keras.Operation, "__call__", _watched_operation), (keras.Layer, "__call__", _watched_layer)]
     functional = importlib.import_module("keras.src.models.functional").Functional
     replacements.append((functional, "_convert_inputs_to_tensors", _watched_conversion))

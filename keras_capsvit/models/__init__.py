@@ -4,6 +4,7 @@ from keras_capsvit.models.applications import DenseNet, SwinTransformer
 from keras_capsvit.models.capsnet import AffCapsNet, CapsNet
 from keras_capsvit.models.convnet import VGG19, ConvNetAvg, ConvNetFC
 from keras_capsvit.models.decoded_convnet import ConvNetCR, ConvNetCRSF, ConvNetR
+from keras_capsvit.models.flops import flops
 from keras_capsvit.models.gracapsnet import GraCapsNet
 from keras_capsvit.models.loading import load_model
 from keras_capsvit.models.mixer import MLPMixer
@@ -36,6 +37,7 @@ __all__ = [
     "SwinTransformer",
     "VisionTransformer",
     "build_decoder",
+    "flops",
     "load_model",
     "load_weights",
     "load_weights_from",

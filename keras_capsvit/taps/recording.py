@@ -61,6 +61,8 @@ class Recorder:
         if name == "dot_product_attention":
             return _attention(self, *args, **kwargs) if self._with_attention else call(*args, **kwargs)
         output = call(*args, **kwargs)
+        if name not in private.ACTIVATIONS:
+            return output
         x = args[0] if args else kwargs["x"]
         axis = kwargs.get("axis", args[1] if len(args) > 1 else -1)
         over_last = name == "sigmoid" or axis in (-1, len(output.shape) - 1)

@@ -627,6 +627,12 @@ MODELS = {
     "norm": among(["batch", "group"]),
     "capsules_shape": among([(3, 4)], [(3,), (0, 4), (-1, 4), (1.5, 4)]),
     "build_decoder.image_shape": INPUT_SHAPE,
+    "flops.model": Pool(
+        [made("cnn", zoo.cnn), made("capsules", zoo.graph_capsules), made("transformer", zoo.transformer)],
+        [None, "model", 3, [], {}, 1j, made("linear", lambda: zoo.linear), made("two_inputs", zoo.two_inputs)],
+    ),
+    "flops.input_shape": Pool([None, zoo.SHAPE, [6, 6, 1]], [(6, 6), (0, 6, 1), (8, 8, 3), "x", 3, (2**40, 6, 1), {}]),
+    "skip": among([(), "conv", ["head", "x*"], "nonsense"], [3, None, [3], {}, 1j], but=["[]"]),
 }
 DATA = {
     "name": values.choice("digits", "mnist", "cifar10"),

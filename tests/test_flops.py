@@ -312,7 +312,9 @@ def test_says_what_is_wrong():
         flops(model)
     with pytest.raises(ValueError, match=r"Expected images of shape \(None, None, 4, 3\), as wide takes them"):
         flops(model, (4, 5, 3))
-    with pytest.raises(ValueError, match=r"input_shape must be .height, width, channels., positive ints; received .4, 4."):
+    with pytest.raises(
+        ValueError, match=r"input_shape must be .height, width, channels., positive ints; received .4, 4."
+    ):
         flops(model, (4, 4))
     with pytest.raises(ValueError, match=r"Expected einsum of one or two tensors, .* received 'bhwc,c,c->bc'"):
         of(lambda x, y: ops.einsum("bhwc,c,c->bc", x, y, y), (4,))

@@ -25,6 +25,7 @@ from keras_capsvit.metrics import SubsetAccuracy
 from keras_capsvit.models import (
     VGG19,
     AffCapsNet,
+    AlexNet,
     CapsNet,
     ConvNetAvg,
     ConvNetCR,
@@ -33,6 +34,7 @@ from keras_capsvit.models import (
     ConvNetR,
     DeiT,
     DenseNet,
+    GoogLeNet,
     GraCapsNet,
     MLPMixer,
     ResNet,
@@ -78,6 +80,7 @@ _SUBMODULES = (
 __all__ = [
     "VGG19",
     "AffCapsNet",
+    "AlexNet",
     "CapsNet",
     "CapsuleLength",
     "CapsuleMask",
@@ -89,6 +92,7 @@ __all__ = [
     "ConvNetR",
     "DeiT",
     "DenseNet",
+    "GoogLeNet",
     "DynamicRouting",
     "EMRouting",
     "GraCapsNet",

@@ -21,6 +21,8 @@ FAMILIES = {
     "GraCapsNet top_k": lambda: models.GraCapsNet((8, 8, 1), 3, num_heads=2, filters=4, pooling="top_k"),
     "ConvNetCR": lambda: models.ConvNetCR((8, 8, 1), 3, filters=4, kernel_size=3),
     "ConvNetFC": lambda: models.ConvNetFC((8, 8, 1), 3, kernel_size=2, filters=(4,), units=(8,)),
+    "AlexNet": lambda: models.AlexNet((64, 63, 1), 3, filters=2, units=4),
+    "GoogLeNet": lambda: models.GoogLeNet((15, 16, 1), 3, filters=2),
     "VGG19": lambda: models.VGG19((32, 32, 1), 3, filters=2),
     "ResNet20": lambda: models.ResNet20((8, 8, 1), 3, filters=2),
     "ResNet18 of ImageNet": lambda: models.ResNet18((16, 16, 1), 3, stem="7x7", filters=4),

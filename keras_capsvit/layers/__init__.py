@@ -13,11 +13,12 @@ from keras_capsvit.layers.contributions import NodeContributions
 from keras_capsvit.layers.convolution import NormalizedConv2D, StandardizedConv2D
 from keras_capsvit.layers.graph_pooling import GraphCapsPool, TopKGraphPool, gaussian_adjacency
 from keras_capsvit.layers.patch_embedding import PatchEmbedding, resize_positions
-from keras_capsvit.layers.pooling import MaxPool2D
+from keras_capsvit.layers.pooling import AveragePoolTo, MaxPool2D
 from keras_capsvit.layers.routing import DynamicRouting, EMRouting, SelfRouting, TrainableRouting, UniformRouting
 
 __all__ = [
     "MLP",
+    "AveragePoolTo",
     "CapsuleInitializer",
     "CapsuleLength",
     "CapsuleMask",

@@ -1,10 +1,12 @@
 """Models, each a functional ``keras.Model`` that returns class scores."""
 
+from keras_capsvit.models.alexnet import AlexNet
 from keras_capsvit.models.applications import DenseNet, SwinTransformer
 from keras_capsvit.models.capsnet import AffCapsNet, CapsNet
 from keras_capsvit.models.convnet import VGG19, ConvNetAvg, ConvNetFC
 from keras_capsvit.models.decoded_convnet import ConvNetCR, ConvNetCRSF, ConvNetR
 from keras_capsvit.models.flops import flops
+from keras_capsvit.models.googlenet import GoogLeNet
 from keras_capsvit.models.gracapsnet import GraCapsNet
 from keras_capsvit.models.loading import load_model
 from keras_capsvit.models.mixer import MLPMixer
@@ -16,6 +18,7 @@ from keras_capsvit.models.weights import load_weights, load_weights_from
 __all__ = [
     "VGG19",
     "AffCapsNet",
+    "AlexNet",
     "CapsNet",
     "CapsuleModel",
     "ConvNetAvg",
@@ -25,6 +28,7 @@ __all__ = [
     "ConvNetR",
     "DeiT",
     "DenseNet",
+    "GoogLeNet",
     "GraCapsNet",
     "MLPMixer",
     "ResNet",

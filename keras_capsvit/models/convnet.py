@@ -190,9 +190,9 @@ def normalized(images, mean, std):
     return keras.layers.Normalization(mean=mean, variance=[one**2 for one in std], name="normalization")(images)
 
 
-def with_batch_norm(conv, name):
+def with_batch_norm(conv, name, *, epsilon=1e-5):
     """Layer ``conv``, then batch normalisation, called ``name``, with the constants that published weights assume."""
-    norm = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)
+    norm = keras.layers.BatchNormalization(momentum=0.9, epsilon=epsilon, name=name)
     return NormalizedConv2D(conv, norm, name=f"{conv.name}_normalized")
 
 

@@ -1,4 +1,4 @@
-"""What timm and Hugging Face call the weights of the networks here, and in which layout they keep them."""
+"""What timm, torchvision and Hugging Face call the weights of the networks here, and in which layout they keep them."""
 
 import re
 
@@ -23,6 +23,8 @@ TIMM = [
     (r"\.shortcut\.", ".downsample."),
     (r"^linear\.", "fc."),
 ]
+
+TORCHVISION = [(r"^(inception\d[a-e])_", r"\1."), (r"^linear\.", "fc.")]
 
 
 def _stage(match):
@@ -77,10 +79,11 @@ def _vit_outside(prefix, head):
     ]
 
 
-# The names themselves are those of small ResNets and of VGG19.
+# The names themselves are those of small ResNets, of VGG19 and of torchvision's AlexNet.
 FORMATS = {
     "as they are": [],
     "timm": TIMM,
+    "torchvision": TORCHVISION,
     "Hugging Face (ResNet)": RESNET,
     "Hugging Face (ViT)": _vit("vit", "classifier"),
     "Hugging Face (ViT, transformers 5)": _vit5("vit", "classifier"),

@@ -558,6 +558,7 @@ LAYERS = {
     "epsilon": values.number([1e-6, 1e-3], 0),
     "StandardizedConv2D.kernel_size": among([2, 3], [0, -1], [(2, 3), 7, True, 2**31], but=["3"]),  # Keras's own
     "kernel_size": among([2, 3], [0, -1, True, 2**31], [(2, 3), 7], but=["3"]),
+    "AveragePoolTo.size": among([2, (3, 1), [7, 2]], [0, -1, True, (2,), (0, 2), 2**31], but=["3"]),
     "strides": among([1, 2], [0, -1, True, 2**31, 2**32], [(1, 2)], but=["3"]),
     "pool_size": among([2, 3], [0, -1, True, 2**31], [(2, 3)], but=["3"]),
     "padding": values.choice("valid", "same"),
@@ -598,6 +599,7 @@ MODELS = {
     "kernel_size": LAYERS["kernel_size"],
     "ConvNetFC.filters": SIZES,
     "units": SIZES,
+    "AlexNet.units": SMALL,
     "reconstruction_units": SIZES,
     "strides": among(
         [(1, 1), (1, 2)], [0, (0, 1), (1.5, 1), (-1, 1), (True, 1), (2**31, 1), (2**32, 1)], [1, (), [1, 1]], but=["[]"]

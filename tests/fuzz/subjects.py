@@ -335,7 +335,9 @@ def _model(name, cls):
     )
     parameters = {each: each in small for each in parameters}
     pools = _pools(name, parameters)
-    if "VGG" in name or "ResNet" in name:
+    if "AlexNet" in name:
+        pools["input_shape"] = Pool([(63, 63, 3), [64, 70, 1]], [(62, 63, 3), (63, 63), None, "x", (0, 63, 3)])
+    elif "VGG" in name or "ResNet" in name or "GoogLeNet" in name:
         pools["input_shape"] = Pool(
             [(32, 32, 3)], [(32, 32), None, "x", (0, 32, 3), (-32, 32, 3), (32.5, 32, 3), (32, 32, None)], [(33, 40, 1)]
         )

@@ -27,6 +27,9 @@ FAMILIES = {
     "ResNet20": lambda: models.ResNet20((8, 8, 1), 3, filters=2),
     "ResNet18 of ImageNet": lambda: models.ResNet18((16, 16, 1), 3, stem="7x7", filters=4),
     "VisionTransformer": lambda: models.VisionTransformer("Ti/4", **IMAGES, depth=2, num_heads=2),
+    "LeViT": lambda: models.LeViT(
+        "128S", input_shape=(40, 33, 1), num_classes=3, widths=(8, 12), depths=(1, 1), num_heads=(2, 2), key_dim=4
+    ),
     "MLPMixer": lambda: models.MLPMixer("S/4", **IMAGES, depth=1, token_units=4, channel_units=4),
 }
 

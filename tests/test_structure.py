@@ -34,7 +34,12 @@ ALLOWED = {
     "versions": set(),
     "__init__": {"layers", "losses", "metrics", "models", "schedules", "versions"},
 }
-BASES = {"CapsuleModel", "ConfiguredModel", "Routing"}  # of registered classes, not made themselves
+BASES = {
+    "CapsuleModel",
+    "ConfiguredModel",
+    "Routing",
+    "TemperedAttention",
+}  # of registered classes, not made themselves
 KNOWS_TENSORFLOW = {
     *("private", "autodiff", "taps/graphs", "data", "serving", "explain/relevance"),
     *("training/streams", "training/randomness"),

@@ -49,6 +49,17 @@ def residual(depth):
     )
 
 
+LEVIT_DEPTHS = (2, 3, 4)
+
+
+def levit():
+    return transformers.LevitForImageClassificationWithTeacher(
+        transformers.LevitConfig(
+            hidden_sizes=[128, 256, 384], depths=list(LEVIT_DEPTHS), num_attention_heads=[4, 6, 8], num_labels=1000
+        )
+    )
+
+
 MODELS = {
     "vit_Ti": lambda: vision("vit", "Ti"),
     "vit_S": lambda: vision("vit", "S"),
@@ -58,6 +69,7 @@ MODELS = {
     "resnet34": lambda: residual(34),
     "resnet50": lambda: residual(50),
     "resnet101": lambda: residual(101),
+    "levit_128S": levit,
 }
 
 
@@ -69,24 +81,47 @@ def as_if_trained(model):
             noise = torch.randn(one.shape)
             if name.endswith("num_batches_tracked"):
                 continue
-            if name.endswith("running_var") or ("norm" in name and name.endswith("weight")):
+            if name.endswith("attention_biases"):
+                one.copy_(noise)
+            elif name.endswith("running_var") or ("norm" in name and name.endswith("weight")):
                 one.copy_(torch.exp(0.1 * noise))
-            elif (one.ndim >= 2 and "embeddings." not in name) or "projection.weight" in name:
+            elif (one.ndim >= 2 and "embeddings." not in name) or re.search(r"(projection|convolution)\.weight", name):
                 one.copy_(noise / np.sqrt(one[0].numel()))
             else:
                 one.copy_(0.2 * noise)
     return model.eval()
 
 
+def levit_layer(match):
+    """timm's name of a layer of a stage of LeViT: attention and MLP by turns, at last those that lead to the next."""
+    stage, layer = int(match[1]), int(match[2])
+    block, is_mlp = divmod(layer, 2)
+    if block < LEVIT_DEPTHS[stage]:
+        return f"stages.{stage}.blocks.{block}.{'mlp' if is_mlp else 'attn'}."
+    return f"stages.{stage + 1}.downsample.{'mlp' if is_mlp else 'attn_downsample'}."
+
+
 def timm(arrays):
     """The same tensors as timm names and joins them."""
-    arrays = {re.sub(r"^(vit|deit|resnet)\.", "", name): array for name, array in arrays.items()}
+    arrays = {re.sub(r"^(vit|deit|resnet|levit)\.", "", name): array for name, array in arrays.items()}
     for name in [name for name in arrays if ".attention.attention.query." in name]:
         parts = [arrays.pop(name.replace("query", one)) for one in ("query", "key", "value")]
         arrays[name.replace("attention.attention.query", "attn.qkv")] = np.concatenate(parts)
     renamed = {}
     for name, array in arrays.items():
         for old, new in [
+            (r"^encoder\.stages\.(\d)\.layers\.(\d+)\.(?!layer|shortcut)(module\.)?", levit_layer),
+            (r"^patch_embeddings\.embedding_layer_(\d)\.convolution", r"stem.conv\1.linear"),
+            (r"^patch_embeddings\.embedding_layer_(\d)\.batch_norm", r"stem.conv\1.bn"),
+            (r"^classifier(?=\.(linear|batch_norm))", "head"),
+            (r"^classifier_distill", "head_dist"),
+            (r"\.batch_norm\.", ".bn."),
+            (r"\.queries_keys_values\.", ".qkv."),
+            (r"\.keys_values\.", ".kv."),
+            (r"\.queries\.", ".q.ln."),
+            (r"\.projection\.(?=linear|bn)", ".proj.ln."),
+            (r"\.linear_up\.", ".ln1."),
+            (r"\.linear_down\.", ".ln2."),
             (r"^encoder\.layer\.", "blocks."),
             (r"attention\.output\.dense", "attn.proj"),
             (r"intermediate\.dense", "mlp.fc1"),
@@ -123,7 +158,7 @@ def main(folder, names):
         save_file(timm(load_file(saved)), folder / name / "timm.safetensors")
         in_memory = {key: value.numpy() for key, value in model.state_dict().items()}
         save_file(in_memory, folder / name / "memory.safetensors")
-        attention = {} if "resnet" in name else {"output_attentions": True}
+        attention = {} if name.startswith(("resnet", "levit")) else {"output_attentions": True}
         with torch.no_grad():
             out = model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), **attention)
         maps = {f"attention_{index}": one.numpy() for index, one in enumerate(out.attentions)} if attention else {}

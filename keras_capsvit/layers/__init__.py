@@ -12,6 +12,7 @@ from keras_capsvit.layers.capsules import (
 from keras_capsvit.layers.contributions import NodeContributions
 from keras_capsvit.layers.convolution import NormalizedConv2D, StandardizedConv2D
 from keras_capsvit.layers.graph_pooling import GraphCapsPool, TopKGraphPool, gaussian_adjacency
+from keras_capsvit.layers.levit import LeViTBlock, OffsetAttention
 from keras_capsvit.layers.patch_embedding import PatchEmbedding, resize_positions
 from keras_capsvit.layers.pooling import AveragePoolTo, MaxPool2D
 from keras_capsvit.layers.routing import DynamicRouting, EMRouting, SelfRouting, TrainableRouting, UniformRouting
@@ -26,11 +27,13 @@ __all__ = [
     "DynamicRouting",
     "EMRouting",
     "GraphCapsPool",
+    "LeViTBlock",
     "MaxPool2D",
     "MixerBlock",
     "MultiHeadSelfAttention",
     "NodeContributions",
     "NormalizedConv2D",
+    "OffsetAttention",
     "PatchEmbedding",
     "PrimaryCaps",
     "SelfRouting",

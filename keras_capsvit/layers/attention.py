@@ -18,30 +18,20 @@ def gelu(x):
     return x * (0.5 + 0.5 * ops.erf(x * math.sqrt(0.5)))
 
 
-@keras.saving.register_keras_serializable(package="keras_capsvit")
-class MultiHeadSelfAttention(OfFloats, keras.layers.Layer):
-    """Self-attention; the softmax has a temperature, Smoothed Attention where it is above 1 (thesis Eq. 7.3).
+class TemperedAttention(OfFloats, keras.layers.Layer):
+    """Base of attention between tokens, whose softmax has a temperature (thesis Eq. 7.3).
 
     Args:
-        num_heads: int, divides the dimension of the tokens.
+        num_heads: int.
         temperature: float > 0 that scores are divided by. Settable at any time; compiled functions follow. It is part
             of the configuration, not of the weights.
-        dropout: float in [0, 1), of the result.
-
-    Call: tokens ``(b, t, d)`` → tokens ``(b, t, d)``; with ``return_attention_scores`` also the attention
-    ``(b, heads, t, t)``, whose rows sum to 1.
-
-    Raises:
-        ValueError: for settings out of range, heads that do not divide the dimension, and weights that do not fit into
-            this machine's memory.
     """
 
     axes: ClassVar = {"tokens": "(b, t, d)"}
 
-    def __init__(self, num_heads, *, temperature=1.0, dropout=0.0, **kwargs):
+    def __init__(self, num_heads, *, temperature=1.0, **kwargs):
         super().__init__(**kwargs)
         self.num_heads = checks.positive_int("num_heads", num_heads)
-        self.dropout_rate = checks.number("dropout", dropout, 0, 1, without=(1,))
         # Held where Keras does not find it: as a weight it would be counted, and restored over what was set.
         value = keras.initializers.Constant(_check_temperature(temperature))
         variable = keras.Variable(value, shape=(), dtype="float32", trainable=False, name="temperature")
@@ -60,6 +50,40 @@ class MultiHeadSelfAttention(OfFloats, keras.layers.Layer):
         # Compiled functions read their state from here.
         return [*super().variables, self._held.temperature]
 
+    def tempered(self, values, scale=1.0):
+        """Values, of any shape, times a float over the temperature."""
+        return values * ops.cast(scale / self._held.temperature, values.dtype)
+
+    def normalized(self, scores, dtype):
+        """Attention of scores ``(b, heads, t, s)``, whose rows sum to 1, of a dtype."""
+        return ops.cast(ops.softmax(ops.cast(scores, self.variable_dtype), axis=-1), dtype)
+
+    def get_config(self):
+        return {**super().get_config(), "num_heads": self.num_heads, "temperature": self.temperature}
+
+
+@keras.saving.register_keras_serializable(package="keras_capsvit")
+class MultiHeadSelfAttention(TemperedAttention):
+    """Self-attention; the softmax has a temperature, Smoothed Attention where it is above 1 (thesis Eq. 7.3).
+
+    Args:
+        num_heads: int, divides the dimension of the tokens.
+        temperature: float > 0 that scores are divided by. Settable at any time; compiled functions follow. It is part
+            of the configuration, not of the weights.
+        dropout: float in [0, 1), of the result.
+
+    Call: tokens ``(b, t, d)`` → tokens ``(b, t, d)``; with ``return_attention_scores`` also the attention
+    ``(b, heads, t, t)``, whose rows sum to 1.
+
+    Raises:
+        ValueError: for settings out of range, heads that do not divide the dimension, and weights that do not fit into
+            this machine's memory.
+    """
+
+    def __init__(self, num_heads, *, dropout=0.0, **kwargs):
+        super().__init__(num_heads, **kwargs)
+        self.dropout_rate = checks.number("dropout", dropout, 0, 1, without=(1,))
+
     def build(self, input_shape):
         dim = input_shape[-1]
         if dim % self.num_heads:
@@ -75,9 +99,8 @@ class MultiHeadSelfAttention(OfFloats, keras.layers.Layer):
         count, dim = tokens.shape[1:]
         qkv = ops.reshape(self.qkv(tokens), (-1, count, 3 * self.num_heads, dim // self.num_heads))
         query, key, value = ops.split(ops.transpose(qkv, (0, 2, 1, 3)), 3, axis=1)
-        scale = (dim // self.num_heads) ** -0.5 / self._held.temperature
-        scores = ops.matmul(query * ops.cast(scale, query.dtype), ops.transpose(key, (0, 1, 3, 2)))
-        scores = ops.cast(ops.softmax(ops.cast(scores, self.variable_dtype), axis=-1), value.dtype)
+        query = self.tempered(query, (dim // self.num_heads) ** -0.5)
+        scores = self.normalized(ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))), value.dtype)
         mixed = ops.transpose(ops.matmul(scores, value), (0, 2, 1, 3))
         x = self.dropout(self.proj(ops.reshape(mixed, (-1, count, dim))), training=training)
         return (x, scores) if return_attention_scores else x
@@ -90,12 +113,7 @@ class MultiHeadSelfAttention(OfFloats, keras.layers.Layer):
         return x, keras.KerasTensor((batch, self.num_heads, count, count), dtype=self.compute_dtype)
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "num_heads": self.num_heads,
-            "temperature": self.temperature,
-            "dropout": self.dropout_rate,
-        }
+        return {**super().get_config(), "dropout": self.dropout_rate}
 
 
 def _check_temperature(value):

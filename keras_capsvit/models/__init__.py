@@ -8,6 +8,7 @@ from keras_capsvit.models.decoded_convnet import ConvNetCR, ConvNetCRSF, ConvNet
 from keras_capsvit.models.flops import flops
 from keras_capsvit.models.googlenet import GoogLeNet
 from keras_capsvit.models.gracapsnet import GraCapsNet
+from keras_capsvit.models.levit import LeViT
 from keras_capsvit.models.loading import load_model
 from keras_capsvit.models.mixer import MLPMixer
 from keras_capsvit.models.reconstruction import CapsuleModel, build_decoder
@@ -30,6 +31,7 @@ __all__ = [
     "DenseNet",
     "GoogLeNet",
     "GraCapsNet",
+    "LeViT",
     "MLPMixer",
     "ResNet",
     "ResNet18",

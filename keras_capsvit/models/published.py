@@ -24,6 +24,11 @@ TIMM = [
     (r"^linear\.", "fc."),
 ]
 
+TIMM_LEVIT = [
+    (r"^(stem|head|head_dist)_(?=conv|bn|linear)", r"\1."),
+    (r"\.(proj|q)\.(?=linear|bn)", r".\1.ln."),
+    (r"\.mlp_ln", ".mlp.ln"),
+]
 TORCHVISION = [(r"^(inception\d[a-e])_", r"\1."), (r"^linear\.", "fc.")]
 
 
@@ -83,6 +88,7 @@ def _vit_outside(prefix, head):
 FORMATS = {
     "as they are": [],
     "timm": TIMM,
+    "timm (LeViT)": TIMM_LEVIT,
     "torchvision": TORCHVISION,
     "Hugging Face (ResNet)": RESNET,
     "Hugging Face (ViT)": _vit("vit", "classifier"),

@@ -1,7 +1,6 @@
 """Vision transformers (Dosovitskiy et al. 2021; thesis chapter 7)."""
 
 import keras
-import numpy as np
 
 from keras_capsvit import checks
 from keras_capsvit.layers import PatchEmbedding, TransformerBlock
@@ -14,7 +13,8 @@ from keras_capsvit.models.checks import (
     check_weights,
     choose,
 )
-from keras_capsvit.models.convnet import IMAGES, LogitModel, normalized
+from keras_capsvit.models.convnet import IMAGES, normalized
+from keras_capsvit.models.tempered import TemperedModel, per_block
 
 # Width, depth, heads; MLPs are four times as wide.
 SIZES = {"Ti": (192, 12, 3), "S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "H": (1280, 32, 16)}
@@ -22,7 +22,7 @@ POOLS = ("token", "avg")
 
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
-class VisionTransformer(LogitModel):
+class VisionTransformer(TemperedModel):
     """Vision transformer: tokens of patches, pre-norm blocks of self-attention and MLPs, a linear head.
 
     Args:
@@ -122,25 +122,6 @@ class VisionTransformer(LogitModel):
             **kwargs,
         )
 
-    @property
-    def blocks(self):
-        """The ``TransformerBlock`` layers in order."""
-        return [layer for layer in self.layers if isinstance(layer, TransformerBlock)]
-
-    @property
-    def temperature(self):
-        """Float that attention scores are divided by, or a tuple of one per block where they differ."""
-        found = [block.temperature for block in self.blocks]
-        return found[0] if len(set(found)) == 1 else tuple(found)
-
-    @temperature.setter
-    def temperature(self, value):
-        for block, one in zip(self.blocks, _per_block(value, len(self.blocks)), strict=True):
-            block.temperature = one
-
-    def get_config(self):
-        return {**super().get_config(), "temperature": self.temperature}
-
 
 class _Head:
     """What is read from the tokens ``(b, t, d)`` of the last block."""
@@ -177,15 +158,8 @@ def _blocks(chosen, temperature, dropout, drop_path, epsilon):
             epsilon=epsilon,
             name=f"blocks_{index}",
         )
-        for index, one in enumerate(_per_block(temperature, depth))
+        for index, one in enumerate(per_block(temperature, depth))
     ]
-
-
-def _per_block(temperature, depth):
-    values = tuple(temperature) if isinstance(temperature, list | tuple | np.ndarray) else (temperature,) * depth
-    if len(values) != depth:
-        raise ValueError(f"temperature must be a float or {depth} of them, one per block; received {temperature}.")
-    return values
 
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")

@@ -558,6 +558,15 @@ LAYERS = {
     "epsilon": values.number([1e-6, 1e-3], 0),
     "StandardizedConv2D.kernel_size": among([2, 3], [0, -1], [(2, 3), 7, True, 2**31], but=["3"]),  # Keras's own
     "kernel_size": among([2, 3], [0, -1, True, 2**31], [(2, 3), 7], but=["3"]),
+    "key_dim": SMALL,
+    "OffsetAttention.grid": among([(5, 1), [1, 5]], [0, (5,), (0, 5), (2, 2)]),
+    "LeViTBlock.grid": among([(5, 1), [1, 5]], [0, (5,), (0, 5), (2, 2)]),
+    "value_ratio": SMALL,
+    "OffsetAttention.strides": values.whole(1, [1, 2], huge=False),
+    "LeViTBlock.strides": values.whole(1, [1, 2], huge=False),
+    "OffsetAttention.dim": SMALL.or_none(),
+    "LeViTBlock.dim": among([None], [0, -1, True], [2], but=["3"]),
+    "starts_at_zero": FLAG,
     "AveragePoolTo.size": among([2, (3, 1), [7, 2]], [0, -1, True, (2,), (0, 2), 2**31], but=["3"]),
     "strides": among([1, 2], [0, -1, True, 2**31, 2**32], [(1, 2)], but=["3"]),
     "pool_size": among([2, 3], [0, -1, True, 2**31], [(2, 3)], but=["3"]),
@@ -600,6 +609,11 @@ MODELS = {
     "ConvNetFC.filters": SIZES,
     "units": SIZES,
     "AlexNet.units": SMALL,
+    "LeViT.variant": values.choice("128S", "192"),
+    "widths": among([None, (8,), [16]], [0, (9,), (0,), (8.5,), (True,), "8"], [(8, 8)], but=["[]"]),
+    "depths": among([None, (1,), [2]], [0, (0,), (1.5,), (-1,)], [(1, 1)], but=["[]"]),
+    "LeViT.num_heads": among([None, (1,), [2]], [0, (0,), (1.5,), (-1,)], [(1, 1)], but=["[]"]),
+    "key_dim": SMALL.or_none(),
     "reconstruction_units": SIZES,
     "strides": among(
         [(1, 1), (1, 2)], [0, (0, 1), (1.5, 1), (-1, 1), (True, 1), (2**31, 1), (2**32, 1)], [1, (), [1, 1]], but=["[]"]

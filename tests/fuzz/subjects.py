@@ -313,6 +313,8 @@ def _maps_fit(arguments, result):
 def _model(name, cls):
     parameters = {each: False for each in inspect.signature(cls).parameters if each not in ("name", "trainable")}
     small = (
+        "widths",
+        "depths",
         "num_heads",
         "primary_dim",
         "capsule_dim",

@@ -201,7 +201,8 @@ def test_a_new_model_starts_without_its_residual_branches(x):
 
 @pytest.mark.slow
 def test_trained_and_reloaded(x, tmp_path):
-    model = shaken(levit(drop_path=0.2, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3)))
+    small = {"widths": (8, 10), "depths": (1, 1), "num_heads": (2, 2)}
+    model = shaken(levit(**small, drop_path=0.2, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3)))
     model.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     start = model.get_weights()
     model.fit(x, np.array([0, 1]), epochs=3, verbose=0)

@@ -91,15 +91,16 @@ def load_weights(model, path):
 
 
 def load_weights_from(model, path, *, interpolate_positions=False, skip=()):
-    """Set every weight of a model from a file as timm, Hugging Face, or Keras wrote it.
+    """Set every weight of a model from a file as timm, torchvision, Hugging Face, or Keras wrote it.
 
     Args:
-        model: ``VisionTransformer``, ``DeiT``, ``MLPMixer``, ``ResNet18``, ``ResNet50``, or another model of this
-            package made of convolutions, normalisations and dense layers.
+        model: ``VisionTransformer``, ``DeiT``, ``LeViT``, ``MLPMixer``, ``ResNet18``, ``ResNet50``, ``AlexNet``,
+            ``GoogLeNet``, or another model of this package made of convolutions, normalisations and dense layers.
         path: path of a ``.safetensors`` file (needs the safetensors package) or an ``.npz``, with the names and
-            layouts of timm or of Hugging Face's ViT, DeiT (with teacher) and ResNet for image classification; or of
-            Keras's own ``.keras`` or ``.weights.h5``. Files do not have the constants of normalisations: ``epsilon``,
-            ``mean`` and ``std`` are given to the model's constructor.
+            layouts of timm, of torchvision's AlexNet, GoogLeNet and ResNet, or of Hugging Face's ViT, DeiT (with
+            teacher) and ResNet for image classification; or of Keras's own ``.keras`` or ``.weights.h5``. Files do not
+            have the constants of normalisations: ``epsilon``, ``mean`` and ``std`` are given to the model's
+            constructor.
         interpolate_positions: pair of ints ``(h, w)``, the grid of patches that the file's position embeddings are
             for; they are resized to the model's (``layers.resize_positions``). True for a square grid or one of the
             model's proportions; if both or neither is possible, an error asks for the pair. False for no resizing.
@@ -163,7 +164,8 @@ def load_weights_from(model, path, *, interpolate_positions=False, skip=()):
         problems,
         path,
         model,
-        "Expected this network's tensors as timm or Hugging Face name them; those not wanted go into skip." + hint,
+        "Expected this network's tensors as timm, torchvision or Hugging Face name them; those not wanted go into "
+        "skip." + hint,
     )
     for name, value in values.items():
         names[name].assign(value)

@@ -100,6 +100,7 @@ def googlenet(x, arrays):
     return x, arrays["fc.weight"] @ x.mean((1, 2)) + arrays["fc.bias"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "replica"), [("alexnet", alexnet), ("googlenet", googlenet)])
 def test_computes_what_loops_compute(name, replica, tmp_path):
     mean, std = (0.2, 0.5, 0.6), (0.3, 0.2, 0.4)
@@ -143,6 +144,7 @@ def test_published_sizes():
     assert flops(model) == 1_498_376_192  # 1.5 G
 
 
+@pytest.mark.slow
 def test_sizes_of_a_small_googlenet():
     # Half of the paper's channels.
     model = GoogLeNet((15, 15, 1), 10, filters=32)
@@ -163,6 +165,7 @@ def test_sizes_of_a_small_googlenet():
     assert model.count_params() == kernels + 4 * channels + 513 * 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [15, 47])
 def test_googlenet_takes_images_of_any_size(size):
     model = GoogLeNet((size, size + 1, 1), 2, filters=1)
@@ -186,6 +189,7 @@ def test_average_pooling_to_a_size(pixels, cells):
     assert AveragePoolTo.from_config(layer.get_config()).size == cells
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["alexnet", pytest.param("googlenet", marks=pytest.mark.slow)])
 def test_trains_and_reloads(name, tmp_path):
     model = SMALL[name](dropout=0.3, mean=(0.5,) * 3, std=(0.2,) * 3)

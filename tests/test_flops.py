@@ -59,6 +59,7 @@ def test_convolutions(padding, strides):
     assert flops(keras.Model(images, layers.Dense(7, activation="softmax")(flat))) == expected
 
 
+@pytest.mark.slow
 def test_vision_transformer():
     model = VisionTransformer("S/4", input_shape=(12, 8, 3), num_classes=5, width=6, depth=2, num_heads=3, mlp_units=7)
     tokens = 3 * 2 + 1
@@ -66,15 +67,14 @@ def test_vision_transformer():
     assert flops(model) == 6 * (4 * 4 * 3) * 6 + 2 * block + 6 * 5
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_graph_capsules(shared):
-    model = GraCapsNet(
-        (8, 9, 1), 4, num_heads=2, primary_dim=3, capsule_dim=5, filters=6, kernel_size=3, shared_transform=shared
-    )
+@pytest.mark.parametrize(("shared", "sigma"), [(False, 2), (True, 0)])
+def test_graph_capsules(shared, sigma):
+    settings = {"num_heads": 2, "primary_dim": 3, "capsule_dim": 5, "filters": 6, "kernel_size": 3}
+    model = GraCapsNet((8, 9, 1), 4, shared_transform=shared, sigma=sigma, **settings)
     first, grid = of_convolution((8, 9), 3, 1, "valid", 1, 6)
     second, (height, width) = of_convolution(grid, 3, 2, "valid", 6, 2 * 3)
     nodes = height * width * 2
-    spread = nodes * 4 * (height + width)  # a Gaussian along the rows, then one along the columns
+    spread = nodes * 4 * (height + width) if sigma else 0  # a Gaussian along the rows, then one along the columns
     assert flops(model) == first + second + nodes * 3 * 5 + nodes * 5 * 4 + spread + nodes * 4 * 5
 
 

@@ -130,6 +130,7 @@ def hard_swish(x):
     return x * np.clip(x + 3, 0, 6) / 6
 
 
+@pytest.mark.slow
 def test_computes_what_loops_compute(x):
     temperatures = (1.0, 0.7, 1.5, 2.0, 1.3, 0.9)
     mean, std = (0.2, 0.5, 0.6), (0.3, 0.2, 0.4)
@@ -160,6 +161,7 @@ def test_published_sizes():
         assert model.taps["features"].shape[1:3] == (4, 4)
 
 
+@pytest.mark.slow
 def test_temperature_reaches_compiled_functions_and_the_file(x, tmp_path):
     model = shaken(levit())
     before, weights = model.predict(x, verbose=0), len(model.weights)
@@ -235,6 +237,7 @@ def test_layers(layer):
     assert twin.get_config() == layer.get_config()
 
 
+@pytest.mark.slow
 def test_attention_over_stages_is_refused_by_rollout(x):
     model = shaken(levit())
     with pytest.raises(ValueError, match="stages of different sizes"):

@@ -80,7 +80,12 @@ def test_of_a_graph_they_are_attention_times_features_along_the_class_capsule():
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+QUICK = ("gracapsnet", "dynamic", "em", "self")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in MODELS]
+)
 def test_maps_of_every_capsule_network_add_up_to_the_length_before_the_squash(name):
     model, x = made(name), images()
     lengths = ops.convert_to_numpy(model(x)).astype("float64")
@@ -129,6 +134,7 @@ def test_says_what_is_wrong(kind):
     assert explainer(x[:0]).shape == (0, 12, 12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [explain.GraphAttention, explain.GraphContribution])
 def test_of_a_network_inside_another(kind):
     inner, x = made("gracapsnet"), images()

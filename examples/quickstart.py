@@ -89,7 +89,7 @@ def main():
     x, y = data.take(test, 64)
     lengths = model.predict(x, batch_size=64, verbose=0)
     maps = explain.GraphContribution(model)(x[:16])
-    figure = plot.grid(x[:16], maps, titles=plot.titles_of(lengths[:16], about.class_names))
+    figure = plot.grid(x[:16], maps, titles=plot.titles_of(lengths[:16], about.class_names), label="contribution")
     figure.savefig(args.out / "explanations.png", dpi=150)
 
     model.save(args.out / "model.keras")

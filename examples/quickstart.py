@@ -1,6 +1,6 @@
 """The main job: train a graph capsule network, explain it, save it, export it, and check what was written.
 
-    python examples/quickstart.py                                  # digits: no download, two to three minutes
+    python examples/quickstart.py                                  # digits: no download, one to three minutes
     python examples/quickstart.py --dataset mnist --epochs 5       # or fashion_mnist, cifar10, svhn_cropped
 
 Writes OUT/explanations.png, OUT/model.keras and OUT/1/ (a SavedModel for TF Serving).

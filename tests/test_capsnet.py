@@ -65,9 +65,10 @@ def test_convnets_with_decoder_have_the_size_of_capsnet():
 def test_taps_agree_with_the_output(routing, resized):
     model = with_routing(routing)
     x = resized(3, 12)
-    names = ["primary_capsules", "votes", "coupling", "capsules", "lengths"]
+    names = ["primary_capsules", "votes", "coupling", "contributions", "capsules", "lengths"]
     assert taps.names(model) == sorted(names)
-    primary, votes, coupling, capsules, lengths = taps.tap(model, names)(x)
+    primary, votes, coupling, contributions, capsules, lengths = taps.tap(model, names)(x)
+    assert contributions.shape == (3, 2, 2, 10)
     inputs = 2 * 2 * 3
     assert primary.shape == (3, 2, 2, 3, 9 if routing in ("em", "self") else 4)
     assert votes.shape == (3, inputs, 1 if routing == "self" else 10, 9)

@@ -216,7 +216,7 @@ def test_serve_benchmark_compares_with_keras(serve_main, tmp_path, monkeypatch):
     assert [row["call"] for row in rows] == names
     assert all(row["least"] <= row["ms"] <= row["most"] for row in rows)
     (row,) = json.loads((tmp_path / "size.json").read_text())["result"]
-    assert row["endpoints"] == 7
+    assert row["endpoints"] == 9  # scores, those of bytes, the explanation, and six taps
     assert all(name in printed for name in (*names, "graph MB"))
 
 

@@ -27,6 +27,8 @@ class _OfLabels:
             y_true, y_pred.shape[-1], shares=self.shares
         )  # of their own type; next, Keras casts them to that of the scores
         checks.of_one_batch(type(self).__name__, [y_true, y_pred])
+        if y_pred.shape[0] == 0:
+            raise ValueError(f"{type(self).__name__} expects at least one example; received none.")
         return super().__call__(y_true, y_pred, sample_weight)
 
 

@@ -55,6 +55,7 @@ class AlexNet(LogitModel):
         **kwargs,
     ):
         check_positive(filters=filters, units=units)
+        filters, units = int(filters), int(units)  # also of NumPy, which Keras refuses
         check_rates(dropout=dropout)
         input_shape, num_classes = check_images(input_shape, num_classes, smallest=63)
         mean, std = check_normalization(mean, std, input_shape[-1])

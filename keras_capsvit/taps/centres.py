@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_capsvit import private
+from keras_capsvit import checks, private
 from keras_capsvit.taps import declared
 
 OF_NODES = ("attention", "contributions")  # declared taps (b, h, w, ...) that explainers draw
@@ -41,12 +41,24 @@ def centres(model, name, x):
     Returns:
         Pair of float arrays ``(h,)`` and ``(w,)``, centres in pixels, 0 for the middle of the first one; None of a
         SavedModel that does not tell.
+
+    Raises:
+        ValueError: for a model that declares no such tap, one that is no grid, and images that it does not take.
     """
+    known = declared.names(model)
+    if checks.text("The name of a tap", name) not in known:
+        raise ValueError(f"Expected a tap that the model declares, which are {known}; received {name!r}.")
+    images, shape = checks.images(x, empty=False), getattr(model, "input_shape", None)
+    if isinstance(shape, tuple) and len(shape) == 4:
+        checks.of_size(images, shape[1:], model.name)
     if not isinstance(model, keras.Layer):
         return getattr(model, "centres", {}).get(name)
+    x = ops.convert_to_tensor(x)
     windows = _Windows(x.shape)
-    with private.watching(windows):
-        nodes = declared.tap(model, name)(ops.convert_to_tensor(x))
+    with private.watching(windows), checks.running(model.name, x):
+        nodes = declared.tap(model, name)(x)
+    if len(nodes.shape) < 4:
+        raise ValueError(f"Expected a tap (b, h, w, ...); {name!r} of {model.name} is {tuple(nodes.shape)}.")
     sides = windows.places.get(tuple(nodes.shape[1:3])) or _tiles(x.shape[1:3], nodes.shape[1:3])
     counts = nodes.shape[1:3]
     return tuple(side.first + side.step * np.arange(count) for side, count in zip(sides, counts, strict=True))

@@ -218,7 +218,9 @@ def tap(model, name, x=None, output=None):
     """
     listed = name if isinstance(name, tuple | list) and name else [name]
     listed = [checks.text("The name of a tap", each) for each in listed]
-    x = x if x is None or hasattr(x, "shape") else checks.images(x, empty=False)
+    if x is not None and (isinstance(x, np.ndarray) or not hasattr(x, "shape")):
+        images = checks.images(x, empty=False)
+        x = x if isinstance(x, np.ndarray) else images  # as it is, because models of integers take integers
     check_output(output)
     known = declared.names(model)
     if all(each in known for each in listed):

@@ -520,6 +520,9 @@ TAPS = {
     "x": among([None, made("images", zoo.images)], [made("maps", zoo.maps)]),
     "predictions.x": values.pictures(wrong_length=False),
     "checked_scores.x": IMAGES,
+    "centres.model": values.models(zoo.graph_capsules, bad=(zoo.cnn, zoo.transformer)),
+    "centres.name": among(["contributions", "attention", "primary_capsules"], [None, b"x", "nothing", "capsules", 3]),
+    "centres.x": values.pictures(wrong_length=False),
     "tap.name": among(
         ["features", ["features"]], [[None], b"x"], ["", "conv", "attention_0", "attention_99"], but=["[]"]
     ),

@@ -27,7 +27,9 @@ def run(script, *args):
 @pytest.mark.tensorflow
 def test_quickstart_writes_what_it_says(tmp_path):
     printed = run("quickstart.py", "--epochs", 1, "--image-size", 12, "--out", tmp_path).strip().splitlines()
-    assert "gracapsnet: 658,346 parameters, 4x4 = 16 nodes" in printed[0]
+    assert printed[0].startswith("float32: ")
+    assert "mixed_bfloat16: " in printed[0]
+    assert "gracapsnet: 658,346 parameters, 4x4 = 16 nodes" in printed[1]
     assert printed[-3].startswith("Robust accuracy ")
     assert printed[-2].startswith("Test accuracy ")
     assert printed[-1].startswith(f"In {tmp_path}: ")

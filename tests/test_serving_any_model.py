@@ -280,10 +280,10 @@ def test_taps_of_a_model_of_ours_inside_another(tmp_path):
     loaded, x = serving.load(serving.export(scaled, tmp_path)), images(3, 12)
     assert loaded.card["input"]["range"] == [0, 255]
     assert taps.names(loaded) == taps.names(capsules) and taps.scores(loaded).kind == "lengths"
-    attention = ops.convert_to_numpy(taps.tap(capsules, "attention")(x / 255))
+    attention, contributions = taps.tap(capsules, ["attention", "contributions"])(x / 255)
     np.testing.assert_allclose(loaded.taps["attention"](x), attention, atol=1e-6)
     explained = loaded.explain(x)
-    np.testing.assert_allclose(explained["maps"], attention.mean(axis=3), atol=1e-6)
+    np.testing.assert_allclose(explained["maps"], contributions, atol=1e-6)
     np.testing.assert_allclose(explained["outputs"], capsules(x / 255), atol=1e-6)
     transformer = VisionTransformer("Ti/4", input_shape=(12, 12, 3), num_classes=4, width=8, depth=1, num_heads=2)
     loaded = served(nested(transformer, layers.Dense(3, activation="softmax")), tmp_path)

@@ -8,7 +8,6 @@ third of these; "deletion", the same with zeros instead, which is the background
 pixels that are not black. Writes results/sigma_DATASET.json, a row for each sigma, seed and explainer.
 """
 
-import numpy as np
 from short_training import compare, parse
 
 from keras_capsvit import GraCapsNet, evaluate, explain
@@ -28,13 +27,11 @@ def explained(model, images):
     for name, make in EXPLAINERS.items():
         maps = make(model)(images)
         curves = evaluate.aopc(model, images, maps)
-        positive = np.maximum(maps, 0)
-        shares = (positive * (images.max(axis=-1) > 0)).sum((1, 2)) / np.maximum(positive.sum((1, 2)), 1e-12)
         row = {
             "aopc": curves.area,
             "third": curves.curve[:, : 1 + (curves.curve.shape[1] - 1) // 3].mean(axis=1),
             "deletion": evaluate.aopc(model, images, maps, fill=0.0).area,
-            "object": shares,
+            "object": evaluate.energy_inside(maps, images.max(axis=-1) > 0),
         }
         means = {figure: float(values.mean()) for figure, values in row.items()}
         errors = {f"{figure} se": float(values.std(ddof=1) / len(values) ** 0.5) for figure, values in row.items()}

@@ -59,14 +59,17 @@ def centres(model, name, x):
         nodes = declared.tap(model, name)(x)
     if len(nodes.shape) < 4:
         raise ValueError(f"Expected a tap (b, h, w, ...); {name!r} of {model.name} is {tuple(nodes.shape)}.")
-    sides = windows.places.get(tuple(nodes.shape[1:3])) or _tiles(x.shape[1:3], nodes.shape[1:3])
-    counts = nodes.shape[1:3]
+    counts = tuple(nodes.shape[1:3])
+    if counts not in windows.places:
+        return tiled(x.shape[1:3], counts)
+    sides = windows.places[counts]
     return tuple(side.first + side.step * np.arange(count) for side, count in zip(sides, counts, strict=True))
 
 
-def _tiles(sizes, counts):
+def tiled(sizes, counts):
+    """Centres of equal tiles: for each side of an image, of ``sizes`` pixels and ``counts`` tiles, an array."""
     each = [size / count for size, count in zip(sizes, counts, strict=True)]
-    return [Places((size - 1) / 2, size, size) for size in each]
+    return tuple((size - 1) / 2 + size * np.arange(count) for size, count in zip(each, counts, strict=True))
 
 
 class _Windows:

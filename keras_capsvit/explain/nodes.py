@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_capsvit import autodiff, taps
 from keras_capsvit.explain.base import PREDICTED, ModelExplainer, class_rows, in_batches
+from keras_capsvit.taps.centres import tiled
 
 
 class NodeExplainer(ModelExplainer):
@@ -86,10 +87,7 @@ class NodeExplainer(ModelExplainer):
                 "are drawn in the middle of equal tiles, up to some pixels off. Export the model again.",
                 stacklevel=5,
             )
-            counts = self._values(images).shape[1:3]
-            centres = [
-                (np.arange(count) + 0.5) * size / count - 0.5 for size, count in zip(shape, counts, strict=False)
-            ]
+            centres = tiled(shape[:2], self._values(images).shape[1:3])
         rows, columns = (_spread(*each) for each in zip(centres, shape, strict=False))
         return rows, columns.T
 

@@ -6,7 +6,6 @@ import numpy as np
 
 from keras_capsvit import checks
 from keras_capsvit.attacks.examine import check_result, examine
-from keras_capsvit.attacks.norms import NORMS
 from keras_capsvit.attacks.objectives import loss_and_scores, natural
 
 _MOST = 2**31 - 1  # counts are 32-bit arguments of compiled functions
@@ -34,6 +33,7 @@ class Attack:
     # Settings that compiled functions get as arguments. All others are part of what is compiled.
     numeric = ("epsilon", "step_size", "steps", "bounds", "seed")
     raised = staticmethod(loss_and_scores)
+    norms = ("linf", "l2")  # that the attack can have
 
     def prepare(self, objective, x, y, targeted=False, numbers=None):
         """The Objective that ``objective`` stands for, and checked arrays of images and labels."""
@@ -99,5 +99,5 @@ class Attack:
         checks.booleans(**{name: getattr(self, name) for name in flags})
         if hasattr(self, "seed"):
             checks.integer("seed", self.seed)
-        checks.choice("norm", self.norm, NORMS)
+        checks.choice("norm", self.norm, self.norms)
         object.__setattr__(self, "bounds", checks.bounds(self.bounds))

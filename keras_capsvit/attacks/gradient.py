@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_capsvit import autodiff, checks
 from keras_capsvit.attacks.base import Attack
+from keras_capsvit.attacks.batches import generators
 from keras_capsvit.attacks.examine import NOT_FINITE
 from keras_capsvit.attacks.norms import NORMS, per_image
 from keras_capsvit.attacks.objectives import fools, natural
@@ -130,8 +131,8 @@ class GradientAttack(Attack):
         start = x
         if self.random_start:
             norm, shape = NORMS[self.norm], (1, *x.shape[1:])
-            generators = _generators([self.seed, restart], range(len(x)) if numbers is None else numbers)
-            start = x + np.reshape([norm.random(random, shape, self.epsilon) for random in generators], x.shape)
+            drawn = generators([self.seed, restart], range(len(x)) if numbers is None else numbers)
+            start = x + np.reshape([norm.random(random, shape, self.epsilon) for random in drawn], x.shape)
         return self._none_yet(np.clip(start, *self.limits(x)).astype("float32"))
 
     def advance(self, objective, x, y, state, steps, targeted=False):
@@ -292,16 +293,6 @@ def _better(images, losses, scores, y, sign, best, loss, fooled):
         ops.where(ops.logical_or(ops.isnan(losses), ops.isnan(loss)), float("nan"), ops.where(better, losses, loss)),
         ops.logical_or(fooling, fooled),
     )
-
-
-def _generators(seed, numbers):
-    """For each number, a NumPy generator that depends on the seed and the number alone; the next one moves it."""
-    random = np.random.default_rng(seed)
-    beginning = random.bit_generator.state
-    for number in numbers:
-        random.bit_generator.state = beginning
-        random.bit_generator.advance(int(number) << 64)
-        yield random
 
 
 def _ids(y):

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_capsvit import checks
+from keras_capsvit.attacks.batches import padded
 from keras_capsvit.evaluate.judge import Judge
 from keras_capsvit.evaluate.progress import Progress, batches_in, place
 from keras_capsvit.evaluate.table import Table
@@ -303,18 +304,18 @@ def _step_by_step(judge, attack, goal, x, y, targeted, numbers):
         for done in range(0, attack.steps, _EVERY):
             if not len(left):
                 return found, fooled
-            padded = _padded(len(left), len(x))
+            rows = padded(len(left), len(x))
             state = attack.advance(
                 goal,
-                x[left][padded],
-                y[left][padded],
-                _of(state, padded),
+                x[left][rows],
+                y[left][rows],
+                _of(state, rows),
                 min(_EVERY, attack.steps - done),
                 targeted,
             )
             attack.check_losses(state)
             found[left] = attack.kept(state)[: len(left)]
-            now = _fools(judge, found[left][padded], y[left][padded], targeted)[: len(left)]
+            now = _fools(judge, found[left][rows], y[left][rows], targeted)[: len(left)]
             fooled[left] = now
             state, start, left = _of(state, np.flatnonzero(~now)), _of(start, ~now), left[~now]
         attack.check_result(goal, start.images, state.images, y[left], targeted)
@@ -324,11 +325,3 @@ def _step_by_step(judge, attack, goal, x, y, targeted, numbers):
 def _of(state, rows):
     """The state of some images."""
     return type(state)(*(ops.convert_to_numpy(part)[rows] for part in state))
-
-
-def _padded(count, full):
-    """Indices of ``count`` examples, repeated up to one of few batch sizes, each of which is compiled for."""
-    size = full
-    while size // 2 >= count:
-        size //= 2
-    return np.arange(size) % count

@@ -1,0 +1,37 @@
+"""The images of a batch apart: what is drawn for each of them, and batches of those that are left."""
+
+import numpy as np
+
+
+def generators(seed, numbers):
+    """For each number, a NumPy generator that depends on the seed and the number alone; the next one moves it.
+
+    Args:
+        seed: int, or sequence of ints.
+        numbers: ints, see Attack.
+
+    Yields:
+        numpy.random.Generator, of which 2^64 numbers may be drawn until the next one is asked for.
+    """
+    random = np.random.default_rng(seed)
+    beginning = random.bit_generator.state
+    for number in numbers:
+        random.bit_generator.state = beginning
+        random.bit_generator.advance(int(number) << 64)
+        yield random
+
+
+def padded(count, full):
+    """Indices of ``count`` examples, repeated up to one of few batch sizes, each of which is compiled for.
+
+    Args:
+        count: int >= 1.
+        full: int, the largest size; the others are its halves, quarters and so on.
+
+    Returns:
+        Array of ints below ``count``.
+    """
+    size = full
+    while size // 2 >= count:
+        size //= 2
+    return np.arange(size) % count

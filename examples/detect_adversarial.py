@@ -2,6 +2,9 @@
 
     python examples/detect_adversarial.py                                  # digits: no download, a few minutes
     python examples/detect_adversarial.py --dataset mnist --model saved_models/vote_attack/model.keras --epsilon 0.3
+    python examples/detect_adversarial.py --dataset fashion_mnist --network cnn_cr --beta 0.9 --as-published
+
+The last is a row of Table 6.4: a ConvNet with class-conditional reconstruction, attacked with the thesis's settings.
 
 An image is flagged if the winning capsule's reconstruction differs from it by more than the 95th percentile of benign
 images, which are test images that are not attacked here. Prints, for detection-agnostic and detection-aware attacks on
@@ -21,20 +24,22 @@ import numpy as np
 
 from keras_capsvit import attacks, data, evaluate, plot
 
-OBJECTIVES = {"capsules": attacks.capsules, "votes": attacks.votes}
+CAPSULES = {"capsules": attacks.capsules, "votes": attacks.votes}
+LOGITS = {"logits": attacks.logits}
 
 
-def the_attacks(epsilon, error, beta):
+def the_attacks(args, error):
     """Of either kind, by the name of the columns of Table 6.4. Aware ones take two steps where the others take one."""
-    kinds = {"agnostic": {}, "aware": {}}
+    kinds, settings = {"agnostic": {}, "aware": {}}, "vote_attack" if args.as_published else "foolbox"
     for name in ("fgsm", "bim", "pgd"):
-        plain = attacks.preset(f"foolbox_{name}", epsilon)
+        plain = attacks.preset(f"{settings}_{name}", args.epsilon)
         kinds["agnostic"][name.upper()] = plain
         kinds["aware"][name.upper()] = attacks.DetectionAware(
-            epsilon,
+            args.epsilon,
             error=error,
-            beta=beta,
+            beta=args.beta,
             step_size=plain.step_size,
+            relative_step=plain.relative_step,
             steps=2 * plain.steps,
             random_start=plain.random_start,
         )
@@ -44,7 +49,9 @@ def the_attacks(epsilon, error, beta):
 def main():
     parser = trained_capsnet.options(__doc__, epochs=10, examples=180, out="detect_adversarial")
     parser.add_argument("--beta", type=float, default=0.5, help="share of a step that goes into fooling (Eq. 6.5)")
+    parser.add_argument("--as-published", action="store_true", help="settings of the thesis")
     args = parser.parse_args()
+    objectives = CAPSULES if args.network == "capsnet" else LOGITS
     train, test = trained_capsnet.streams(args)
     model = trained_capsnet.trained(args, train, test)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -55,9 +62,9 @@ def main():
     threshold = evaluate.detection_threshold(error, benign)
 
     rows = []
-    for kind, chosen in the_attacks(args.epsilon, error, args.beta).items():
-        for target, objective in OBJECTIVES.items():
-            for name, attack in chosen.items():
+    for kind, named in the_attacks(args, error).items():
+        for target, objective in objectives.items():
+            for name, attack in named.items():
                 how = {"error": error, "threshold": threshold, "objective": objective}
                 how["work"] = trained_capsnet.work(args, kind, target, name)
                 found = evaluate.detection(model, attack, batches, **how)
@@ -69,10 +76,10 @@ def main():
     options = trained_capsnet.settings(args)
     table.to_json(args.out / "detection.json", options=options, benign=len(benign[0]), test_accuracy=accuracy)
 
-    aware = the_attacks(args.epsilon, error, args.beta)["aware"]["PGD"]
+    aware = the_attacks(args, error)["aware"]["PGD"]
     shown, names = slice(8), data.info(args.dataset).class_names
     images = {"clean": x[shown]}
-    images |= {f"aware, {name}": aware(one(model), x[shown], y[shown]) for name, one in OBJECTIVES.items()}
+    images |= {f"aware, {name}": aware(one(model), x[shown], y[shown]) for name, one in objectives.items()}
     rows, titles = {}, {}
     for name, one in images.items():
         errors = keras.ops.convert_to_numpy(error(one))

@@ -1,4 +1,4 @@
-"""What the attack examples share: options, data, and a capsule network, loaded or trained."""
+"""What the attack examples share: options, data, and a network with a decoder, loaded or trained."""
 
 import argparse
 import os
@@ -9,8 +9,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 
-from keras_capsvit import CapsNet, data, load_model, training
+from keras_capsvit import CapsNet, ConvNetCR, ConvNetR, data, load_model, training
 from keras_capsvit.evaluate.progress import place
+
+TRAINING = ("epochs", "dtype", "learning_rate", "filters", "num_types")  # options
+NETWORKS = {
+    "capsnet": lambda shape, classes, args, **how: CapsNet(
+        shape, classes, num_types=args.num_types, reconstruction="conditional", **how
+    ),
+    "cnn_r": lambda shape, classes, args, **how: ConvNetR(shape, classes, **how),
+    "cnn_cr": lambda shape, classes, args, **how: ConvNetCR(shape, classes, **how),
+}
 
 
 def options(description, *, epochs, examples, out):
@@ -20,7 +29,10 @@ def options(description, *, epochs, examples, out):
     parser.add_argument("--data-dir", help="where the TFDS folders are")
     parser.add_argument("--image-size", type=int, help="side to resize images to")
     parser.add_argument("--model", type=pathlib.Path, help=".keras file; trained and written to OUT if not given")
+    parser.add_argument("--network", default="capsnet", choices=list(NETWORKS), help="what to train")
     parser.add_argument("--epochs", type=int, default=epochs, help="of training")
+    parser.add_argument("--dtype", default="float32", help="of training, such as mixed_bfloat16; judged in float32")
+    parser.add_argument("--learning-rate", type=float, default=0.003, help="the first")
     parser.add_argument("--filters", type=int, default=64, help="of the convolutions; the thesis's are 256")
     parser.add_argument("--num-types", type=int, default=8, help="capsule types; the thesis's are 32")
     parser.add_argument("--epsilon", type=float, default=0.1, help="radius of the L-infinity ball")
@@ -37,34 +49,35 @@ def streams(args):
 
 
 def new(args, image_shape):
-    """A capsule network with a class-conditional decoder, not trained."""
+    """A network with a decoder, not trained, of the dtype policy that is set."""
     keras.utils.set_random_seed(args.seed)
-    classes = data.info(args.dataset).num_classes
     kernel = 9 if min(image_shape[:2]) >= 24 else 5
-    return CapsNet(
-        image_shape,
-        classes,
-        kernel_size=kernel,
-        filters=args.filters,
-        num_types=args.num_types,
-        reconstruction="conditional",
-    )
+    classes = data.info(args.dataset).num_classes
+    return NETWORKS[args.network](image_shape, classes, args, kernel_size=kernel, filters=args.filters)
 
 
 def trained(args, train, test):
-    """The capsule network of ``--model``; or a new one, trained and written to OUT/model.keras."""
+    """The network of ``--model``; or a new one, trained and written to OUT/model.keras, in float32."""
     if args.model is not None:
         return load_model(args.model)
-    model = new(args, train.element_spec[0].shape[1:])
+    image_shape = train.element_spec[0].shape[1:]
+    keras.config.set_dtype_policy(args.dtype)
+    model = new(args, image_shape)
     print(f"{model.name}: {model.count_params():,} parameters")
     training.fit(model, train, test, recipe(args), work=args.out)
+    if args.dtype != "float32":
+        keras.config.set_dtype_policy("float32")
+        weights = model.get_weights()
+        model = new(args, image_shape)
+        model.set_weights(weights)
+        model.compile(metrics=["accuracy"])
     model.save(args.out / "model.keras")
     return model
 
 
 def recipe(args):
     """How it is trained."""
-    return training.Recipe(args.epochs, learning_rate=0.003, schedule="cosine")
+    return training.Recipe(args.epochs, learning_rate=args.learning_rate, schedule="cosine")
 
 
 def work(args, *names):
@@ -79,5 +92,5 @@ def batches(x, y, size=128):
 
 def settings(args):
     """The options that say how a result was obtained, not where things are; of training only those that were used."""
-    unused = ("data_dir", "model", "out") + (() if args.model is None else ("epochs", "filters", "num_types"))
+    unused = ("data_dir", "model", "out") + (() if args.model is None else TRAINING)
     return {name: value for name, value in vars(args).items() if name not in unused}

@@ -1,6 +1,7 @@
 """How relevance is redistributed: one small function per rule, registered for the kinds of ops it applies to."""
 
 import dataclasses
+import functools
 import inspect
 
 import numpy as np
@@ -72,11 +73,11 @@ def _share(layer, relevance, parts, z, bias=None, stabilizer=None):
     layer.note(relevance, z, bias, stabilizer)
     ratio = layer.per_input(tf.divide, relevance, z)
     shares = (layer.per_input(tf.multiply, layer.pull_back(ratio, weight), x) for x, weight in parts)
-    return sum(shares, start=0.0)
+    return functools.reduce(tf.add, shares)  # sum() would add 0, a pass over all of it
 
 
 def _total(layer, parts, bias=None):
-    z = sum((layer.forward(x, weight) for x, weight in parts), start=0.0)
+    z = functools.reduce(tf.add, (layer.forward(x, weight) for x, weight in parts))
     return z if bias is None else z + bias
 
 

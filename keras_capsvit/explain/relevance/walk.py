@@ -1,5 +1,7 @@
 """One replay of a model, the walk of relevance back through it, and what rules see on the way."""
 
+import functools
+
 import tensorflow as tf
 
 from keras_capsvit.explain.relevance import groups
@@ -74,11 +76,13 @@ class Run:
         account = self._account()
         layer = Layer(self, planned.step, account)
         relevance = tf.reshape(relevances[0], layer.shape) if planned.step.linear.reshaped else relevances[0]
-        found = 0.0
-        for sign, part in self._by_sign(planned, relevance):
-            found += planned.rule.function(Layer(self, planned.step, account, sign), part, **planned.settings)
-        self._note(relevances, [found], account)
-        return [found if i == planned.step.linear.position else None for i in range(len(planned.step.inputs))]
+        shares = (
+            planned.rule.function(Layer(self, planned.step, account, sign), part, **planned.settings)
+            for sign, part in self._by_sign(planned, relevance)
+        )
+        passed = functools.reduce(tf.add, shares)
+        self._note(relevances, [passed], account)
+        return [passed if i == planned.step.linear.position else None for i in range(len(planned.step.inputs))]
 
     def _by_sign(self, planned, relevance):
         """Pairs of a sign of the weights of a layer and the relevance that arrives there."""

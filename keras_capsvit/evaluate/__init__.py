@@ -1,5 +1,7 @@
 """Measurements: of trained models, given as callables, of representations, and of explanations, given as maps."""
 
+from keras_capsvit.evaluate.attack_tables import attack_table, transfer_matrix
+from keras_capsvit.evaluate.auto_attack import AutoAttackReport, auto_attack
 from keras_capsvit.evaluate.compare import compare
 from keras_capsvit.evaluate.complexity import complexity, sparseness
 from keras_capsvit.evaluate.detection import Detection, detection, detection_threshold
@@ -19,12 +21,10 @@ from keras_capsvit.evaluate.representation import FACTORS, OFFSETS, compactness,
 from keras_capsvit.evaluate.road import road
 from keras_capsvit.evaluate.robustness import (
     Robustness,
-    attack_table,
     perturbation_norms,
     robust_accuracy,
     robustness,
     success_rate,
-    transfer_matrix,
 )
 from keras_capsvit.evaluate.sanity import (
     class_sensitivity,
@@ -40,6 +40,7 @@ __all__ = [
     "FACTORS",
     "OFFSETS",
     "PERTURBATIONS",
+    "AutoAttackReport",
     "Detection",
     "PerturbationCurve",
     "Robustness",
@@ -49,6 +50,7 @@ __all__ = [
     "agreement",
     "aopc",
     "attack_table",
+    "auto_attack",
     "class_sensitivity",
     "classified_correctly",
     "compactness",

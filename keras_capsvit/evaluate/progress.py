@@ -33,6 +33,8 @@ class Progress:
         settings: dict of everything that results depend on besides images and labels: models, explainers, attacks,
             numbers, functions; see ``describe.described``.
         judges: iterable of Judge. Of models that do not tell their weights the scores of the first batch count.
+        shown: callable from a dict of arrays, as ``results`` returns it, to a dict from names to floats that the bar
+            shows; None for none.
         total: int, number of batches, for the bar that is shown if there is a folder; None if it is not known.
 
     Raises:
@@ -46,9 +48,10 @@ class Progress:
         norms = progress.results()["norm"]
     """
 
-    def __init__(self, work, name, settings, *, judges=(), total=None):
+    def __init__(self, work, name, settings, *, judges=(), shown=None, total=None):
         self.path = None if work is None else pathlib.Path(work) / f"{name}.npz"
         self._unknown = [judge for judge in judges if not judge.variables]
+        self._shown = shown
         self._digests, self._parts, self._next, self._written = [], [], 0, 0
         if self.path:
             self._settings = {**described(settings), "versions": versions()}
@@ -94,7 +97,9 @@ class Progress:
                 f"{self.path} holds results of other images, labels or models: batch {self._next} differs. {_REMEDY}"
             )
         self._next += 1
-        self._bar.update(self._next)
+        shown = self._shown(self.results()) if self._shown else {}
+        self._bar.stateful_metrics.update(shown)  # shown as they are, not as means over batches
+        self._bar.update(self._next, values=list(shown.items()))
         if time.monotonic() - self._time > _SECONDS and len(self._parts) > self._written:
             self._write()
 

@@ -11,8 +11,7 @@ from keras import ops
 from keras_capsvit import checks
 from keras_capsvit.attacks.batches import padded
 from keras_capsvit.evaluate.judge import Judge
-from keras_capsvit.evaluate.progress import Progress, batches_in, place
-from keras_capsvit.evaluate.table import Table
+from keras_capsvit.evaluate.progress import Progress, batches_in
 from keras_capsvit.evaluate.targets import targets_of
 
 NORMS = ("l0", "l1", "l2", "linf")
@@ -91,12 +90,17 @@ def robustness(model, attack, dataset, *, objective=None, targets=None, early=Tr
         ValueError: for an empty data set, what the attack refuses, and a ``work`` that belongs to something else.
     """
     settings = {"objective": objective, "targets": targets, "early": early, "batch_size": batch_size, "work": work}
-    measured = _measured(model, attack, dataset, **settings)
-    return _summary(measured, measured["fooled"])
+    measured = measured_images(model, attack, dataset, **settings)
+    return summary(measured, measured["fooled"])
 
 
-def _measured(model, attack, dataset, *, objective, targets, early, batch_size, work):
-    """What an attack does to every image of a data set: arrays of ``_attack``."""
+def measured_images(model, attack, dataset, *, objective, targets, early, batch_size, work):
+    """What an attack does to every image of a data set; arguments are those of ``robustness``.
+
+    Returns:
+        dict of arrays ``(n,)``: ``correct``, ``tried`` and ``fooled``, bools; ``seconds``; and of NORMS, the sizes of
+        perturbations, 0 of images that were not tried.
+    """
     checks.booleans(early=early)
     goal, judge = goal_of(model, attack, objective, targets), Judge(model)
     run = _step_by_step if early and hasattr(attack, "advance") else _whole
@@ -113,8 +117,8 @@ def _measured(model, attack, dataset, *, objective, targets, early, batch_size, 
     return progress.results()
 
 
-def _summary(measured, counted):
-    """Robustness, with norms of the images that are ``counted (b,)``."""
+def summary(measured, counted):
+    """Robustness of what ``measured_images`` returned, with norms of the images that are ``counted (n,)``."""
     nan, fooled, tried, examples = float("nan"), measured["fooled"], np.sum(measured["tried"]), len(measured["tried"])
     lost = np.sum(fooled & measured["correct"])
     return Robustness(
@@ -143,102 +147,6 @@ def _attack(run, judge, attack, goal, x, y, wanted, targets, first):
         measured[name] = np.zeros(len(x))
         measured[name][rows] = norms[name]
     return measured
-
-
-def attack_table(
-    model, attacks, dataset, *, objectives=None, targets=None, early=True, norms="own", batch_size=128, work=None
-):
-    """Robustness of a model to several attacks, on several objectives.
-
-    Args:
-        model: see ``robustness``.
-        attacks: dict from names to attacks.
-        dataset: see ``robustness``; read once for each row.
-        objectives: dict from names to callables from the model to what is attacked; None for the natural one alone.
-        targets: see ``robustness``.
-        early: see ``robustness``. The thesis's tables judge the last step, and time all steps: ``early=False``, of
-            attacks with ``keep="last"``.
-        norms: ``"own"``, of the perturbations that succeeded; or ``"common"``, of the images at which all rows
-            succeeded, so that an attack does not look small because it only gets at the easy ones.
-        batch_size: see ``robustness``.
-        work: see ``robustness``; a folder in it for each row.
-
-    Returns:
-        Table, a row for each objective and attack: ``objective``, ``attack``, ``judged`` (``"any look"`` or ``"end"``),
-        and the figures of Robustness.
-
-    Example::
-
-        print(evaluate.attack_table(model, {"PGD": pgd}, test, objectives={"capsules": attacks.capsules}))
-    """
-    attacks = checks.named("attacks", attacks, "attacks")
-    checks.choice("norms", norms, ("own", "common"))
-    if not attacks:
-        raise ValueError("Expected at least one attack; received none.")
-    if objectives is not None:
-        objectives = checks.named("objectives", objectives, "callables from the model to what is attacked")
-    settings, measured = {"targets": targets, "early": early, "batch_size": batch_size}, {}
-    for kind, objective in (objectives or {"natural": None}).items():
-        for name, attack in attacks.items():
-            folder = place(work, kind, name)
-            measured[kind, name] = _measured(model, attack, dataset, objective=objective, work=folder, **settings)
-    common = np.all([each["fooled"] for each in measured.values()], axis=0)
-    rows = []
-    for (kind, name), each in measured.items():
-        figures = dataclasses.asdict(_summary(each, common if norms == "common" else each["fooled"]))
-        looks = early and hasattr(attacks[name], "advance")
-        row = {"objective": kind, "attack": name, "judged": "any look" if looks else "end"}
-        sizes = figures.pop("norms")
-        rows.append({**row, **figures, **sizes})
-    return Table(rows)
-
-
-def transfer_matrix(models, attack, dataset, *, sources=None, batch_size=128, work=None):
-    """How far adversarial examples made on one model fool others (thesis Table 6.8).
-
-    Args:
-        models: dict from names to models, or callables ``x → scores (b, M)``, the targets.
-        attack: callable ``(objective, x, y, targeted) → adversarial images``.
-        dataset: see ``robustness``.
-        sources: dict from names to what is attacked: models, or Objectives such as ``attacks.votes(model)``; None for
-            the models themselves.
-        batch_size: see ``robustness``.
-        work: see ``robustness``.
-
-    Returns:
-        Table, a row for each target: ``target``, and for each source the share of the examples that the target
-        classifies correctly and that, made on the source, fool it (NaN if it classifies none correctly).
-    """
-    models = checks.named("models", models, "models")
-    sources = models if sources is None else checks.named("sources", sources, "models or Objectives")
-    checks.function("attack", attack, "(objective, x, y, targeted) → adversarial images")
-    judges, first = {name: Judge(model) for name, model in models.items()}, 0
-
-    def measure(x, y, numbers):
-        images = {name: attacked(attack, source, x, y, False, numbers) for name, source in sources.items()}
-        right = {f"right {target}": judge.correct(x, y) for target, judge in judges.items()}
-        wrong = {
-            f"wrong {target}\n{source}": judge.classes(adversarial) != y
-            for target, judge in judges.items()
-            for source, adversarial in images.items()
-        }
-        return right | wrong
-
-    settings = {"models": models, "attack": attack, "sources": sources}
-    total = batches_in(dataset, batch_size)
-    with Progress(work, "transfer_matrix", settings, judges=judges.values(), total=total) as progress:
-        for x, y in checks.batches_of(dataset, batch_size):
-            progress.batch(functools.partial(measure, x, y, first + np.arange(len(x))), x, y)
-            first += len(x)
-    if not first:
-        raise ValueError("Expected at least one example; the data set is empty.")
-    measured = progress.results()
-
-    def share(target, source):
-        right = measured[f"right {target}"]
-        return float(measured[f"wrong {target}\n{source}"][right].mean()) if right.any() else float("nan")
-
-    return Table([{"target": target, **{source: share(target, source) for source in sources}} for target in models])
 
 
 def perturbation_norms(x, adversarial):

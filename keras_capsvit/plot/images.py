@@ -1,12 +1,24 @@
-"""Pictures: heat maps over images, explainers side by side, sweeps through a decoder, adversarial images, votes."""
+"""Pictures of images: heat maps over them, explainers side by side, sweeps through a decoder, adversarial ones."""
 
 import textwrap
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from keras_capsvit import checks
+from keras_capsvit.plot.drawing import (
+    check_look,
+    check_text,
+    colour_bar,
+    label_row,
+    maps_of,
+    pictures,
+    relative,
+    scale,
+    show,
+    titles_for,
+    titles_of_rows,
+)
 
 
 def overlay(image, heatmap, *, ax=None, alpha=0.55, cmap=None, vmin=None, vmax=None):
@@ -35,7 +47,7 @@ def overlay(image, heatmap, *, ax=None, alpha=0.55, cmap=None, vmin=None, vmax=N
     """
     image, heatmap = checks.numbers(image, "an image"), checks.numbers(heatmap, "a heat map")
     checks.finite_array(heatmap, "heat map", "(H, W)", 2)
-    _check_look(alpha, cmap)
+    check_look(alpha, cmap)
     low = heatmap.min() if vmin is None else checks.number("vmin", vmin)
     high = heatmap.max() if vmax is None else checks.number("vmax", vmax)
     if low > high:
@@ -44,15 +56,15 @@ def overlay(image, heatmap, *, ax=None, alpha=0.55, cmap=None, vmin=None, vmax=N
         raise ValueError(f"ax must be axes of matplotlib, or None for a new figure; received {type(ax).__name__}.")
     if image.ndim not in (2, 3):
         raise ValueError(f"Expected an image of shape (H, W, C) or (H, W); received {image.shape}.")
-    image = _pictures(image[None] if image.ndim == 3 else image[None, ..., None])[0]
+    image = pictures(image[None] if image.ndim == 3 else image[None, ..., None])[0]
     if heatmap.shape != image.shape[:2]:
         raise ValueError(f"Expected a heat map of shape {image.shape[:2]}; received {heatmap.shape}.")
     if ax is None:
         ax = Figure(figsize=(3, 3), layout="constrained").subplots()
-    _show(ax, image)
+    show(ax, image)
     colours = "jet"
     if vmin is None and vmax is None:
-        colours, vmin, vmax = _scale(heatmap)
+        colours, vmin, vmax = scale(heatmap)
     return ax.imshow(heatmap, cmap=cmap or colours, alpha=alpha, vmin=vmin, vmax=vmax)
 
 
@@ -75,13 +87,13 @@ def grid(images, maps, *, titles=None, columns=8, cmap=None, label="attention"):
     Raises:
         ValueError: if the numbers of images, maps and titles differ, or there are none; for maps that are not finite.
     """
-    images = _pictures(images)
-    maps = _maps(maps, images)
-    titles = _titles(titles, len(images))
+    images = pictures(images)
+    maps = maps_of(maps, images)
+    titles = titles_for(titles, len(images))
     checks.positive_int("columns", columns)
-    _check_look(1, cmap)
-    _check_text("label", label)
-    colours, low, high = _scale(maps)
+    check_look(1, cmap)
+    check_text("label", label)
+    colours, low, high = scale(maps)
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(1.25 * columns + 0.9, 2.8 * rows), layout="constrained")
@@ -91,10 +103,10 @@ def grid(images, maps, *, titles=None, columns=8, cmap=None, label="attention"):
     drawn = None
     for i, (image, heatmap, title) in enumerate(zip(images, maps, titles, strict=True)):
         row, column = divmod(i, columns)
-        _show(axes[2 * row, column], image)
+        show(axes[2 * row, column], image)
         axes[2 * row, column].set_title(title, fontsize=8)
         drawn = overlay(image, heatmap, ax=axes[2 * row + 1, column], cmap=cmap or colours, vmin=low, vmax=high)
-    _colour_bar(figure, drawn, axes, label, shrink=0.8)
+    colour_bar(figure, drawn, axes, label, shrink=0.8)
     return figure
 
 
@@ -117,19 +129,19 @@ def comparison(images, maps, *, titles=None, label="relevance"):
     Raises:
         ValueError: for no images or explainers, maps of another shape or not finite, or titles of another number.
     """
-    images = _pictures(images)
-    maps = {name: _maps(one, images) for name, one in checks.named("maps", maps, "maps").items()}
+    images = pictures(images)
+    maps = {name: maps_of(one, images) for name, one in checks.named("maps", maps, "maps").items()}
     if not maps:
         raise ValueError("Expected the maps of at least one explainer; received none.")
-    titles = _titles(titles, len(images))
-    _check_text("label", label)
+    titles = titles_for(titles, len(images))
+    check_text("label", label)
     signed = {name: bool((one < 0).any()) for name, one in maps.items()}
     shape = (len(images), 1 + len(maps))
     width = 1.5 * shape[1] + 0.9 * len(set(signed.values()))
     figure = Figure(figsize=(width, 1.75 * shape[0] + 0.2), layout="constrained")
     axes = figure.subplots(*shape, squeeze=False)
     for row, image, title in zip(axes, images, titles, strict=True):
-        _show(row[0], image)
+        show(row[0], image)
         row[0].set_title(textwrap.fill(title, 18), fontsize=8)
     for ax, name in zip(axes[0, 1:], maps, strict=True):
         ax.set_title(textwrap.fill(name, 18), fontsize=8)
@@ -138,9 +150,9 @@ def comparison(images, maps, *, titles=None, label="relevance"):
         colours, low = ("seismic", -1) if signed[name] else ("jet", 0)
         for ax, image, heatmap in zip(column, images, heatmaps, strict=True):
             pale = 0.4 + 0.6 * image.mean(axis=-1)
-            drawn[signed[name]] = overlay(pale, _relative(heatmap), ax=ax, alpha=0.7, cmap=colours, vmin=low, vmax=1)
+            drawn[signed[name]] = overlay(pale, relative(heatmap), ax=ax, alpha=0.7, cmap=colours, vmin=low, vmax=1)
     for kind in drawn.values():
-        _colour_bar(figure, kind, axes, f"{label} / its 99.5 % quantile", shrink=min(1, 3 / shape[0]))
+        colour_bar(figure, kind, axes, f"{label} / its 99.5 % quantile", shrink=min(1, 3 / shape[0]))
     return figure
 
 
@@ -171,8 +183,8 @@ def sweep(images, offsets, dims=None):
     axes = figure.subplots(len(dims), len(offsets), squeeze=False)
     for row, dim in enumerate(dims):
         for column, image in enumerate(images[row]):
-            _show(axes[row, column], image)
-        _label(axes[row, 0], f"dim {dim}")
+            show(axes[row, column], image)
+        label_row(axes[row, 0], f"dim {dim}")
     for ax, offset in zip(axes[0], offsets, strict=True):
         ax.set_title(f"{offset:+.2f}", fontsize=8)
     return figure
@@ -192,9 +204,9 @@ def adversarial(images, found, *, titles=None):
     Raises:
         ValueError: for no images or attacks, adversarial images of another shape, or titles of another number.
     """
-    images = _pictures(images)
-    titles = _titles_of_rows(titles, len(images))
-    found = {name: _pictures(one) for name, one in checks.named("found", found, "images").items()}
+    images = pictures(images)
+    titles = titles_of_rows(titles, len(images))
+    found = {name: pictures(one) for name, one in checks.named("found", found, "images").items()}
     shapes = {name: one.shape for name, one in found.items()}
     if not found or set(shapes.values()) != {images.shape}:
         raise ValueError(
@@ -208,15 +220,15 @@ def adversarial(images, found, *, titles=None):
     row = 0
     for name, shown in rows.items():
         for ax, image, title in zip(axes[row], shown, titles.get(name, [""] * len(images)), strict=True):
-            _show(ax, image)
+            show(ax, image)
             ax.set_title(title, fontsize=8)
-        _label(axes[row, 0], name)
+        label_row(axes[row, 0], name)
         row += 1
         if name in found:
             for ax, change in zip(axes[row], (shown - images).mean(axis=-1), strict=True):
                 ax.axis("off")
                 drawn = ax.imshow(change, cmap="RdBu_r", vmin=-largest, vmax=largest)
-            _label(axes[row, 0], "change")
+            label_row(axes[row, 0], "change")
             row += 1
     bar = figure.colorbar(drawn, ax=axes[2::2], shrink=0.8, aspect=30, pad=0.01)
     bar.set_label("change of pixels", fontsize=8)
@@ -237,75 +249,19 @@ def rows(images, *, titles=None):
     Raises:
         ValueError: for no images, images of different shapes, or titles of another number.
     """
-    images = {name: _pictures(one) for name, one in checks.named("images", images, "images").items()}
+    images = {name: pictures(one) for name, one in checks.named("images", images, "images").items()}
     shapes = {name: one.shape for name, one in images.items()}
     if len(set(shapes.values())) != 1:
         raise ValueError(f"Expected images of one shape (n, height, width, channels), at least 1; received {shapes}.")
     count = len(next(iter(images.values())))
-    titles = _titles_of_rows(titles, count)
+    titles = titles_of_rows(titles, count)
     figure = Figure(figsize=(1.1 * count + 1.6, 1.35 * len(images)), layout="constrained")
     axes = figure.subplots(len(images), count, squeeze=False)
     for line, (name, shown) in zip(axes, images.items(), strict=True):
         for ax, image, title in zip(line, shown, titles.get(name, [""] * count), strict=True):
-            _show(ax, image)
+            show(ax, image)
             ax.set_title(title, fontsize=8)
-        _label(line[0], name)
-    return figure
-
-
-def vote_histograms(statistics, *, bins=100):
-    """How votes agree with class capsules (thesis Fig. 6.2): their share, mean length and mean coupling per cosine.
-
-    Args:
-        statistics: dict from names, such as ``"clean"``, to what ``evaluate.vote_statistics`` returns; a column each.
-        bins: int, of the cosine between -1 and 1.
-
-    Returns:
-        matplotlib Figure: the upper row is that of the true classes, the lower that of the longest others.
-
-    Raises:
-        ValueError: for no statistics.
-    """
-    statistics = checks.named("statistics", statistics, "what evaluate.vote_statistics returns")
-    for name, of in statistics.items():
-        if not isinstance(of, dict) or not {"cosine", "length", "coupling"} <= set(of):
-            kind = type(of).__name__
-            raise ValueError(f"Expected what evaluate.vote_statistics returns as {name!r}; received {kind}.")
-    checks.positive_int("bins", bins)
-    if not statistics:
-        raise ValueError("Expected the statistics of at least one set of images; received none.")
-    figure = Figure(figsize=(3.3 * len(statistics) + 0.8, 4.6), layout="constrained")
-    axes = figure.subplots(2, len(statistics), squeeze=False, sharex=True, sharey=True)
-    edges = np.linspace(-1, 1, bins + 1)
-    centres, width = (edges[:-1] + edges[1:]) / 2, edges[1] - edges[0]
-    twins = []
-    for column, (name, one) in enumerate(statistics.items()):
-        for row, whose in enumerate(("true class", "longest other class")):
-            ax = axes[row, column]
-            cosine = one["cosine"][row].ravel()
-            counts = np.histogram(cosine, edges)[0]
-            sums = [np.histogram(cosine, edges, weights=one[key][row].ravel())[0] for key in ("length", "coupling")]
-            length, coupling = (np.where(counts, total / np.maximum(counts, 1), np.nan) for total in sums)
-            ax.bar(centres, 100 * counts / max(counts.sum(), 1), width, color="tab:blue", label="share of votes")
-            twin = ax.twinx()
-            twins.append(twin)
-            twin.plot(centres, length, color="tab:green", label="mean length")
-            twin.plot(centres, coupling, color="tab:red", label="mean coupling")
-            ax.set_title(f"{name}, {whose}", fontsize=9)
-            for each in (ax, twin):
-                each.tick_params(labelsize=7)
-            if row:
-                ax.set_xlabel("cosine of vote and class capsule", fontsize=8)
-            if not column:
-                ax.set_ylabel("share of votes in %", fontsize=8)
-            if column == len(statistics) - 1:
-                twin.set_ylabel("length, coupling", fontsize=8)
-    highest = max(line.get_ydata()[np.isfinite(line.get_ydata())].max() for twin in twins for line in twin.lines)
-    for twin in twins:
-        twin.set_ylim(0, 1.05 * highest)
-    axes[0, 0].set_xticks([-1, -0.5, 0, 0.5, 1])
-    handles = [*axes[0, 0].containers, *twins[0].lines]
-    figure.legend(handles, [one.get_label() for one in handles], loc="outside lower center", ncols=3, fontsize=8)
+        label_row(line[0], name)
     return figure
 
 
@@ -326,77 +282,3 @@ def titles_of(lengths, class_names):
     if not isinstance(class_names, tuple | list | np.ndarray) or len(class_names) != lengths.shape[1]:
         raise ValueError(f"Expected a list of {lengths.shape[1]} names of classes; received {class_names!r:.60}.")
     return [f"{class_names[row.argmax()]}\n{row.max():.2f}" for row in lengths]
-
-
-def _pictures(images):
-    """Images ``(n, H, W, C)`` in [0, 1], at least one, an array."""
-    checks.images(images, bounds=(0, 1), empty=False)
-    return checks.numbers(images, "images")
-
-
-def _maps(maps, images):
-    """Finite maps ``(n, H, W)`` of images, a float64 array."""
-    checks.maps_of_images(maps, images)
-    return checks.numbers(maps, "maps").astype("float64")
-
-
-def _titles(titles, count):
-    """Titles of images, a list of strings."""
-    if titles is None:
-        return [""] * count
-    if not isinstance(titles, tuple | list | np.ndarray) or len(titles) != count:
-        raise ValueError(f"Expected a list of {count} titles, one for each image; received {titles!r:.60}.")
-    return list(map(str, titles))
-
-
-def _titles_of_rows(titles, count):
-    named = {} if titles is None else checks.named("titles", titles, "lists of titles")
-    return {name: _titles(each, count) for name, each in named.items()}
-
-
-def _check_text(name, value):
-    if not isinstance(value, str | None):
-        raise ValueError(f"{name} must be a string; received {value!r:.60}.")
-
-
-def _check_look(alpha, cmap):
-    """Refuse an opacity out of range and a colour map that is none."""
-    checks.number("alpha", alpha, 0, 1)
-    if isinstance(cmap, matplotlib.colors.Colormap):
-        return
-    if cmap is not None and (not isinstance(cmap, str) or cmap not in matplotlib.colormaps):
-        raise ValueError(f"cmap must name a colour map of matplotlib, such as 'jet'; received {cmap!r:.60}.")
-
-
-def _scale(maps):
-    """Colours of maps, and the values of the first and the last of them."""
-    low, high = maps.min(), maps.max()
-    if low == high:
-        return "jet", low, low + 1
-    if low < 0:
-        largest = max(-low, high)
-        return "seismic", -largest, largest
-    return "jet", low, high
-
-
-def _relative(heatmap):
-    """A map by the 99.5 % quantile of its magnitudes, in [-1, 1]; zero for a constant one."""
-    if heatmap.min() == heatmap.max():
-        return np.zeros_like(heatmap)
-    return (heatmap / (np.quantile(np.abs(heatmap), 0.995) or np.abs(heatmap).max())).clip(-1, 1)
-
-
-def _colour_bar(figure, drawn, axes, label, *, shrink):
-    bar = figure.colorbar(drawn, ax=axes, shrink=shrink, aspect=30, pad=0.01)
-    bar.set_label(label, fontsize=8)
-    bar.ax.tick_params(labelsize=7)
-    bar.solids.set(alpha=1)
-
-
-def _label(ax, text):
-    ax.text(-0.1, 0.5, text, transform=ax.transAxes, ha="right", va="center", size=8)
-
-
-def _show(ax, image):
-    ax.axis("off")
-    ax.imshow(image.squeeze() if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)

@@ -1,0 +1,99 @@
+"""Robust accuracy of any image classifier under AutoAttack, and its record in the manner of RobustBench.
+
+    python examples/autoattack.py model.keras --dataset cifar10 --epsilon 0.03137 --examples 1000
+    python examples/autoattack.py saved_models/digits_gracapsnet --dataset digits --epsilon 0.1 --norm linf
+    python examples/autoattack.py resnet20_cifar10.npz --network ResNet --settings SETTINGS.json --dataset cifar10
+
+MODEL is a .keras file, the folder of a SavedModel, or a file of weights; the last needs --network, a class of this
+package, and may have a JSON file of the settings of its constructor besides input_shape and num_classes, such as
+
+    {"depth": 20, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+
+Where it is interrupted, the same command goes on after the last batch. Writes OUT/NAME.json, and prints it.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+
+import keras_capsvit
+from keras_capsvit import attacks, data, evaluate, load_model, load_weights, load_weights_from, serving, taps
+from keras_capsvit.evaluate.progress import place
+from keras_capsvit.files import read_json, write_text
+
+OBJECTIVES = ("capsules", "votes")
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=pathlib.Path, metavar="MODEL")
+    parser.add_argument("--network", help="class of this package that a file of weights is of")
+    parser.add_argument("--settings", type=pathlib.Path, help="JSON file of the settings of its constructor")
+    parser.add_argument("--dataset", required=True, help="digits, mnist, fashion_mnist, cifar10, ...")
+    parser.add_argument("--data-dir", help="where the TFDS folders are")
+    parser.add_argument("--epsilon", type=float, required=True, help="radius of the ball, in pixels of [0, 1]")
+    parser.add_argument("--norm", default="linf", choices=attacks.AutoAttack.norms)
+    parser.add_argument("--version", default="standard", choices=("standard", "plus", "rand"))
+    parser.add_argument("--objective", choices=OBJECTIVES, help="of capsule networks; the natural one if not given")
+    parser.add_argument("--examples", type=int, default=1000, help="test images")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="of the pixels that MODEL takes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--name", help="of the record; default: that of MODEL")
+    parser.add_argument("--reported", type=float, help="published robust accuracy, in [0, 1]")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("saved_models") / "autoattack")
+    args = parser.parse_args()
+    if args.settings and not args.network:
+        parser.error("--settings are those of a --network")
+    return args
+
+
+def model_of(args):
+    """The model, live or served."""
+    if args.network:
+        about = data.info(args.dataset)
+        settings = read_json(args.settings, "a JSON file of settings") if args.settings else {}
+        model = getattr(keras_capsvit, args.network)(about.image_shape, about.num_classes, **settings)
+        # An .npz of this package's own names, or what others wrote.
+        (load_weights if args.model.suffix == ".npz" else load_weights_from)(model, args.model)
+        return model
+    return load_model(args.model) if args.model.suffix == ".keras" else serving.load(args.model)
+
+
+def main():
+    args = parse()
+    model = model_of(args)
+    pixels = args.range or taps.input_range(model) or getattr(model, "card", {}).get("input", {}).get("range")
+    if pixels is None:
+        raise SystemExit(f"{args.model} does not tell the range of its pixels; pass --range LOW HIGH.")
+    low, high = map(float, pixels)
+    test = data.load(args.dataset, split="test", data_dir=args.data_dir)
+    x, y = data.take(test, args.examples)
+    x, scale = (low + np.asarray(x) * (high - low)).astype("float32"), high - low
+    attack = attacks.AutoAttack(
+        args.epsilon * scale, norm=args.norm, version=args.version, bounds=(low, high), seed=args.seed
+    )
+    name = args.name or args.model.stem
+    report = evaluate.auto_attack(
+        model,
+        attack,
+        (x, y),
+        objective=args.objective and getattr(attacks, args.objective),
+        batch_size=args.batch_size,
+        work=place(args.out, "work", name, args.norm, args.version, args.epsilon, args.objective or "natural"),
+    )
+    more = {"objective": args.objective} if args.objective else {}
+    record = report.record(name, args.dataset, reported=args.reported, **more)
+    text = json.dumps(record, indent=1)
+    write_text(args.out / f"{name}.json", text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

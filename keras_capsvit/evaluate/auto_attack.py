@@ -1,0 +1,147 @@
+"""Robust accuracy under AutoAttack of a whole data set, and the record of it that a leaderboard keeps."""
+
+import dataclasses
+import functools
+import time
+
+import numpy as np
+
+from keras_capsvit import attacks, checks
+from keras_capsvit.attacks.auto import CLEAN
+from keras_capsvit.evaluate.judge import Judge
+from keras_capsvit.evaluate.progress import Progress, batches_in
+from keras_capsvit.evaluate.robustness import goal_of
+from keras_capsvit.evaluate.table import versions
+
+_CALLED = {"linf": "Linf", "l2": "L2", "l1": "L1"}  # by RobustBench
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoAttackReport:
+    """Robust accuracy of a model under AutoAttack.
+
+    Args:
+        attack: attacks.AutoAttack, what was run.
+        examples: int, how many images.
+        accuracy: float, share classified correctly before.
+        robust_accuracy: float, share that no attack fools.
+        after: dict from ``"clean"`` and the names of attacks, in their order, to the share that none fools up to there.
+        broken_by: str ``(examples,)``, the attack that fooled each image, ``"clean"`` where it is misclassified by
+            itself, ``""`` where nothing fools it.
+        queries: float, images that score-based attacks asked the model for, mean over all images.
+        seconds: float, of all attacks together.
+    """
+
+    attack: attacks.AutoAttack
+    examples: int
+    accuracy: float
+    robust_accuracy: float
+    after: dict
+    broken_by: np.ndarray
+    queries: float
+    seconds: float
+
+    def record(self, name, dataset, *, reported=None, **more):
+        """What a leaderboard keeps of a model, in RobustBench's manner.
+
+        Args:
+            name: str, of the model.
+            dataset: str.
+            reported: float in [0, 1], robust accuracy that was published, if it was.
+            more: what else to keep, such as ``paper="..."``; anything that JSON takes.
+
+        Returns:
+            dict of str, numbers and dicts: accuracies in percent, ``eps`` in units of the pixels, and how it was made.
+        """
+        if reported is not None:
+            reported = round(100 * checks.number("reported", reported, 0, 1), 2)
+        return {
+            "name": name,
+            "dataset": dataset,
+            "threat": _CALLED[self.attack.norm],
+            "eps": self.attack.epsilon,
+            "clean_acc": round(100 * self.accuracy, 2),
+            "reported": reported,
+            "autoattack_acc": round(100 * self.robust_accuracy, 2),
+            "after": {attack: round(100 * share, 2) for attack, share in self.after.items()},
+            "n": self.examples,
+            "version": self.attack.version,
+            "bounds": self.attack.bounds,
+            "seed": self.attack.seed,
+            "queries": round(self.queries, 1),
+            "seconds": round(self.seconds, 1),
+            **more,
+            "versions": versions(),
+        }
+
+
+def auto_attack(model, attack, dataset, *, objective=None, batch_size=128, work=None):
+    """Attack every image of a data set by AutoAttack.
+
+    Args:
+        model: model, live or served, or callable ``x (b, H, W, C) → scores (b, M)``, that judges.
+        attack: attacks.AutoAttack.
+        dataset: see ``robustness``.
+        objective: callable from the model to what is attacked, such as ``attacks.votes``; None for the model's natural
+            one. What fools the objective alone does not count.
+        batch_size: int >= 1, of a pair of arrays and of single examples. It does not change the result.
+        work: path of a folder that what was measured of each image is kept in, and a progress bar with the robust
+            accuracy so far is shown: after an interruption the same call goes on after the last batch, see
+            ``robustness``.
+
+    Returns:
+        AutoAttackReport.
+
+    Raises:
+        ValueError: as ``robustness``, and for another attack.
+
+    Example::
+
+        report = evaluate.auto_attack(model, attacks.AutoAttack(8 / 255), test, work="work")
+        print(report.robust_accuracy, report.after)
+    """
+    if not isinstance(attack, attacks.AutoAttack):
+        raise ValueError(f"Expected an attacks.AutoAttack; received {attack!r:.100}. evaluate.robustness takes others.")
+    goal, judge = goal_of(model, attack, objective, None), Judge(model)
+
+    def measure(x, y, first):
+        correct, started = judge.correct(x, y), time.perf_counter()
+        rows = np.flatnonzero(correct)
+        result = attack.run(goal, x[rows], y[rows], numbers=first + rows)
+        fooled = ~judge.correct(result.images, y[rows])
+        broken, queries = np.full(len(x), CLEAN, "U32"), np.zeros(len(x), "int64")
+        # What is not right for the objective to begin with may be so for the model.
+        broken[rows] = np.where(fooled, np.where(result.broken_by == CLEAN, "", result.broken_by), "")
+        queries[rows] = result.queries
+        return {
+            "broken_by": broken,
+            "queries": queries,
+            "seconds": np.full(len(x), (time.perf_counter() - started) / max(len(x), 1)),
+        }
+
+    def shown(measured):
+        return {"robust accuracy": float(np.mean(measured["broken_by"] == ""))}
+
+    settings = {"model": model, "attack": attack, "objective": objective}
+    total, first = batches_in(dataset, batch_size), 0
+    with Progress(work, "auto_attack", settings, judges=[judge], shown=shown, total=total) as progress:
+        for x, y in checks.batches_of(dataset, batch_size):
+            progress.batch(functools.partial(measure, x, y, first), x, y)
+            first += len(x)
+    if not first:
+        raise ValueError("Expected at least one example; the data set is empty.")
+    measured = progress.results()
+    broken, after, left = measured["broken_by"], {}, first
+    for name in (CLEAN, *attack.sequence()):
+        left -= int(np.sum(broken == name))
+        after[name] = left / first
+    return AutoAttackReport(
+        attack=attack,
+        examples=first,
+        accuracy=float(np.mean(broken != CLEAN)),
+        robust_accuracy=float(np.mean(broken == "")),
+        after=after,
+        broken_by=broken,
+        queries=float(measured["queries"].mean()),
+        seconds=float(measured["seconds"].sum()),
+    )

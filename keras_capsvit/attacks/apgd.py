@@ -43,8 +43,8 @@ class APGD(Attack):
             of logits ratio, of 3 classes or more; ``"dlr_targeted"``, the ratio towards each of the ``targets`` most
             probable other classes in turn, of 4 classes or more (APGD-T); ``"margin"``, the lead of the best other
             class. All but ``"ce"`` are of the scores alone.
-        targets: int >= 1, most classes that ``"dlr_targeted"`` tries. Targeted, it raises the score of the class that is
-            wanted against that of the most probable one besides it.
+        targets: int >= 1, most classes that ``"dlr_targeted"`` tries. Targeted, it raises the score of the class wanted
+            against that of the most probable one besides it.
         rho: float in [0, 1].
         eot_iter: int >= 1, gradients that are averaged in each step, for models that draw random numbers (on the
             TensorFlow backend only: on JAX a compiled model draws the same ones every time).
@@ -98,8 +98,8 @@ class APGD(Attack):
         check_classes(self.loss, examine(objective, x))
         if self.eot_iter > 1 and autodiff.draws_once():
             raise ValueError(
-                f"eot_iter={self.eot_iter} averages over what a model draws, which on this backend is the same at every "
-                "call of a compiled model; expected eot_iter=1, or KERAS_BACKEND=tensorflow."
+                f"eot_iter={self.eot_iter} averages over what a model draws, which on this backend is the same at "
+                "every call of a compiled model; expected eot_iter=1, or KERAS_BACKEND=tensorflow."
             )
         scores = ops.convert_to_numpy(objective.compiled("scores", lambda objective: objective.__call__)(x))
         others = _most_probable_others(scores, y)

@@ -1,5 +1,6 @@
 """Attacks: an objective (what is attacked) times an algorithm (how)."""
 
+from keras_capsvit.attacks.apgd import APGD
 from keras_capsvit.attacks.base import Attack
 from keras_capsvit.attacks.carlini_wagner import CarliniWagner, CarliniWagnerLinf
 from keras_capsvit.attacks.deepfool import DeepFool
@@ -11,6 +12,7 @@ from keras_capsvit.attacks.presets import PRESETS, preset
 from keras_capsvit.attacks.square import Square, SquareResult
 
 __all__ = [
+    "APGD",
     "BIM",
     "FGSM",
     "MIM",

@@ -262,6 +262,7 @@ ATTACKS = {
     "PGD": {"steps": 4, "restarts": 2},
     "BIM": {"steps": 4},
     "MIM": {"steps": 4},
+    "Square": {"queries": 20},
 }
 # (name or "*", kind or "*") → what the error says.
 RELEVANCE = ("LRP", "CLRP", "GuidedBackprop", "DeconvNet")

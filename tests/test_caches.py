@@ -165,6 +165,7 @@ SWEEPS = {
     "CarliniWagnerLinf": {"decrease_factor": [0.5, 0.7], "confidence": [0.1, 1], "bounds": [(-1, 1)]},
     "PatchAttack": {"epsilon": [0.1, 0.2], "step_size": [0.1, 0.2], "seed": [3, 4], "patch_size": [3, 4]},
     "DetectionAware": {"beta": [0.2, 0.8], "epsilon": [0.05, 0.2]},
+    "Square": {"epsilon": [0.05, 0.2], "queries": [3, 300], "p": [0.1, 1.0], "seed": [1, 2], "bounds": [(-1, 1)]},
 }
 
 
@@ -176,6 +177,7 @@ def small(name, **settings):
         "PatchAttack": {"patch_size": 2, "steps": 3, "early_stop": False},
         "DeepFool": {"steps": 3},
         "FGSM": {},
+        "Square": {"queries": 6},
     }.get(name, {"steps": 3})
     if name not in ("CarliniWagner", "CarliniWagnerLinf", "PatchAttack", "DeepFool"):
         few["epsilon"] = 0.1
@@ -192,6 +194,8 @@ def test_a_sweep_costs_no_trace_and_finds_what_single_attacks_find(name, monkeyp
         dataclasses.replace(attack, step_size=0.0)(model, images(), LABELS)
     if name.startswith("CarliniWagner"):  # looks why images did not move
         dataclasses.replace(attack, confidence=1e6)(model, images(), LABELS)
+    if name == "Square":  # some images are fooled, and the others go on
+        dataclasses.replace(attack, epsilon=0.3, queries=200)(model, images(), LABELS)
     if name == "PGD":  # bounds of channels are another function than those of all
         dataclasses.replace(attack, bounds=((0.0,), (1.0,)))(model, images(), LABELS)
     if name in ("CarliniWagner", "DeepFool"):  # with and without a limit are two functions

@@ -132,6 +132,7 @@ ATTACKS = {
     "CarliniWagner": attacks.CarliniWagner(steps=2, binary_search_steps=2),
     "CarliniWagnerLinf": attacks.CarliniWagnerLinf(steps=2),
     "PatchAttack": attacks.PatchAttack(2, steps=2),
+    "Square": attacks.Square(0.1, queries=3),
     "universal PatchAttack": attacks.PatchAttack(2, steps=2, universal=True),
 }
 

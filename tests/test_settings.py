@@ -70,6 +70,8 @@ NUMBERS = [
         for name in ("initial_const", "largest_const", "const_factor", "decrease_factor", "smallest_limit")
     ),
     (attacks.PatchAttack, (2,), "epsilon", (-1,)),
+    (attacks.Square, (), "epsilon", (-1,)),
+    (attacks.Square, (0.1,), "p", (-1, 0, 1.1)),
     (attacks.PatchAttack, (2,), "step_size", (-1,)),
     (lambda **settings: attacks.DetectionAware(0.1, error=scores, **settings), (), "beta", (-0.1, 1.1)),
     (lambda **settings: explain.SmoothGrad(explain.RandomMap(), **settings), (), "noise", (-1,)),
@@ -112,6 +114,8 @@ INTEGERS = [
     (attacks.DeepFool, (), "candidates"),
     (attacks.CarliniWagner, (), "binary_search_steps"),
     (attacks.PatchAttack, (2,), "num_patches"),
+    (attacks.Square, (0.1,), "queries"),
+    (attacks.Square, (0.1,), "restarts"),
     (attacks.PatchAttack, (2,), "batch_size"),
     (explain.Saliency, (scores,), "batch_size"),
     (explain.IntegratedGradients, (scores,), "steps"),

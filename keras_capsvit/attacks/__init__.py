@@ -9,6 +9,7 @@ from keras_capsvit.attacks.gradient import BIM, FGSM, MIM, PGD, GradientAttack
 from keras_capsvit.attacks.objectives import ORDERS, Objective, capsules, combined, logits, natural, votes
 from keras_capsvit.attacks.patch import PatchAttack, PatchResult
 from keras_capsvit.attacks.presets import PRESETS, preset
+from keras_capsvit.attacks.square import Square, SquareResult
 
 __all__ = [
     "APGD",
@@ -27,6 +28,8 @@ __all__ = [
     "Objective",
     "PatchAttack",
     "PatchResult",
+    "Square",
+    "SquareResult",
     "capsules",
     "combined",
     "logits",

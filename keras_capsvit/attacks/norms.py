@@ -25,6 +25,10 @@ class Linf:
         """What a step of norm 1 changes at most: the L1 norms ``(b, k)`` of gradients ``(b, k, ...)``."""
         return ops.sum(ops.abs(gradients), axis=_axes(gradients)[1:])
 
+    def size(self, change):
+        """Norms ``(b,)`` of changes ``(b, ...)``."""
+        return ops.max(ops.abs(change), axis=_axes(change))
+
     def random(self, random, shape, epsilon):
         """Perturbations drawn uniformly from the ball, by a NumPy generator."""
         return random.uniform(-epsilon, epsilon, shape)
@@ -56,6 +60,10 @@ class L2:
         """What a step of norm 1 changes at most: the L2 norms ``(b, k)`` of gradients ``(b, k, ...)``."""
         return ops.sqrt(ops.sum(ops.square(gradients), axis=_axes(gradients)[1:]))
 
+    def size(self, change):
+        """Norms ``(b,)`` of changes ``(b, ...)``."""
+        return ops.sqrt(ops.sum(ops.square(change), axis=_axes(change)))
+
     def random(self, random, shape, epsilon):
         """Perturbations drawn uniformly from the ball, by a NumPy generator."""
         drawn = random.normal(size=shape)
@@ -71,6 +79,18 @@ class L2:
         return epsilon * radius * drawn
 
 
+class L1:
+    """Sum of the changes of all pixels."""
+
+    def dual(self, gradients):
+        """What a step of norm 1 changes at most: the largest entries ``(b, k)`` of gradients ``(b, k, ...)``."""
+        return ops.max(ops.abs(gradients), axis=_axes(gradients)[1:])
+
+    def size(self, change):
+        """Norms ``(b,)`` of changes ``(b, ...)``."""
+        return ops.sum(ops.abs(change), axis=_axes(change))
+
+
 def per_image(values):
     """Values ``(b,)`` in a shape that multiplies images, ``(b, 1, 1, 1)``."""
     return ops.reshape(values, (-1, 1, 1, 1))
@@ -84,4 +104,4 @@ def _length(x):
     return ops.sqrt(ops.sum(ops.square(x), axis=_axes(x), keepdims=True))
 
 
-NORMS = {"linf": Linf(), "l2": L2()}
+NORMS = {"linf": Linf(), "l2": L2(), "l1": L1()}

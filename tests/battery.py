@@ -255,6 +255,7 @@ EXPLAINERS = {
 }
 ATTACKS = {
     "DeepFool": {"steps": 3},
+    "FAB": {"steps": 4},
     "CarliniWagner": {"steps": 10, "binary_search_steps": 3, "initial_const": 0.1},
     "CarliniWagnerLinf": {"steps": 5},
     "PatchAttack": {"patch_size": 3, "steps": 4},

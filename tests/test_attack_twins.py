@@ -28,6 +28,7 @@ FEW = {
     "CarliniWagner": {"steps": 60, "binary_search_steps": 4},
     "CarliniWagnerLinf": {"steps": 60, "initial_const": 0.1, "largest_const": 2, "abort_early": False},
     "DeepFool": {"steps": 20},
+    "FAB": {"steps": 10},
     "DetectionAware": {"steps": 6, "error": brightness},
     "PatchAttack": {"patch_size": 3, "steps": 30, "positions": [(1, 1), (2, 3)]},
     "PGD": {"steps": 8, "restarts": 2},

@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_capsvit import autodiff, checks
 from keras_capsvit.attacks.base import Attack
-from keras_capsvit.attacks.batches import generators, padded
+from keras_capsvit.attacks.batches import fewest, generators
 from keras_capsvit.attacks.examine import NOT_FINITE, examine
 from keras_capsvit.attacks.losses import LOSSES, check_classes
 from keras_capsvit.attacks.norms import NORMS, per_image, select
@@ -111,8 +111,8 @@ class APGD(Attack):
             left = np.flatnonzero(~fooled)
             if not len(left):
                 break
-            rows = left[padded(len(left), len(x))]
-            start = self.begin(x[left], attempt, numbers[left])[padded(len(left), len(x))]
+            few = fewest(len(left), len(x))
+            rows, start = left[few], self.begin(x[left], attempt, numbers[left])[few]
             other = others[rows, attempt // self.restarts]
             images, losses, fooling = self._attempt(objective, x[rows], y[rows], other, start, targeted, len(left))
             if not np.isfinite(losses).all():

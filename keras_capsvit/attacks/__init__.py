@@ -1,6 +1,7 @@
 """Attacks: an objective (what is attacked) times an algorithm (how)."""
 
 from keras_capsvit.attacks.apgd import APGD
+from keras_capsvit.attacks.auto import AutoAttack, AutoAttackResult
 from keras_capsvit.attacks.base import Attack
 from keras_capsvit.attacks.carlini_wagner import CarliniWagner, CarliniWagnerLinf
 from keras_capsvit.attacks.deepfool import DeepFool
@@ -22,6 +23,8 @@ __all__ = [
     "PGD",
     "PRESETS",
     "Attack",
+    "AutoAttack",
+    "AutoAttackResult",
     "CarliniWagner",
     "CarliniWagnerLinf",
     "DeepFool",

@@ -9,6 +9,7 @@ from keras import ops
 from keras_capsvit import autodiff, checks
 from keras_capsvit.attacks.base import Attack
 from keras_capsvit.attacks.batches import fewest, generators
+from keras_capsvit.attacks.borders import rivals
 from keras_capsvit.attacks.examine import NOT_FINITE, examine
 from keras_capsvit.attacks.losses import LOSSES, check_classes
 from keras_capsvit.attacks.norms import NORMS, per_image, select
@@ -102,7 +103,7 @@ class APGD(Attack):
                 "every call of a compiled model; expected eot_iter=1, or KERAS_BACKEND=tensorflow."
             )
         scores = ops.convert_to_numpy(objective.compiled("scores", lambda objective: objective.__call__)(x))
-        others = _most_probable_others(scores, y)
+        others = ops.convert_to_numpy(rivals(scores, y, scores.shape[1] - 1))  # most probable first
         result, loss = x.copy(), np.full(len(x), -np.inf)
         fooled = (scores.argmax(axis=1) == y) == targeted if self.keep == "first" else np.zeros(len(x), bool)
         towards = min(self.targets, others.shape[1]) if self.loss == "dlr_targeted" and not targeted else 1
@@ -284,10 +285,3 @@ class _Sparsity:
 def _count(change):
     """How many entries are not zero, ``(b,)``."""
     return ops.sum(ops.cast(ops.not_equal(change, 0), change.dtype), axis=(1, 2, 3))
-
-
-def _most_probable_others(scores, y):
-    """Classes other than ``y (b,)``, those of the highest scores first, ``(b, M - 1)``."""
-    scores = scores.astype("float64")
-    scores[np.arange(len(y)), y] = -np.inf
-    return np.argsort(-scores, axis=1, kind="stable")[:, :-1].astype("int32")

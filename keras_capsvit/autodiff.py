@@ -115,6 +115,11 @@ def is_traced(x):
     return isinstance(x, jax.core.Tracer)
 
 
+def draws_once():
+    """Whether a compiled function draws the same random numbers at every call, as it does on JAX."""
+    return _backend() == "jax"
+
+
 def _backend():
     backend = keras.backend.backend()
     if backend not in ("tensorflow", "jax"):

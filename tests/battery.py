@@ -255,6 +255,7 @@ EXPLAINERS = {
 }
 ATTACKS = {
     "DeepFool": {"steps": 3},
+    "FAB": {"steps": 4},
     "CarliniWagner": {"steps": 10, "binary_search_steps": 3, "initial_const": 0.1},
     "CarliniWagnerLinf": {"steps": 5},
     "PatchAttack": {"patch_size": 3, "steps": 4},
@@ -262,6 +263,7 @@ ATTACKS = {
     "PGD": {"steps": 4, "restarts": 2},
     "BIM": {"steps": 4},
     "MIM": {"steps": 4},
+    "Square": {"queries": 20},
 }
 # (name or "*", kind or "*") → what the error says.
 RELEVANCE = ("LRP", "CLRP", "GuidedBackprop", "DeconvNet")

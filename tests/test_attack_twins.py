@@ -28,10 +28,13 @@ FEW = {
     "CarliniWagner": {"steps": 60, "binary_search_steps": 4},
     "CarliniWagnerLinf": {"steps": 60, "initial_const": 0.1, "largest_const": 2, "abort_early": False},
     "DeepFool": {"steps": 20},
+    "FAB": {"steps": 10},
     "DetectionAware": {"steps": 6, "error": brightness},
     "PatchAttack": {"patch_size": 3, "steps": 30, "positions": [(1, 1), (2, 3)]},
     "PGD": {"steps": 8, "restarts": 2},
+    "Square": {"queries": 60},
 }
+BY_GRADIENTS = [name for name, kind in KINDS.items() if kind.uses_gradients]
 
 
 def attack_of(name, epsilon=0.1, **settings):
@@ -128,7 +131,7 @@ def test_presets_scale_with_epsilon(name):
     assert dataclasses.replace(preset, epsilon=0.3) == attacks.preset(name, 0.3)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", BY_GRADIENTS)
 def test_what_no_gradient_reaches_is_refused(name):
     model = network()
 
@@ -158,7 +161,7 @@ def test_weights_that_became_nan_are_refused(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", BY_GRADIENTS)
 def test_callables_that_leave_the_graph_are_refused(name):
     model = network()
     x, y = images(), predicted(network(), images())

@@ -129,9 +129,11 @@ ATTACKS = {
     "PGD": attacks.PGD(0.1, steps=2),
     "MIM": attacks.MIM(0.1, steps=2, keep="last"),
     "DeepFool": attacks.DeepFool(steps=2),
+    "FAB": attacks.FAB(steps=2),
     "CarliniWagner": attacks.CarliniWagner(steps=2, binary_search_steps=2),
     "CarliniWagnerLinf": attacks.CarliniWagnerLinf(steps=2),
     "PatchAttack": attacks.PatchAttack(2, steps=2),
+    "Square": attacks.Square(0.1, queries=3),
     "universal PatchAttack": attacks.PatchAttack(2, steps=2, universal=True),
 }
 

@@ -26,14 +26,15 @@ class Attack:
 
     Raises:
         ValueError: for settings out of range; images that are not finite or outside the bounds; labels that are no
-            classes; scores that are not finite; a gradient that is zero for all images that are not fooled; and a
-            callable that leaves the graph.
+            classes; scores that are not finite; and, of an attack that uses gradients, a gradient that is zero for all
+            images that are not fooled, and a callable that leaves the graph.
     """
 
     # Settings that compiled functions get as arguments. All others are part of what is compiled.
     numeric = ("epsilon", "step_size", "steps", "bounds", "seed")
     raised = staticmethod(loss_and_scores)
     norms = ("linf", "l2")  # that the attack can have
+    uses_gradients = True  # else scores alone, also of callables that leave the graph
 
     def prepare(self, objective, x, y, targeted=False, numbers=None):
         """The Objective that ``objective`` stands for, and checked arrays of images and labels."""
@@ -43,7 +44,7 @@ class Attack:
         checks.of_size(x, objective.input_shape, getattr(objective.model, "name", "the model"))
         ids = checks.class_ids(y, len(x))
         if len(x):
-            ids = checks.class_ids(y, len(x), examine(objective, x))
+            ids = checks.class_ids(y, len(x), examine(objective, x, self.uses_gradients))
         if numbers is not None:
             checks.integers("numbers", numbers, (len(x),), f"({len(x)},), one for each image")
         return objective, x, ids

@@ -1,5 +1,6 @@
 """The images of a batch apart: what is drawn for each of them, and batches of those that are left."""
 
+import keras
 import numpy as np
 
 
@@ -35,3 +36,21 @@ def padded(count, full):
     while size // 2 >= count:
         size //= 2
     return np.arange(size) % count
+
+
+def fewest(count, full):
+    """Indices of ``count`` examples: TensorFlow takes any number of them; JAX compiles for each, so it gets ``padded``.
+
+    Args:
+        count: int >= 1.
+        full: int, see ``padded``.
+
+    Returns:
+        Array of ints below ``count``.
+    """
+    return padded(count, full) if keras.backend.backend() == "jax" else np.arange(count)
+
+
+def next_fewer(count, full):
+    """The largest number of examples, an int below ``count``, of which ``fewest`` gives a smaller batch."""
+    return len(padded(count, full)) // 2 if keras.backend.backend() == "jax" else count - 1

@@ -1,5 +1,6 @@
 """Whether an attack can be trusted: what its objective returns, and whether its gradient reaches the pixels."""
 
+import typing
 import warnings
 
 import keras
@@ -13,7 +14,12 @@ _FEW = 8  # images that an objective is examined with
 _EXAMINED = caches.Cache(256)
 
 
-def examine(objective, x):
+class _Examined(typing.NamedTuple):
+    classes: int
+    leaves: str | None  # why gradients cannot be had of a callable that leaves the graph
+
+
+def examine(objective, x, uses_gradients=True):
     """The number of classes of an objective, which is looked at once for each size of images, and again when the model
     has changed.
 
@@ -23,6 +29,7 @@ def examine(objective, x):
     Args:
         objective: Objective.
         x: images ``(b, H, W, C)``, at least one; the first eight are tried.
+        uses_gradients: bool, whether the attack does, so that a callable must not leave the graph.
 
     Returns:
         int.
@@ -30,6 +37,18 @@ def examine(objective, x):
     Raises:
         ValueError: for scores of a wrong shape, NaN or infinite ones, and a callable that leaves the graph.
     """
+    examined = _look(objective, x)
+    if uses_gradients and examined.leaves:
+        raise ValueError(examined.leaves)
+    return examined.classes
+
+
+def leaves_graph(objective, x):
+    """Whether an objective that was examined can only be called, not compiled; arguments are those of ``examine``."""
+    return _look(objective, x).leaves is not None
+
+
+def _look(objective, x):
     owners, which, _ = objective.parts()
     return _EXAMINED.get(owners, (which, x.shape[1:]), lambda: _examined(objective, x[:_FEW]))
 
@@ -43,16 +62,17 @@ def _are_others(scores, objective, x):
 
 def _examined(objective, x):
     function = _callable(getattr(objective, "model", None))
-    if function is not None:
-        _check_callable(function, x)
+    leaves = None if function is None else _returns_arrays(function, x)
     try:
-        scores = ops.convert_to_numpy(objective.compiled("scores", lambda objective: objective.__call__)(x))
-    except ValueError:  # what the scores themselves refuse
-        raise
+        scores = (objective if leaves else objective.compiled("scores", lambda objective: objective.__call__))(x)
     except Exception as error:
+        if function is None and isinstance(error, ValueError):  # what the scores themselves refuse
+            raise
         if function is None:
             raise checks.wrong_size(x, getattr(objective.model, "name", "the model"), error) from error
-        raise ValueError(f"{_LEAVES} It runs on arrays, but not when it is compiled: {error!s:.300}") from error
+        scores = objective(ops.convert_to_tensor(x))
+        leaves = f"{_LEAVES} It runs on arrays, but not when it is compiled: {error!s:.300}"
+    scores = ops.convert_to_numpy(scores)
     if scores.ndim != 2 or len(scores) != len(x) or scores.shape[1] < 2:
         raise ValueError(f"An objective must return scores of shape ({len(x)}, classes); received {scores.shape}.")
     if not np.isfinite(scores).all():
@@ -60,10 +80,10 @@ def _examined(objective, x):
     if _are_others(scores, objective, x) and (
         function is not None or _are_others(objective(ops.convert_to_tensor(x)), objective, x)
     ):
-        _warn("the scores of the same images differ from call to call; average the gradients over several calls")
+        _warn("the scores of the same images differ from call to call; average over several calls")
     if not objective.normalized and scores.min() >= 0 and np.allclose(scores.sum(axis=1), 1, atol=1e-4):
         _warn("the scores are probabilities (rows sum to 1), the softmax of which is nearly flat; return logits")
-    return scores.shape[1]
+    return _Examined(scores.shape[1], leaves)
 
 
 def check_result(objective, start, result, y, targeted, raised, rounding):
@@ -124,12 +144,18 @@ def _callable(model):
     return None if known else model
 
 
-def _check_callable(function, x):
+def _returns_arrays(function, x):
+    """Why a callable has no gradient, a str, if it returns no tensor, or takes arrays only; else None."""
     name = getattr(function, "__name__", type(function).__name__)
-    with checks.running(name, x):
+    try:
         scores = function(ops.convert_to_tensor(x))
-    if not ops.is_tensor(scores):
-        raise ValueError(f"{_LEAVES} Received {type(scores).__name__} from {name}.")
+    except (TypeError, AttributeError) as error:
+        with checks.running(name, x):
+            try:
+                scores = function(x.copy())
+            except Exception:
+                raise error from None
+    return None if ops.is_tensor(scores) else f"{_LEAVES} Received {type(scores).__name__} from {name}."
 
 
 def _warn(what):

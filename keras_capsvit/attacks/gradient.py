@@ -10,7 +10,7 @@ from keras_capsvit import autodiff, checks
 from keras_capsvit.attacks.base import Attack
 from keras_capsvit.attacks.batches import generators
 from keras_capsvit.attacks.examine import NOT_FINITE
-from keras_capsvit.attacks.norms import NORMS, per_image
+from keras_capsvit.attacks.norms import NORMS, per_image, select
 from keras_capsvit.attacks.objectives import fools, natural
 
 KEEP = ("best", "last")
@@ -286,10 +286,8 @@ def _better(images, losses, scores, y, sign, best, loss, fooled):
     """The better of images and the best so far: what fools, then what has the higher loss; a loss of NaN stays."""
     losses, fooling = sign * losses, fools(scores, y, sign)
     better = ops.where(ops.equal(fooling, fooled), losses > loss, fooling)
-    # A product, because TensorFlow chooses between images more slowly; of finite images it is the same.
-    taken = per_image(ops.cast(better, images.dtype))
     return (
-        images * taken + best * (1 - taken),
+        select(better, images, best),
         ops.where(ops.logical_or(ops.isnan(losses), ops.isnan(loss)), float("nan"), ops.where(better, losses, loss)),
         ops.logical_or(fooling, fooled),
     )

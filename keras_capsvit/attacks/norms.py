@@ -1,8 +1,12 @@
 """Balls that perturbations lie in, and the steepest step within them."""
 
+import math
+
 import keras
 import numpy as np
 from keras import ops
+
+_HALVINGS = 30  # of the interval that a threshold lies in
 
 
 class Linf:
@@ -25,9 +29,18 @@ class Linf:
         """What a step of norm 1 changes at most: the L1 norms ``(b, k)`` of gradients ``(b, k, ...)``."""
         return ops.sum(ops.abs(gradients), axis=_axes(gradients)[1:])
 
+    def size(self, change):
+        """Norms ``(b,)`` of changes ``(b, ...)``."""
+        return ops.max(ops.abs(change), axis=_axes(change))
+
     def random(self, random, shape, epsilon):
         """Perturbations drawn uniformly from the ball, by a NumPy generator."""
         return random.uniform(-epsilon, epsilon, shape)
+
+    def surface(self, random, shape, epsilon):
+        """A perturbation of norm ``epsilon``, of the shape of one image, by a NumPy generator."""
+        drawn = random.uniform(-1, 1, shape)
+        return epsilon * drawn / np.abs(drawn).max()
 
     def draw(self, shape, epsilon, seed):
         """The same as tensors ``(b, ...)``, by a keras.random.SeedGenerator."""
@@ -56,12 +69,21 @@ class L2:
         """What a step of norm 1 changes at most: the L2 norms ``(b, k)`` of gradients ``(b, k, ...)``."""
         return ops.sqrt(ops.sum(ops.square(gradients), axis=_axes(gradients)[1:]))
 
+    def size(self, change):
+        """Norms ``(b,)`` of changes ``(b, ...)``."""
+        return ops.sqrt(ops.sum(ops.square(change), axis=_axes(change)))
+
     def random(self, random, shape, epsilon):
         """Perturbations drawn uniformly from the ball, by a NumPy generator."""
         drawn = random.normal(size=shape)
         drawn /= np.sqrt(np.square(drawn).sum(axis=_axes(drawn), keepdims=True))
         radius = random.uniform(size=(shape[0],) + (1,) * (len(shape) - 1)) ** (1 / np.prod(shape[1:]))
         return epsilon * radius * drawn
+
+    def surface(self, random, shape, epsilon):
+        """A perturbation of norm ``epsilon``, of the shape of one image, by a NumPy generator."""
+        drawn = random.normal(size=shape)
+        return epsilon * drawn / np.sqrt(np.square(drawn).sum())
 
     def draw(self, shape, epsilon, seed):
         """The same as tensors ``(b, ...)``, by a keras.random.SeedGenerator."""
@@ -71,9 +93,77 @@ class L2:
         return epsilon * radius * drawn
 
 
+class L1:
+    """Sum of the changes of all pixels of an image, as Croce and Hein (2021) go about it."""
+
+    def direction(self, gradient):
+        """Step ``(b, ...)`` of norm 1 that raises the loss most: the largest entry, or all that are as large."""
+        return self.sparse(gradient, ops.zeros_like(gradient[:, 0, 0, 0]))
+
+    def sparse(self, gradient, share):
+        """Step ``(b, H, W, C)`` of norm 1 along the signs of the largest entries, a ``share (b,)`` of them."""
+        size = ops.reshape(ops.abs(gradient), (-1, math.prod(gradient.shape[1:])))
+        rank = ops.clip(ops.cast((1 - share) * size.shape[1], "int32"), 0, size.shape[1] - 1)
+        least = ops.take_along_axis(ops.sort(size, axis=1), rank[:, None], axis=1)[:, 0]
+        signs = ops.sign(gradient) * ops.cast(ops.abs(gradient) >= per_image(least), gradient.dtype)
+        return signs / ops.maximum(ops.sum(ops.abs(signs), axis=_axes(signs), keepdims=True), 1.0)
+
+    def region(self, x, epsilon, limits):
+        """What brings images to the closest point of the ball around ``x`` within limits, a function of them.
+
+        Of changes ``d`` the closest is ``sign(d) clip(|d| - t, 0, r)``, where ``r`` is how far the limits are, for the
+        least ``t >= 0`` of which the sum is not above ``epsilon``: halving finds between which kinks ``t`` lies, and
+        what is linear there, ``t`` itself.
+        """
+
+        def back(images):
+            change = images - x
+            size, room = ops.abs(change), ops.where(change > 0, limits[1] - x, x - limits[0])
+            total = lambda values: ops.sum(values, axis=_axes(x), keepdims=True)  # noqa: E731
+            within = lambda t: ops.minimum(ops.maximum(size - t, 0.0), room)  # noqa: E731
+
+            def halve(i, low, high):
+                middle = (low + high) / 2
+                above = total(within(middle)) > epsilon
+                return i + 1, ops.where(above, middle, low), ops.where(above, high, middle)
+
+            largest = ops.max(size, axis=_axes(x), keepdims=True)
+            bounds = ops.while_loop(lambda i, *_: i < _HALVINGS, halve, (0, ops.zeros_like(largest), largest))[1:]
+            middle = (bounds[0] + bounds[1]) / 2
+            free = ops.cast(ops.logical_and(size > middle, size - middle < room), x.dtype)
+            full = ops.cast(size - middle >= room, x.dtype) * room
+            exact = (total(free * size + full) - epsilon) / ops.maximum(total(free), 1.0)
+            t = ops.where(total(within(0.0)) > epsilon, ops.clip(exact, bounds[0], bounds[1]), 0.0)
+            inside = within(t)
+            # What rounding leaves above epsilon goes, too.
+            inside = inside * ops.minimum(1.0, epsilon / ops.maximum(total(inside), 1e-12))
+            return ops.clip(x + ops.sign(change) * inside, limits[0], limits[1])
+
+        return back
+
+    def surface(self, random, shape, epsilon):
+        """A direction, of the shape of one image, by a NumPy generator; ``region`` finds where it leaves the ball."""
+        return random.normal(size=shape)
+
+    def dual(self, gradients):
+        """What a step of norm 1 changes at most: the largest entries ``(b, k)`` of gradients ``(b, k, ...)``."""
+        return ops.max(ops.abs(gradients), axis=_axes(gradients)[1:])
+
+    def size(self, change):
+        """Norms ``(b,)`` of changes ``(b, ...)``."""
+        return ops.sum(ops.abs(change), axis=_axes(change))
+
+
 def per_image(values):
     """Values ``(b,)`` in a shape that multiplies images, ``(b, 1, 1, 1)``."""
     return ops.reshape(values, (-1, 1, 1, 1))
+
+
+def select(which, images, others):
+    """Images ``(b, H, W, C)`` where ``which (b,)``, the others elsewhere; all of them have to be finite."""
+    # A product, because TensorFlow chooses between images more slowly.
+    taken = per_image(ops.cast(which, images.dtype))
+    return images * taken + others * (1 - taken)
 
 
 def _axes(x):
@@ -84,4 +174,4 @@ def _length(x):
     return ops.sqrt(ops.sum(ops.square(x), axis=_axes(x), keepdims=True))
 
 
-NORMS = {"linf": Linf(), "l2": L2()}
+NORMS = {"linf": Linf(), "l2": L2(), "l1": L1()}

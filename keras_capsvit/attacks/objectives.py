@@ -260,7 +260,7 @@ def fools(scores, y, sign):
 
 def lead(scores, y):
     """By how much the scores of classes ``y (b,)`` exceed the highest of the others, ``(b,)``."""
-    own = ops.one_hot(y, scores.shape[-1], dtype="float32")
+    own = ops.one_hot(y, scores.shape[-1], dtype=scores.dtype)
     return ops.sum(own * scores, axis=1) - ops.max(scores - 1e30 * own, axis=1)
 
 

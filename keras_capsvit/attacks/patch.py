@@ -2,12 +2,12 @@
 
 import dataclasses
 
-import keras
 import numpy as np
 from keras import ops
 
 from keras_capsvit import autodiff, checks
 from keras_capsvit.attacks.base import Attack
+from keras_capsvit.attacks.batches import fewest
 from keras_capsvit.attacks.examine import NOT_FINITE
 from keras_capsvit.attacks.objectives import fools
 from keras_capsvit.patches import PatchGrid, apply_patch, check_positions, cut_patches, random_positions
@@ -171,7 +171,8 @@ class PatchAttack(Attack):
                 found[left[gone]] = ops.convert_to_numpy(ops.take(state[0], gone, axis=0))
                 fooled[left[gone]], iterations[left[gone]] = True, taken - 1
                 left = left[stay]
-                state = [ops.take(one, stay[_padded(len(stay), len(y))], axis=0) for one in state]
+                if len(left):
+                    state = [ops.take(one, stay[fewest(len(left), len(y))], axis=0) for one in state]
         if len(left):
             found[left] = ops.convert_to_numpy(state[0])[: len(left)]
             fooled[left] = self._judged(objective, state[0], state[3], sign)[: len(left)]
@@ -237,16 +238,6 @@ class PatchAttack(Attack):
             return ops.clip(pixels + size * ops.sign(gradient(pixels, x, y, shown)[1]), low, high)
 
         return step
-
-
-def _padded(count, full):
-    """Indices of ``count`` examples. TensorFlow takes any number of them; JAX compiles for each, so it gets few."""
-    size = count
-    if keras.backend.backend() == "jax" and count:
-        size = full
-        while size // 2 >= count:
-            size //= 2
-    return np.arange(size) % max(count, 1)
 
 
 def _tuples(positions):

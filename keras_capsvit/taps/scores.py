@@ -301,12 +301,21 @@ class _Live:
             traced = type(error).__name__.startswith("Tracer")  # of JAX
             if keras.backend.backend() == "tensorflow":
                 traced = not autodiff.executes_eagerly()
-            if isinstance(self._model, keras.Layer) or not traced:
+            if isinstance(self._model, keras.Layer):
                 raise
+            if not traced:
+                return self._run_on_array(x, error)
             raise ValueError(
                 f"Expected a model or a callable of tensors; {self._name} leaves {keras.backend.backend()} on the way "
                 f"to its scores, so that it has no gradient. Pass the model itself instead of its predict."
             ) from error
+
+    def _run_on_array(self, x, error):
+        """What a function of NumPy arrays returns, which failed on a tensor."""
+        try:
+            return self._model(np.array(ops.convert_to_numpy(x)))  # a copy, because arrays may be written to
+        except Exception:
+            raise error from None
 
     def _selected(self, outputs):
         names = getattr(self._model, "output_names", None) or ()

@@ -148,7 +148,7 @@ ATTACKS = {
     "epsilon": values.number([0.1, 0.05, 0.3], 0),
     **{
         f"{n}.epsilon": values.number([0.1, 0.05], 0).or_none()
-        for n in ("CarliniWagner", "CarliniWagnerLinf", "DeepFool", "PatchAttack")
+        for n in ("CarliniWagner", "CarliniWagnerLinf", "DeepFool", "FAB", "PatchAttack")
     },
     "preset.epsilon": values.number([0.1, 0.05, 0.3], 0).and_open(None),
     "preset.name": values.choice(*attacks.PRESETS),
@@ -163,6 +163,11 @@ ATTACKS = {
     "keep": values.choice("best", "last"),
     "error": functions_like(lambda: zoo.error),
     "beta": values.number([0.5, 0.2], 0, 1),
+    "FAB.norm": values.choice("linf", "l2", "l1"),
+    "FAB.targets": values.whole(1, [1, 2, 9]).or_none(),
+    "FAB.alpha_max": values.number([0.1, 0.5], 0, 1),
+    "FAB.eta": values.number([1.05, 1.5], 1),
+    "FAB.beta": values.number([0.9, 0.5], 0, 1),
     "candidates": values.whole(2, [3, 2, 10]),
     "overshoot": values.number([0.02, 0.5], 0),
     "binary_search_steps": values.whole(1, [1, 2], huge=False),
@@ -185,6 +190,10 @@ ATTACKS = {
         but=["[]"],
     ),
     "num_patches": values.whole(1, [1, 2], huge=False),
+    "queries": SMALL,
+    "Square.norm": values.choice("linf", "l2", "l1"),
+    "Square.p": values.number([0.8, 0.1, 1.0], 0, 1, above=True),
+    "Square.loss": values.choice("margin", "ce"),
     "order": values.choice(*attacks.ORDERS),
     "votes.model": values.models(zoo.capsules),
     "natural.model": values.models(silly=zoo.NONSENSE[:4]),

@@ -19,31 +19,32 @@ def data(seed, count=40, classes=5):
     return x, y, weights, lambda x: ops.reshape(x, (-1, 36)) @ weights
 
 
-def towards(weights, step, classes):
-    """An attack that moves images of some classes only, towards the class after theirs."""
+def towards(weights, step, low, high):
+    """An attack that moves images whose first pixel is within limits only, towards the class after theirs."""
 
     def attack(objective, x, y, targeted):
         direction = np.sign(np.roll(weights, -1, axis=1) - weights).T.reshape(-1, 6, 6, 1)[y]
-        return np.where(np.isin(y, classes)[:, None, None, None], x + step * direction, x).astype("float32")
+        moved = (x[:, :1, :1] >= low) & (x[:, :1, :1] < high)
+        return np.where(moved, x + step * direction, x).astype("float32")
 
     return attack
 
 
 def test_the_worst_case_is_of_images_that_any_attack_fools():
     x, y, weights, model = data(0)
-    parts = {"even": towards(weights, 0.1, [0, 2, 4]), "odd": towards(weights, 0.05, [1, 3, 4])}
+    parts = {"dark": towards(weights, 0.1, 0, 0.55), "light": towards(weights, 0.07, 0.45, 1)}
     table = evaluate.attack_table(model, parts, (x, y), union=True)
-    assert table["attack"] == ["even", "odd", "any of these"]
+    assert table["attack"] == ["dark", "light", "any of these"]
     assert set(table["objective"]) == {"natural"}
     scores = {name: attack(None, x, y, False).reshape(len(x), 36) @ weights for name, attack in parts.items()}
     correct = (x.reshape(len(x), 36) @ weights).argmax(1) == y
     fooled = {name: correct & (of.argmax(1) != y) for name, of in scores.items()}
-    either = fooled["even"] | fooled["odd"]
-    assert 0 < fooled["odd"].sum() < either.sum() > fooled["even"].sum()
+    either = fooled["dark"] | fooled["light"]
+    assert 0 < fooled["light"].sum() < either.sum() > fooled["dark"].sum()
     worst = table.rows[-1]
     assert worst["robust_accuracy"] == pytest.approx((correct & ~either).mean())
     assert worst["robust_accuracy"] < min(table["robust_accuracy"][:2])
-    largest = np.where(fooled["odd"], 0.05, 0.1)[either]  # where both do, the smaller
+    largest = np.where(fooled["light"], 0.07, 0.1)[either]  # where both do, the smaller
     assert worst["linf"] == pytest.approx(largest.mean(), abs=1e-6)
     assert worst["seconds_per_example"] == pytest.approx(sum(table["seconds_per_example"][:2]))
 
@@ -71,7 +72,7 @@ def test_radii_are_those_of_every_attack(of, tmp_path):
     robust = table["robust_accuracy"][2::3]
     assert robust[0] == table.rows[0]["accuracy"] > robust[1] > robust[2]
     again = evaluate.attack_table(model, {"PGD": pgd, "FGSM": attacks.FGSM(0.5)}, (x, y), **settings)
-    assert again.rows == table.rows  # seconds, too: all was read
+    assert str(again) == str(table)  # seconds, too: all was read
     lines = plot.robustness_curve(table).axes[0].lines
     assert [line.get_label() for line in lines] == ["PGD", "FGSM", "any of these"]
     np.testing.assert_allclose(lines[2].get_xdata(), radii)

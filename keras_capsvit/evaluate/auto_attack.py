@@ -13,6 +13,7 @@ from keras_capsvit.evaluate.progress import Progress, batches_in
 from keras_capsvit.evaluate.robustness import goal_of
 from keras_capsvit.evaluate.table import versions
 
+_BY_NONE = -1  # of the attacks
 _CALLED = {"linf": "Linf", "l2": "L2", "l1": "L1"}  # by RobustBench
 
 
@@ -103,24 +104,24 @@ def auto_attack(model, attack, dataset, *, objective=None, batch_size=128, work=
     if not isinstance(attack, attacks.AutoAttack):
         raise ValueError(f"Expected an attacks.AutoAttack; received {attack!r:.100}. evaluate.robustness takes others.")
     goal, judge = goal_of(model, attack, objective, None), Judge(model)
+    names = [CLEAN, *attack.sequence(), ""]
 
     def measure(x, y, first):
         correct, started = judge.correct(x, y), time.perf_counter()
         rows = np.flatnonzero(correct)
         result = attack.run(goal, x[rows], y[rows], numbers=first + rows)
         fooled = ~judge.correct(result.images, y[rows])
-        broken, queries = np.full(len(x), CLEAN, "U32"), np.zeros(len(x), "int64")
-        # What is not right for the objective to begin with may be so for the model.
-        broken[rows] = np.where(fooled, np.where(result.broken_by == CLEAN, "", result.broken_by), "")
+        broken, queries = np.zeros(len(x), "int64"), np.zeros(len(x), "int64")
+        broken[rows] = np.where(fooled, [names.index(name) for name in result.broken_by], _BY_NONE)
         queries[rows] = result.queries
         return {
-            "broken_by": broken,
+            "broken by": broken,
             "queries": queries,
             "seconds": np.full(len(x), (time.perf_counter() - started) / max(len(x), 1)),
         }
 
     def shown(measured):
-        return {"robust accuracy": float(np.mean(measured["broken_by"] == ""))}
+        return {"robust accuracy": float(np.mean(measured["broken by"] == _BY_NONE))}
 
     settings = {"model": model, "attack": attack, "objective": objective}
     total, first = batches_in(dataset, batch_size), 0
@@ -131,8 +132,8 @@ def auto_attack(model, attack, dataset, *, objective=None, batch_size=128, work=
     if not first:
         raise ValueError("Expected at least one example; the data set is empty.")
     measured = progress.results()
-    broken, after, left = measured["broken_by"], {}, first
-    for name in (CLEAN, *attack.sequence()):
+    broken, after, left = np.array(names)[measured["broken by"]], {}, first
+    for name in names[:-1]:
         left -= int(np.sum(broken == name))
         after[name] = left / first
     return AutoAttackReport(

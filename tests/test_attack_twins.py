@@ -25,6 +25,8 @@ def brightness(x):
 
 # What an attack needs to take little time; new attacks run with epsilon alone.
 FEW = {
+    "APGD": {"steps": 8},
+    "AutoAttack": {"version": "custom", "attacks": {"apgd": attacks.APGD(1, steps=6)}},
     "CarliniWagner": {"steps": 60, "binary_search_steps": 4},
     "CarliniWagnerLinf": {"steps": 60, "initial_const": 0.1, "largest_const": 2, "abort_early": False},
     "DeepFool": {"steps": 20},

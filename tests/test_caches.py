@@ -17,6 +17,7 @@ ATTACKS = [
     attacks.FGSM(0.1),
     attacks.MIM(0.1, steps=2),
     attacks.PGD(0.1, steps=2),
+    attacks.APGD(0.1, steps=2),
     attacks.DeepFool(steps=2),
     attacks.FAB(steps=2),
     attacks.CarliniWagner(steps=2, binary_search_steps=1),
@@ -161,6 +162,9 @@ SWEEPS = {
     "BIM": {"epsilon": [0.1, 0.2], "steps": [3, 5], "relative_step": [0.1, 0.7]},
     "MIM": {"epsilon": [0.1, 0.2], "decay": [0.5, 0.9]},
     "PGD": {"epsilon": [0.1, 0.2], "seed": [1, 2], "steps": [3, 4], "bounds": [((-1,), (1.5,))]},
+    "APGD": {
+        **{"epsilon": [0.05, 0.2], "steps": [5, 9], "restarts": [2], "rho": [0.3], "seed": [1], "bounds": [(-1, 1)]},
+    },
     "FAB": {
         **{"targets": [1, 2], "restarts": [2, 3], "seed": [1], "epsilon": [0.2], "steps": [4], "bounds": [(-1, 1)]},
         **{"alpha_max": [0, 0.5], "eta": [1, 1.5], "beta": [0.2, 0.7]},

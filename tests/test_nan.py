@@ -125,6 +125,8 @@ def silent():
 
 
 ATTACKS = {
+    "APGD": attacks.APGD(0.1, steps=2),
+    "AutoAttack": attacks.AutoAttack(0.1, version="custom", attacks={"apgd": attacks.APGD(0.1, steps=2)}),
     "FGSM": attacks.FGSM(0.1),
     "PGD": attacks.PGD(0.1, steps=2),
     "MIM": attacks.MIM(0.1, steps=2, keep="last"),

@@ -53,7 +53,8 @@ class AutoAttack(Attack):
       Square; and APGD and FAB towards 9 classes.
     - ``"rand"``: for models that draw random numbers, the two APGD with the mean of 20 gradients for each step.
 
-    For objectives of fewer than 4 classes, of which there is no targeted ratio, both raise the margin, and a warning says so.
+    For objectives of fewer than 4 classes, of which there is no targeted ratio, the margin takes its place, and a warning
+    says so.
 
     Args:
         epsilon: float >= 0, radius of the ball, in units of the pixels.
@@ -97,7 +98,9 @@ class AutoAttack(Attack):
                 f"attacks={self.attacks!r}."
             )
         if self.attacks is not None:
-            own = dict(self.attacks) if isinstance(self.attacks, tuple) else self.attacks  # pairs, of a replaced one
+            own = self.attacks
+            if isinstance(own, tuple) and all(isinstance(each, tuple) and len(each) == 2 for each in own):
+                own = dict(own)  # of an AutoAttack whose other settings are replaced
             own = checks.named("attacks", own, "attacks")
             if not own or not all(isinstance(each, Attack) for each in own.values()):
                 raise ValueError(f"Expected attacks of this package, a dict by names; received {own!r}.")

@@ -259,6 +259,7 @@ ATTACKS = {
     "DeepFool": {"steps": 3},
     "FAB": {"steps": 4},
     "CarliniWagner": {"steps": 10, "binary_search_steps": 3, "initial_const": 0.1},
+    "CarliniWagnerBox": {"epsilon": 0.1, "steps": 5},
     "CarliniWagnerLinf": {"steps": 5},
     "PatchAttack": {"patch_size": 3, "steps": 4},
     "DetectionAware": {"steps": 3, "error": lambda x: ops.mean(ops.square(x), axis=(1, 2, 3))},

@@ -28,6 +28,7 @@ FEW = {
     "APGD": {"steps": 8},
     "AutoAttack": {"version": "custom", "attacks": {"apgd": attacks.APGD(1, steps=6)}},
     "CarliniWagner": {"steps": 60, "binary_search_steps": 4},
+    "CarliniWagnerBox": {"steps": 20},
     "CarliniWagnerLinf": {"steps": 60, "initial_const": 0.1, "largest_const": 2, "abort_early": False},
     "DeepFool": {"steps": 20},
     "FAB": {"steps": 10},

@@ -21,6 +21,7 @@ ATTACKS = [
     attacks.DeepFool(steps=2),
     attacks.FAB(steps=2),
     attacks.CarliniWagner(steps=2, binary_search_steps=1),
+    attacks.CarliniWagnerBox(0.1, steps=2),
     attacks.CarliniWagnerLinf(steps=2, largest_const=1e-4),
     attacks.PatchAttack(2, steps=2),
 ]
@@ -171,6 +172,7 @@ SWEEPS = {
     },
     "DeepFool": {"overshoot": [0.1, 0.3], "steps": [3, 4], "bounds": [(-1, 1)]},
     "CarliniWagner": {"epsilon": [0.1, 0.2], "confidence": [0.1, 1], "initial_const": [1, 2], "step_size": [0.1, 0.2]},
+    "CarliniWagnerBox": {"epsilon": [0.05, 0.2], "confidence": [0.1, 1], "step_size": [0.2, 0.3], "bounds": [(-1, 1)]},
     "CarliniWagnerLinf": {"decrease_factor": [0.5, 0.7], "confidence": [0.1, 1], "bounds": [(-1, 1)]},
     "PatchAttack": {"epsilon": [0.1, 0.2], "step_size": [0.1, 0.2], "seed": [3, 4], "patch_size": [3, 4]},
     "DetectionAware": {"beta": [0.2, 0.8], "epsilon": [0.05, 0.2]},

@@ -50,6 +50,25 @@ def test_targeted_and_confident():
     assert (scores[np.arange(8), wanted] - others > 0.499).all()
 
 
+@pytest.mark.parametrize("targeted", [False, True])
+def test_within_a_box_a_linear_model_is_fooled_where_it_can_be(targeted):
+    ordered = np.argsort(SCORES, axis=1)
+    wanted = ordered[:, -2] if targeted else Y
+    # Moving all pixels by epsilon, up or down, changes a difference of two scores by epsilon times this.
+    reach = np.abs(WEIGHTS[:, :, None] - WEIGHTS[:, None]).sum(0)
+    lead = SCORES[np.arange(8), Y][:, None] - SCORES
+    least = np.array([min(lead[n, k] / reach[Y[n], k] for k in range(4) if k != Y[n]) for n in range(8)])
+    if targeted:
+        least = np.array([lead[n, wanted[n]] / reach[Y[n], wanted[n]] for n in range(8)])
+    epsilon = float(np.sort(least)[3:5].mean())
+    fooled_by = attacks.CarliniWagnerBox(epsilon, steps=400, abort_early=False)
+    images = fooled_by(linear, X, wanted, targeted=targeted)
+    np.testing.assert_array_equal(classes(images) != Y, least < epsilon)
+    assert np.abs(images - X).max() <= epsilon + 1e-6
+    np.testing.assert_array_equal(images[least > epsilon], X[least > epsilon])
+    np.testing.assert_array_equal(attacks.CarliniWagnerBox(0)(linear, X, Y), X)
+
+
 def test_images_alone_cut_and_in_vain():
     singles = [FEW(linear, X[i : i + 1], Y[i : i + 1]) for i in range(8)]
     found = FEW(linear, X, Y)

@@ -99,6 +99,19 @@ def test_smooth_grad_averages_signed_gradients_of_noisy_images():
     assert np.abs(explain.SmoothGrad(explain.Saliency(model), 4, noise=0.2, seed=6)(x, 2) - smooth(x, 2)).max() > 1e-3
 
 
+def test_smooth_grad_as_captum_averages_absolute_gradients_under_noise_in_units_of_pixels():
+    model, x = conv_net(), images(3, 9, 7, 2)
+    noise = np.random.default_rng(3).standard_normal((4, 9, 7, 2), "float32")
+    gradient = explain.Saliency(model, channels=True)
+    expected = np.mean([np.abs(gradient(x + 0.3 * each, 1)).max(-1) for each in noise], axis=0)
+    captum = explain.SmoothGrad(explain.Saliency(model), 4, noise=0.3, relative=False, signed=False, seed=3)
+    np.testing.assert_allclose(captum(x, 1), expected, atol=1e-6)
+    inside = captum.on_tensors(ops.convert_to_tensor(x), ops.convert_to_tensor(np.int32([1, 1, 1])))
+    np.testing.assert_allclose(ops.convert_to_numpy(inside), expected, atol=1e-6)
+    with pytest.raises(ValueError, match="signed"):
+        explain.SmoothGrad(explain.Saliency(model), signed=None)
+
+
 def test_smooth_grad_of_any_callable():
     def squares(x, target):
         return (x**2).sum(-1) * target[:, None, None]

@@ -133,6 +133,7 @@ ATTACKS = {
     "DeepFool": attacks.DeepFool(steps=2),
     "FAB": attacks.FAB(steps=2),
     "CarliniWagner": attacks.CarliniWagner(steps=2, binary_search_steps=2),
+    "CarliniWagnerBox": attacks.CarliniWagnerBox(0.1, steps=2),
     "CarliniWagnerLinf": attacks.CarliniWagnerLinf(steps=2),
     "PatchAttack": attacks.PatchAttack(2, steps=2),
     "Square": attacks.Square(0.1, queries=3),

@@ -72,6 +72,8 @@ NUMBERS = [
     (attacks.CarliniWagner, (), "step_size", (-1,)),
     (attacks.CarliniWagner, (), "initial_const", (-1,)),
     (attacks.CarliniWagner, (), "confidence", (-1,)),
+    (attacks.CarliniWagnerBox, (), "epsilon", (-1,)),
+    (attacks.CarliniWagnerBox, (0.1,), "confidence", (-1,)),
     *(
         (attacks.CarliniWagnerLinf, (), name, (-1, 0))
         for name in ("initial_const", "largest_const", "const_factor", "decrease_factor", "smallest_limit")

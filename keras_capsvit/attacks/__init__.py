@@ -3,7 +3,7 @@
 from keras_capsvit.attacks.apgd import APGD
 from keras_capsvit.attacks.auto import AutoAttack, AutoAttackResult
 from keras_capsvit.attacks.base import Attack
-from keras_capsvit.attacks.carlini_wagner import CarliniWagner, CarliniWagnerLinf
+from keras_capsvit.attacks.carlini_wagner import CarliniWagner, CarliniWagnerBox, CarliniWagnerLinf
 from keras_capsvit.attacks.deepfool import DeepFool
 from keras_capsvit.attacks.detection_aware import DetectionAware, reconstruction_error
 from keras_capsvit.attacks.fab import FAB
@@ -26,6 +26,7 @@ __all__ = [
     "AutoAttack",
     "AutoAttackResult",
     "CarliniWagner",
+    "CarliniWagnerBox",
     "CarliniWagnerLinf",
     "DeepFool",
     "DetectionAware",

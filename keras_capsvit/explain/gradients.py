@@ -182,7 +182,11 @@ class SmoothGrad(Explainer):
         base: explainer, such as ``Saliency(model)`` (Grad-SG) or ``IntegratedGradients(model)`` (IG-SG); or callable
             ``(x, target) → maps (b, ...)``. Memory is bounded by its ``batch_size``, 32 if it has none.
         samples: int >= 1.
-        noise: float >= 0, standard deviation relative to the range of the pixels of each image.
+        noise: float >= 0, standard deviation of the noise.
+        relative: bool, whether that is relative to the range of the pixels of each image, as in the paper; else it is in
+            units of the pixels.
+        signed: bool, average the signed attributions of gradient explainers, as in the paper; else their maps, as
+            Captum does with the absolute gradient (its defaults are ``noise=1.0``, ``relative=False``).
         seed: int, of the noise.
 
     Call: see Explainer.
@@ -195,12 +199,13 @@ class SmoothGrad(Explainer):
         maps = SmoothGrad(IntegratedGradients(model), 10)(x)
     """
 
-    def __init__(self, base, samples=10, *, noise=0.15, seed=0):
+    def __init__(self, base, samples=10, *, noise=0.15, relative=True, signed=True, seed=0):
         self.base = checks.function("base", base, "(x, target) → maps (b, ...), such as an explainer")
         self.samples = checks.positive_int("samples", samples)
         self.noise, self.seed = checks.number("noise", noise, 0), checks.integer("seed", seed)
+        checks.booleans(relative=relative, signed=signed)
+        self.relative, self.signed = relative, signed
         self.channels = getattr(base, "channels", False)
-        self._attributions = getattr(base, "attributions", base)
 
     def check(self, x, ids):
         if isinstance(self.base, Explainer):  # others check themselves
@@ -214,11 +219,11 @@ class SmoothGrad(Explainer):
 
     def attributions(self, x, ids):
         ids = self.resolved(x, ids)  # the class of the image, not of its noisy copies
-        width = self.noise * (x.max(axis=(1, 2, 3), keepdims=True) - x.min(axis=(1, 2, 3), keepdims=True))
-        noise = self._noise(x.shape[1:])
+        width = self._width(x.max(axis=(1, 2, 3), keepdims=True), x.min(axis=(1, 2, 3), keepdims=True))
+        noise, of_base = self._noise(x.shape[1:]), getattr(self.base, "attributions", self.base)
 
         def noisy(image, sample):
-            return self._attributions(x[image] + width[image] * noise[sample], ids[image])
+            return self._averaged(of_base(x[image] + width[image] * noise[sample], ids[image]))
 
         return mean_over_samples(noisy, len(x), self.samples, getattr(self.base, "batch_size", 32))
 
@@ -229,16 +234,28 @@ class SmoothGrad(Explainer):
         if not isinstance(self.base, Explainer) or None in x.shape[1:]:
             raise NotImplementedError("SmoothGrad needs a base of keras_capsvit.explain, and images of a fixed size")
         highest, lowest = (extreme(x, axis=(1, 2, 3), keepdims=True) for extreme in (ops.max, ops.min))
-        width = self.noise * (highest - lowest)
+        width = self._width(highest, lowest)
         noise = ops.convert_to_tensor(self._noise(x.shape[1:]))
 
         def noisy(sample):
-            return self.base.attributions_on_tensors(x + width * ops.take(noise, sample, axis=0), ids)
+            noisy_images = x + width * ops.take(noise, sample, axis=0)
+            return self._averaged(self.base.attributions_on_tensors(noisy_images, ids))
 
         return mean_on_tensors(noisy, self.samples)
 
     def _noise(self, shape):
         return np.random.default_rng(self.seed).standard_normal((self.samples, *shape), "float32")
 
-    def finished(self, attributions):
+    def _width(self, highest, lowest):
+        """Standard deviations of the noise of images, of their highest and lowest pixels."""
+        return self.noise * (highest - lowest if self.relative else highest * 0 + 1)
+
+    def _averaged(self, attributions):
+        """What is averaged, of attributions of noisy images."""
+        return attributions if self.signed else self._map_of(attributions)
+
+    def _map_of(self, attributions):
         return self.base.finished(attributions) if isinstance(self.base, Explainer) else attributions
+
+    def finished(self, attributions):
+        return self._map_of(attributions) if self.signed else attributions

@@ -154,6 +154,7 @@ ATTACKS = {
     "preset.name": values.choice(*attacks.PRESETS),
     "step_size": values.number([0.05, 0.01], 0).or_none(),
     "CarliniWagner.step_size": values.number([0.05, 0.01], 0),
+    "CarliniWagnerBox.step_size": values.number([0.1, 0.2], 0),
     "CarliniWagnerLinf.step_size": values.number([0.05, 0.01], 0),
     "relative_step": values.number([0.25, 1.0], 0).or_none(),
     "steps": SMALL,

@@ -159,7 +159,7 @@ def test_starts_are_stripes_or_tiles_on_the_edge_of_the_ball():
     )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     st.sampled_from(["linf", "l2", "l1"]), st.floats(0, 3), st.integers(0, 99), st.sampled_from([(0, 1), (-3, 252.0)]),
     st.booleans(), st.sampled_from(["margin", "ce"]),
@@ -212,7 +212,7 @@ def test_what_has_no_gradient_is_attacked():
     model.set_weights([WEIGHTS.reshape(-1, CLASSES)])
     x = images()
     y = labels(x)
-    attack = attacks.Square(0.2, queries=30)
+    attack = attacks.Square(0.2, queries=15)
     expected = attack.run(linear, x, y)
     assert expected.fooled.mean() > 0.5
     for subject in (rounded, lambda x: model.predict(x, verbose=0), model, attacks.logits(model)):
@@ -254,11 +254,13 @@ def test_cross_entropy_of_combined_objectives_sees_all_of_them():
 
 
 def test_small_and_narrow_images():
-    for shape in ((1, 1, 1), (2, 7, 3), (5, 3, 1)):
+    def brightness(x):
+        return ops.mean(x, axis=(1, 2, 3))[:, None] * np.float32([[3, -1]])
+
+    for shape in ((1, 1, 1), (2, 7, 3)):
         x = np.random.default_rng(0).uniform(size=(3, *shape)).astype("float32")
         for norm in ("linf", "l2", "l1"):
-            attack = attacks.Square(0.1, norm=norm, queries=20, p=1.0)
-            result = attack(lambda x: ops.mean(x, axis=(1, 2))[:, :1] * np.float32([[3, -1]]), x, np.zeros(3, int))
+            result = attacks.Square(0.1, norm=norm, queries=9, p=1.0)(brightness, x, np.zeros(3, int))
             assert result.shape == x.shape and np.isfinite(result).all() and (result != x).any()
 
 

@@ -254,7 +254,10 @@ EXPLAINERS = {
     "DeconvNet": (cnn, lambda model, scale: explain.DeconvNet(model, **_sized(model))),
 }
 ATTACKS = {
+    "APGD": {"steps": 4},
+    "AutoAttack": {"version": "custom", "attacks": {"dlr": attacks.APGD(1, steps=3, loss="margin", keep="first")}},
     "DeepFool": {"steps": 3},
+    "FAB": {"steps": 4},
     "CarliniWagner": {"steps": 10, "binary_search_steps": 3, "initial_const": 0.1},
     "CarliniWagnerLinf": {"steps": 5},
     "PatchAttack": {"patch_size": 3, "steps": 4},

@@ -28,7 +28,8 @@ PARTS = {
     "layers": ("layers", "layers routing capsnet gracapsnet vit resnet convnet constructors nan settings labels"),
     "attacks": (
         "attacks",
-        "attacks attack_twins carlini_wagner deepfool patch_attack presets detection settings caches nan robustness",
+        "attacks attack_twins carlini_wagner deepfool fab hyperplane patch_attack presets detection settings caches "
+        "nan robustness",
     ),
     "rules": ("explain/relevance/rules.py", "relevance relevance_signs relevance_inputs relevance_models settings"),
     "evaluate": (

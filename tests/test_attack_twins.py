@@ -25,9 +25,12 @@ def brightness(x):
 
 # What an attack needs to take little time; new attacks run with epsilon alone.
 FEW = {
+    "APGD": {"steps": 8},
+    "AutoAttack": {"version": "custom", "attacks": {"apgd": attacks.APGD(1, steps=6)}},
     "CarliniWagner": {"steps": 60, "binary_search_steps": 4},
     "CarliniWagnerLinf": {"steps": 60, "initial_const": 0.1, "largest_const": 2, "abort_early": False},
     "DeepFool": {"steps": 20},
+    "FAB": {"steps": 10},
     "DetectionAware": {"steps": 6, "error": brightness},
     "PatchAttack": {"patch_size": 3, "steps": 30, "positions": [(1, 1), (2, 3)]},
     "PGD": {"steps": 8, "restarts": 2},

@@ -196,6 +196,7 @@ def test_a_batch_is_its_images_one_by_one(attack, capsnet):
 
 
 EAGER = [*ALL[2:4], ALL[5], attacks.DeepFool(steps=3), attacks.CarliniWagner(steps=4, binary_search_steps=2)]
+EAGER += [attacks.FAB(norm="l1", steps=4)]
 
 
 @pytest.mark.slow

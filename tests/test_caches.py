@@ -17,7 +17,9 @@ ATTACKS = [
     attacks.FGSM(0.1),
     attacks.MIM(0.1, steps=2),
     attacks.PGD(0.1, steps=2),
+    attacks.APGD(0.1, steps=2),
     attacks.DeepFool(steps=2),
+    attacks.FAB(steps=2),
     attacks.CarliniWagner(steps=2, binary_search_steps=1),
     attacks.CarliniWagnerLinf(steps=2, largest_const=1e-4),
     attacks.PatchAttack(2, steps=2),
@@ -160,6 +162,13 @@ SWEEPS = {
     "BIM": {"epsilon": [0.1, 0.2], "steps": [3, 5], "relative_step": [0.1, 0.7]},
     "MIM": {"epsilon": [0.1, 0.2], "decay": [0.5, 0.9]},
     "PGD": {"epsilon": [0.1, 0.2], "seed": [1, 2], "steps": [3, 4], "bounds": [((-1,), (1.5,))]},
+    "APGD": {
+        **{"epsilon": [0.05, 0.2], "steps": [5, 9], "restarts": [2], "rho": [0.3], "seed": [1], "bounds": [(-1, 1)]},
+    },
+    "FAB": {
+        **{"targets": [1, 2], "restarts": [2, 3], "seed": [1], "epsilon": [0.2], "steps": [4], "bounds": [(-1, 1)]},
+        **{"alpha_max": [0, 0.5], "eta": [1, 1.5], "beta": [0.2, 0.7]},
+    },
     "DeepFool": {"overshoot": [0.1, 0.3], "steps": [3, 4], "bounds": [(-1, 1)]},
     "CarliniWagner": {"epsilon": [0.1, 0.2], "confidence": [0.1, 1], "initial_const": [1, 2], "step_size": [0.1, 0.2]},
     "CarliniWagnerLinf": {"decrease_factor": [0.5, 0.7], "confidence": [0.1, 1], "bounds": [(-1, 1)]},
@@ -176,10 +185,11 @@ def small(name, **settings):
         "CarliniWagnerLinf": {"steps": 3, "initial_const": 0.01, "largest_const": 0.1},
         "PatchAttack": {"patch_size": 2, "steps": 3, "early_stop": False},
         "DeepFool": {"steps": 3},
+        "FAB": {"steps": 3, "targets": 1, "restarts": 2},
         "FGSM": {},
         "Square": {"queries": 6},
     }.get(name, {"steps": 3})
-    if name not in ("CarliniWagner", "CarliniWagnerLinf", "PatchAttack", "DeepFool"):
+    if name not in ("CarliniWagner", "CarliniWagnerLinf", "PatchAttack", "DeepFool", "FAB"):
         few["epsilon"] = 0.1
     return getattr(attacks, name)(**{**few, **settings})
 

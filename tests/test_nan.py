@@ -125,10 +125,13 @@ def silent():
 
 
 ATTACKS = {
+    "APGD": attacks.APGD(0.1, steps=2),
+    "AutoAttack": attacks.AutoAttack(0.1, version="custom", attacks={"apgd": attacks.APGD(0.1, steps=2)}),
     "FGSM": attacks.FGSM(0.1),
     "PGD": attacks.PGD(0.1, steps=2),
     "MIM": attacks.MIM(0.1, steps=2, keep="last"),
     "DeepFool": attacks.DeepFool(steps=2),
+    "FAB": attacks.FAB(steps=2),
     "CarliniWagner": attacks.CarliniWagner(steps=2, binary_search_steps=2),
     "CarliniWagnerLinf": attacks.CarliniWagnerLinf(steps=2),
     "PatchAttack": attacks.PatchAttack(2, steps=2),

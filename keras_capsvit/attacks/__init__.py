@@ -1,10 +1,12 @@
 """Attacks: an objective (what is attacked) times an algorithm (how)."""
 
 from keras_capsvit.attacks.apgd import APGD
+from keras_capsvit.attacks.auto import AutoAttack, AutoAttackResult
 from keras_capsvit.attacks.base import Attack
 from keras_capsvit.attacks.carlini_wagner import CarliniWagner, CarliniWagnerLinf
 from keras_capsvit.attacks.deepfool import DeepFool
 from keras_capsvit.attacks.detection_aware import DetectionAware, reconstruction_error
+from keras_capsvit.attacks.fab import FAB
 from keras_capsvit.attacks.gradient import BIM, FGSM, MIM, PGD, GradientAttack
 from keras_capsvit.attacks.objectives import ORDERS, Objective, capsules, combined, logits, natural, votes
 from keras_capsvit.attacks.patch import PatchAttack, PatchResult
@@ -14,12 +16,15 @@ from keras_capsvit.attacks.square import Square, SquareResult
 __all__ = [
     "APGD",
     "BIM",
+    "FAB",
     "FGSM",
     "MIM",
     "ORDERS",
     "PGD",
     "PRESETS",
     "Attack",
+    "AutoAttack",
+    "AutoAttackResult",
     "CarliniWagner",
     "CarliniWagnerLinf",
     "DeepFool",

@@ -8,7 +8,8 @@ from keras import ops
 
 from keras_capsvit import autodiff, checks
 from keras_capsvit.attacks.base import Attack
-from keras_capsvit.attacks.batches import generators, padded
+from keras_capsvit.attacks.batches import fewest, generators
+from keras_capsvit.attacks.borders import rivals
 from keras_capsvit.attacks.examine import NOT_FINITE, examine
 from keras_capsvit.attacks.losses import LOSSES, check_classes
 from keras_capsvit.attacks.norms import NORMS, per_image, select
@@ -43,8 +44,8 @@ class APGD(Attack):
             of logits ratio, of 3 classes or more; ``"dlr_targeted"``, the ratio towards each of the ``targets`` most
             probable other classes in turn, of 4 classes or more (APGD-T); ``"margin"``, the lead of the best other
             class. All but ``"ce"`` are of the scores alone.
-        targets: int >= 1, most classes that ``"dlr_targeted"`` tries. Targeted, it raises the score of the class that is
-            wanted against that of the most probable one besides it.
+        targets: int >= 1, most classes that ``"dlr_targeted"`` tries. Targeted, it raises the score of the class wanted
+            against that of the most probable one besides it.
         rho: float in [0, 1].
         eot_iter: int >= 1, gradients that are averaged in each step, for models that draw random numbers (on the
             TensorFlow backend only: on JAX a compiled model draws the same ones every time).
@@ -98,11 +99,11 @@ class APGD(Attack):
         check_classes(self.loss, examine(objective, x))
         if self.eot_iter > 1 and autodiff.draws_once():
             raise ValueError(
-                f"eot_iter={self.eot_iter} averages over what a model draws, which on this backend is the same at every "
-                "call of a compiled model; expected eot_iter=1, or KERAS_BACKEND=tensorflow."
+                f"eot_iter={self.eot_iter} averages over what a model draws, which on this backend is the same at "
+                "every call of a compiled model; expected eot_iter=1, or KERAS_BACKEND=tensorflow."
             )
         scores = ops.convert_to_numpy(objective.compiled("scores", lambda objective: objective.__call__)(x))
-        others = _most_probable_others(scores, y)
+        others = ops.convert_to_numpy(rivals(scores, y, scores.shape[1] - 1))  # most probable first
         result, loss = x.copy(), np.full(len(x), -np.inf)
         fooled = (scores.argmax(axis=1) == y) == targeted if self.keep == "first" else np.zeros(len(x), bool)
         towards = min(self.targets, others.shape[1]) if self.loss == "dlr_targeted" and not targeted else 1
@@ -111,8 +112,8 @@ class APGD(Attack):
             left = np.flatnonzero(~fooled)
             if not len(left):
                 break
-            rows = left[padded(len(left), len(x))]
-            start = self.begin(x[left], attempt, numbers[left])[padded(len(left), len(x))]
+            few = fewest(len(left), len(x))
+            rows, start = left[few], self.begin(x[left], attempt, numbers[left])[few]
             other = others[rows, attempt // self.restarts]
             images, losses, fooling = self._attempt(objective, x[rows], y[rows], other, start, targeted, len(left))
             if not np.isfinite(losses).all():
@@ -284,10 +285,3 @@ class _Sparsity:
 def _count(change):
     """How many entries are not zero, ``(b,)``."""
     return ops.sum(ops.cast(ops.not_equal(change, 0), change.dtype), axis=(1, 2, 3))
-
-
-def _most_probable_others(scores, y):
-    """Classes other than ``y (b,)``, those of the highest scores first, ``(b, M - 1)``."""
-    scores = scores.astype("float64")
-    scores[np.arange(len(y)), y] = -np.inf
-    return np.argsort(-scores, axis=1, kind="stable")[:, :-1].astype("int32")

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_capsvit import autodiff, checks
 from keras_capsvit.attacks.base import Attack
+from keras_capsvit.attacks.borders import margins, nearest, rivals
 from keras_capsvit.attacks.norms import NORMS, per_image
 from keras_capsvit.attacks.objectives import lead, margin_and_scores
 
@@ -66,14 +67,8 @@ class DeepFool(Attack):
     def _away(self, objective):
         def borders(x, y):
             scores = objective(x)
-            own = ops.one_hot(y, scores.shape[1], dtype="float32")
-            candidates = ops.top_k(scores - 1e30 * own, min(self.candidates, scores.shape[1]) - 1)[1]
-
-            def margins(x):
-                scores = objective(x)
-                return ops.take_along_axis(scores, candidates, axis=1) - ops.sum(own * scores, axis=1, keepdims=True)
-
-            return margins
+            candidates = rivals(scores, y, min(self.candidates, scores.shape[1]) - 1)
+            return lambda x: margins(objective(x), y, candidates)
 
         return self._loop(borders)
 
@@ -89,16 +84,13 @@ class DeepFool(Attack):
 
         def run(x, y, steps, settings, limits):
             epsilon, overshoot, unit = (settings[k] for k in range(3))
-            margins = borders(x, y)
-            jacobian = autodiff.jacobian(margins)
+            jacobian = autodiff.jacobian(borders(x, y))
 
             def step(i, adversarial, perturbation, fooled):
                 margin, gradients = jacobian(adversarial)
                 fooled = ops.any(margin > 0, axis=1)
-                distances = ops.abs(margin) / (norm.dual(gradients) + _FLATTEST / unit)
-                nearest = ops.one_hot(ops.argmin(distances, axis=1), margin.shape[1], dtype="float32")
-                gradient = ops.einsum("bk,bk...->b...", nearest, gradients)
-                distance = ops.sum(nearest * distances, axis=1) + _BEYOND * unit
+                _, gradient, distance = nearest(margin, gradients, norm, _FLATTEST / unit)
+                distance = distance + _BEYOND * unit
                 step = per_image(distance) * norm.direction(gradient)
                 perturbation = perturbation + step * per_image(1.0 - ops.cast(fooled, "float32"))
                 moved = x + (1.0 + overshoot) * perturbation

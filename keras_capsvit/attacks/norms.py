@@ -29,6 +29,10 @@ class Linf:
         """What a step of norm 1 changes at most: the L1 norms ``(b, k)`` of gradients ``(b, k, ...)``."""
         return ops.sum(ops.abs(gradients), axis=_axes(gradients)[1:])
 
+    def size(self, change):
+        """Norms ``(b,)`` of changes ``(b, ...)``."""
+        return ops.max(ops.abs(change), axis=_axes(change))
+
     def random(self, random, shape, epsilon):
         """Perturbations drawn uniformly from the ball, by a NumPy generator."""
         return random.uniform(-epsilon, epsilon, shape)
@@ -64,6 +68,10 @@ class L2:
     def dual(self, gradients):
         """What a step of norm 1 changes at most: the L2 norms ``(b, k)`` of gradients ``(b, k, ...)``."""
         return ops.sqrt(ops.sum(ops.square(gradients), axis=_axes(gradients)[1:]))
+
+    def size(self, change):
+        """Norms ``(b,)`` of changes ``(b, ...)``."""
+        return ops.sqrt(ops.sum(ops.square(change), axis=_axes(change)))
 
     def random(self, random, shape, epsilon):
         """Perturbations drawn uniformly from the ball, by a NumPy generator."""
@@ -136,6 +144,14 @@ class L1:
     def surface(self, random, shape, epsilon):
         """A direction, of the shape of one image, by a NumPy generator; ``region`` finds where it leaves the ball."""
         return random.normal(size=shape)
+
+    def dual(self, gradients):
+        """What a step of norm 1 changes at most: the largest entries ``(b, k)`` of gradients ``(b, k, ...)``."""
+        return ops.max(ops.abs(gradients), axis=_axes(gradients)[1:])
+
+    def size(self, change):
+        """Norms ``(b,)`` of changes ``(b, ...)``."""
+        return ops.sum(ops.abs(change), axis=_axes(change))
 
 
 def per_image(values):

@@ -148,7 +148,7 @@ ATTACKS = {
     "epsilon": values.number([0.1, 0.05, 0.3], 0),
     **{
         f"{n}.epsilon": values.number([0.1, 0.05], 0).or_none()
-        for n in ("CarliniWagner", "CarliniWagnerLinf", "DeepFool", "PatchAttack")
+        for n in ("CarliniWagner", "CarliniWagnerLinf", "DeepFool", "FAB", "PatchAttack")
     },
     "preset.epsilon": values.number([0.1, 0.05, 0.3], 0).and_open(None),
     "preset.name": values.choice(*attacks.PRESETS),
@@ -163,6 +163,22 @@ ATTACKS = {
     "keep": values.choice("best", "last"),
     "error": functions_like(lambda: zoo.error),
     "beta": values.number([0.5, 0.2], 0, 1),
+    **{f"{name}.norm": values.choice("linf", "l2", "l1") for name in ("APGD", "AutoAttack")},
+    "APGD.loss": values.choice("ce", "dlr", "margin").and_open("dlr_targeted"),
+    "APGD.keep": values.choice("best", "first"),
+    "APGD.targets": values.whole(1, [1, 2, 9]),
+    "AutoAttack.version": among(["custom"], ["best", 3]),
+    "AutoAttack.attacks": among(
+        [made("APGD", lambda: {"apgd": attacks.APGD(0.1, steps=2), "square": attacks.Square(0.1, queries=3)})],
+        [{}, 3, ["a"], {"a": 3}, {"": None}],
+    ),
+    "rho": values.number([0.75, 0.5], 0, 1),
+    "eot_iter": values.whole(1, [1, 2], huge=False),
+    "FAB.norm": values.choice("linf", "l2", "l1"),
+    "FAB.targets": values.whole(1, [1, 2, 9]).or_none(),
+    "FAB.alpha_max": values.number([0.1, 0.5], 0, 1),
+    "FAB.eta": values.number([1.05, 1.5], 1),
+    "FAB.beta": values.number([0.9, 0.5], 0, 1),
     "candidates": values.whole(2, [3, 2, 10]),
     "overshoot": values.number([0.02, 0.5], 0),
     "binary_search_steps": values.whole(1, [1, 2], huge=False),

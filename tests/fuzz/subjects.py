@@ -41,6 +41,7 @@ NOT_CALLED = {
     "attacks.GradientAttack": "base class",
     "attacks.Objective": "made by the functions beside it",
     "attacks.PatchResult": "record",
+    "attacks.AutoAttackResult": "record",
     "attacks.SquareResult": "record",
     "data.Info": "record",
     "evaluate.Detection": "record",
@@ -247,7 +248,7 @@ def _attack(name, cls):
     pools = _pools(name, parameters) | {
         f".{n}": pool_of(name, n) for n in ("objective", "x", "y", "targeted", "numbers")
     }
-    always = ("epsilon", "steps", "queries", "binary_search_steps", "initial_const", "largest_const")
+    always = ("epsilon", "version", "attacks", "steps", "queries", "binary_search_steps", "initial_const", "largest_const")
 
     def call(**arguments):
         settings, given = _settings(arguments)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from keras_capsvit import attacks
+from keras_capsvit import attacks, evaluate
 from keras_capsvit.attacks import windows
 from keras_capsvit.attacks.batches import generators
 
@@ -159,17 +159,21 @@ def test_starts_are_stripes_or_tiles_on_the_edge_of_the_ball():
     )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
-    st.sampled_from(["linf", "l2", "l1"]), st.floats(0, 3), st.integers(0, 99), st.sampled_from([(0, 1), (-3, 252.0)]),
-    st.booleans(), st.sampled_from(["margin", "ce"]),
-)  # fmt: skip
-def test_ball_bounds_seeds_and_single_images(norm, epsilon, seed, bounds, targeted, loss):
+    st.sampled_from([("linf", "ce"), ("l2", "margin"), ("l1", "margin")]),
+    st.floats(0, 3),
+    st.integers(0, 99),
+    st.sampled_from([(0, 1), (-3, 252.0)]),
+    st.booleans(),
+)
+def test_ball_bounds_seeds_and_single_images(kind, epsilon, seed, bounds, targeted):
+    norm, loss = kind
     span = bounds[1] - bounds[0]
     epsilon = epsilon / 10 if norm == "linf" else epsilon
     x = (images(seed) * span + bounds[0]).astype("float32")
     each = tuple((float(limit), float(limit)) for limit in bounds)
-    attack = attacks.Square(epsilon * span, norm=norm, queries=12, seed=seed, loss=loss, bounds=each)
+    attack = attacks.Square(epsilon * span, norm=norm, queries=8, seed=seed, loss=loss, bounds=each)
     y = (labels(x) + targeted) % CLASSES
     result = attack.run(linear, x, y, targeted)
     change = np.abs(result.images.astype("float64") - x).reshape(COUNT, -1)
@@ -178,9 +182,9 @@ def test_ball_bounds_seeds_and_single_images(norm, epsilon, seed, bounds, target
     assert (size <= epsilon * span * (1 + 1e-5) + 1e-5 * span).all()
     assert result.images.min() >= bounds[0] and result.images.max() <= bounds[1]
     np.testing.assert_array_equal(attack(linear, x, y, targeted), result.images)
-    single = [attack(linear, x[k : k + 1], y[k : k + 1], targeted, numbers=[k]) for k in (0, COUNT - 1)]
+    single = attack(linear, x[-1:], y[-1:], targeted, numbers=[COUNT - 1])
     tolerance = 0 if norm == "linf" else 1e-4 * span
-    np.testing.assert_allclose(np.concatenate(single), result.images[[0, COUNT - 1]], rtol=0, atol=tolerance)
+    np.testing.assert_allclose(single, result.images[-1:], rtol=0, atol=tolerance)
     if epsilon > 0.1:
         assert np.abs(dataclasses.replace(attack, seed=seed + 1)(linear, x, y, targeted) - result.images).max() > 0
 
@@ -193,7 +197,7 @@ def test_functions_of_arrays_are_asked_no_more_than_counted():
         asked.append(len(x.copy()))
         return of_arrays(x)
 
-    attack = attacks.Square(0.04, queries=40, restarts=2)
+    attack = attacks.Square(0.04, queries=25, restarts=2)
     objective = attacks.logits(counted)
     attack(objective, x[:1], y[:1])  # looked at
     asked.clear()
@@ -201,7 +205,7 @@ def test_functions_of_arrays_are_asked_no_more_than_counted():
     np.testing.assert_allclose(result.images, expected.images, atol=1e-6)
     np.testing.assert_array_equal(result.queries, expected.queries)
     assert sum(asked) == COUNT + result.queries.sum()
-    assert 0 < result.fooled.sum() < COUNT and set(result.queries[~result.fooled]) == {80}
+    assert 0 < result.fooled.sum() < COUNT and set(result.queries[~result.fooled]) == {50}
 
 
 def test_what_has_no_gradient_is_attacked():
@@ -212,12 +216,13 @@ def test_what_has_no_gradient_is_attacked():
     model.set_weights([WEIGHTS.reshape(-1, CLASSES)])
     x = images()
     y = labels(x)
-    attack = attacks.Square(0.2, queries=30)
+    attack = attacks.Square(0.2, queries=8)
     expected = attack.run(linear, x, y)
-    assert expected.fooled.mean() > 0.5
-    for subject in (rounded, lambda x: model.predict(x, verbose=0), model, attacks.logits(model)):
+    assert 0 < expected.fooled.sum() < COUNT
+    for subject in (rounded, lambda x: model.predict(x, verbose=0), model):
         fooled = attack.run(subject, x, y).fooled
         np.testing.assert_array_equal(fooled, expected.fooled)
+    assert evaluate.robust_accuracy(of_arrays, attack, (x, y)) == pytest.approx(1 - expected.fooled.mean())
     with pytest.raises(ValueError, match="gradient is exactly zero"):
         attacks.FGSM(0.2)(rounded, x, y)
     with pytest.raises(ValueError, match="pass the model itself, not its predict method"):
@@ -254,11 +259,13 @@ def test_cross_entropy_of_combined_objectives_sees_all_of_them():
 
 
 def test_small_and_narrow_images():
-    for shape in ((1, 1, 1), (2, 7, 3), (5, 3, 1)):
+    def brightness(x):
+        return ops.mean(x, axis=(1, 2, 3))[:, None] * np.float32([[3, -1]])
+
+    for shape in ((1, 1, 1), (2, 7, 3)):
         x = np.random.default_rng(0).uniform(size=(3, *shape)).astype("float32")
         for norm in ("linf", "l2", "l1"):
-            attack = attacks.Square(0.1, norm=norm, queries=20, p=1.0)
-            result = attack(lambda x: ops.mean(x, axis=(1, 2))[:, :1] * np.float32([[3, -1]]), x, np.zeros(3, int))
+            result = attacks.Square(0.1, norm=norm, queries=9, p=1.0)(brightness, x, np.zeros(3, int))
             assert result.shape == x.shape and np.isfinite(result).all() and (result != x).any()
 
 
@@ -281,12 +288,16 @@ def test_bad_settings_are_refused(arguments, message):
 def test_scores_that_are_not_finite_are_refused():
     x = images()
     y = labels(x)
-    attack = attacks.Square(0.3, queries=30)
-    for function in (linear, of_arrays):
+
+    def near(x):
+        return linear(x) + ops.sqrt(0.95 - ops.max(x))
+
+    def near_of_arrays(x):
+        return of_arrays(x) + (0 if x.copy().max() < 0.95 else np.nan)
+
+    for function in (near, near_of_arrays):
         with pytest.raises(ValueError, match="NaN or infinite values; expected a model of finite scores"):
-            attack(lambda x, f=function: f(x) / (np.abs(x - images()[: len(x)]).max() == 0 or np.nan), x, y) if (
-                function is of_arrays
-            ) else attack(lambda x: linear(x) + ops.sqrt(0.95 - ops.max(x)), x, y)
+            attacks.Square(0.3, queries=30)(function, x, y)
 
 
 @pytest.mark.slow
@@ -305,33 +316,35 @@ def test_a_served_model_is_attacked_like_the_live_one(small_model, tmp_path):
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.15), ("l2", 1.0)])
+@pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.12), ("l2", 2.0)])
 def test_as_successful_as_torchattacks(norm, epsilon, digits):
+    """With windows that may lie at the last row and column, as in the paper; theirs do not."""
     torch, torchattacks = pytest.importorskip("torch"), pytest.importorskip("torchattacks")
     keras.utils.set_random_seed(0)
     x, y = (each[:1200] for each in digits)
-    model = keras.Sequential(
-        [
-            keras.Input((8, 8, 1)),
-            keras.layers.Conv2D(8, 3, activation="relu"),
-            keras.layers.Flatten(),
-            keras.layers.Dense(10),
-        ]
-    )
+    x = np.pad(x.repeat(3, axis=1).repeat(3, axis=2), ((0, 0), (2, 2), (2, 2), (0, 0)))
+    convolutions = [keras.layers.Conv2D(8, 3, strides=2, activation="relu") for _ in range(2)]
+    model = keras.Sequential([keras.Input((28, 28, 1)), *convolutions, keras.layers.Flatten(), keras.layers.Dense(10)])
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.fit(x[:1000], y[:1000], epochs=15, verbose=0)
     x, y = x[1000:], y[1000:]
-    kernel, bias, dense, offset = (torch.tensor(each) for each in model.get_weights())
-    twin = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(288, 10))
+    first, bias, second, bias2, dense, offset = (torch.tensor(each) for each in model.get_weights())
     dense = dense.reshape(6, 6, 8, 10).permute(3, 2, 0, 1).reshape(10, 288)
-    for parameter, value in zip(twin.parameters(), (kernel.permute(3, 2, 0, 1), bias, dense, offset), strict=True):
-        parameter.data = value
+    weights = (first.permute(3, 2, 0, 1), bias, second.permute(3, 2, 0, 1), bias2, dense, offset)
+    nn = torch.nn
+    twin = [nn.Conv2d(1, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)]
+    twin = nn.Sequential(*twin)
+    for parameter, value in zip(twin.parameters(), weights, strict=True):
+        parameter.data = value.contiguous()
     pixels, classes = torch.tensor(x).permute(0, 3, 1, 2), torch.tensor(y)
-    for queries in (200, 1000):
+    np.testing.assert_allclose(twin(pixels).detach().numpy(), model.predict(x, verbose=0), atol=1e-3)
+    for queries, seeds in ((200, 10), (1000, 4)):
         ours, theirs = [], []
-        for seed in range(3):
+        for seed in range(seeds):  # theirs differ more, because all images have the same windows
             ours.append(attacks.Square(epsilon, norm=norm, queries=queries, seed=seed).run(model, x, y).fooled.mean())
-            attack = torchattacks.Square(twin, norm=norm.capitalize(), eps=epsilon, n_queries=queries, seed=seed)
+            attack = torchattacks.Square(
+                twin, norm={"linf": "Linf", "l2": "L2"}[norm], eps=epsilon, n_queries=queries, seed=seed
+            )
+            attack.random_int = lambda low, high: int(torch.randint(low, high + 1, ()))
             theirs.append((twin(attack(pixels, classes)).argmax(1) != classes).float().mean().item())
-        print(norm, queries, np.mean(ours), np.mean(theirs))
-        assert np.mean(ours) == pytest.approx(np.mean(theirs), abs=0.02)
+        assert np.mean(ours) == pytest.approx(np.mean(theirs), abs=0.02), (queries, ours, theirs)

@@ -10,7 +10,7 @@ from keras_capsvit import autodiff, checks
 from keras_capsvit.attacks.base import Attack
 from keras_capsvit.attacks.batches import fewest, generators, next_fewer
 from keras_capsvit.attacks.examine import NOT_FINITE, leaves_graph
-from keras_capsvit.attacks.norms import per_image
+from keras_capsvit.attacks.norms import select
 from keras_capsvit.attacks.objectives import fools, lead
 from keras_capsvit.attacks.windows import WINDOWS, Squares, draw, levels, sides
 
@@ -209,8 +209,7 @@ def _parts(norm, compile):
         left = ops.logical_not(fooled)
         better = ops.logical_and(left, ops.logical_or(fooling, losses < loss))
         changed = ops.logical_or(better, ops.logical_and(left, ops.isnan(losses)))  # which ends the attack
-        taken = per_image(ops.cast(better, images.dtype))
-        images = candidates * taken + images * (1 - taken)  # as in windows
+        images = select(better, candidates, images)
         loss, fooled = ops.where(changed, losses, loss), ops.logical_or(fooled, ops.logical_and(left, fooling))
         return images, loss, fooled, queries + ops.cast(left, "int32")
 

@@ -140,7 +140,7 @@ class _L2:
         own = change * inside
         signed = inside * _placed(pattern, *places, square.turned) * square.signs[:, None, None, :]
         window = signed + own * (1 / (_SHORTEST + self._length(own)))
-        budget = self._budget(change, self._length(change * either), epsilon, square.signs.shape[-1])
+        budget = self._budget(change, self._length(change * either), epsilon, ops.cast(ops.shape(x)[3], "float32"))
         window = window * (budget / (_SHORTEST + self._length(window)))
         return self._within(x, change * (1 - either) + window, epsilon, limits)
 

@@ -7,6 +7,7 @@ from keras_capsvit.attacks.detection_aware import DetectionAware, reconstruction
 from keras_capsvit.attacks.gradient import BIM, FGSM, MIM, PGD, GradientAttack
 from keras_capsvit.attacks.objectives import ORDERS, Objective, capsules, combined, logits, natural, votes
 from keras_capsvit.attacks.patch import PatchAttack, PatchResult
+from keras_capsvit.attacks.patch_transforms import PatchTransforms
 from keras_capsvit.attacks.presets import PRESETS, preset
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Objective",
     "PatchAttack",
     "PatchResult",
+    "PatchTransforms",
     "capsules",
     "combined",
     "logits",

@@ -7,9 +7,9 @@ import numpy as np
 from keras import ops
 
 from keras_capsvit import autodiff, checks
-from keras_capsvit.attacks.base import Attack
 from keras_capsvit.attacks.examine import NOT_FINITE
 from keras_capsvit.attacks.objectives import fools
+from keras_capsvit.attacks.patch_transforms import OverTransforms, PatchTransforms
 from keras_capsvit.patches import PatchGrid, apply_patch, check_positions, cut_patches, random_positions
 
 
@@ -34,7 +34,7 @@ class PatchResult:
 
 
 @dataclasses.dataclass(frozen=True)
-class PatchAttack(Attack):
+class PatchAttack(OverTransforms):
     """Steps along the sign of the gradient on the pixels of patches only, from random noise (LaVAN; thesis 7.3).
 
     An image that fools the objective leaves the batch at once, which the forward pass of the next gradient shows: the
@@ -52,6 +52,8 @@ class PatchAttack(Attack):
         universal: bool, one patch (or ``num_patches``) for all images, which move at random from step to step: to
             other positions, unless they are given. Each step is on ``batch_size`` images, and none leaves.
         batch_size: int >= 1, images of a step of a universal patch.
+        transforms: PatchTransforms, under which patches are to work: the gradient is averaged over draws, and an image
+            leaves when all draws of a step fool. None for patches as they are. The result shows them as they are.
         bounds: pair, the range of pixels, see Attack.
         seed: int, of positions and of the noise, which is the same for all images; positions that are drawn depend on
             the seed and the number of the image.
@@ -59,7 +61,7 @@ class PatchAttack(Attack):
     Call: see Attack. ``run`` returns more.
 
     Raises:
-        ValueError: for settings out of range, and a universal patch with ``epsilon``.
+        ValueError: for settings out of range, and ``epsilon`` with a universal patch or with transforms.
 
     Example::
 
@@ -78,6 +80,7 @@ class PatchAttack(Attack):
     early_stop: bool = True
     universal: bool = False
     batch_size: int = 64
+    transforms: PatchTransforms | None = None
     bounds: tuple = (0.0, 1.0)
     seed: int = 0
     norm: str = dataclasses.field(default="linf", init=False)
@@ -92,6 +95,10 @@ class PatchAttack(Attack):
             object.__setattr__(self, "positions", _tuples(checks.numbers(self.positions, "positions").tolist()))
         if self.universal and self.epsilon is not None:
             raise ValueError("A universal patch has no image to stay close to; leave epsilon out.")
+        if not isinstance(self.transforms, PatchTransforms | None):
+            raise ValueError(f"transforms must be PatchTransforms or None; received {self.transforms!r:.60}.")
+        if self.transforms is not None and self.epsilon is not None:
+            raise ValueError("A patch that moves has no pixels to stay close to; leave epsilon or transforms out.")
 
     def __call__(self, objective, x, y, targeted=False, *, numbers=None):
         return self.run(objective, x, y, targeted, numbers=numbers).images
@@ -122,6 +129,11 @@ class PatchAttack(Attack):
             patches = self._common(objective, x, y, noise, sign)
             images, iterations = apply_patch(x, patches, positions), np.full(len(x), self.steps)
             fooled = self._fools(objective, images, y, sign)
+        elif self.transforms is not None:
+            patches, step = cut_patches(start, positions, self.patch_size), self._step(x)
+            patches, iterations = self.each_expected(objective, x, y, patches, positions, step, sign, numbers)
+            images = apply_patch(x, patches, positions)
+            fooled = self._fools(objective, images, y, sign)
         else:
             images, fooled, iterations = self._each(objective, start, low, high, y, sign)
             patches = cut_patches(images, positions, self.patch_size)
@@ -132,6 +144,8 @@ class PatchAttack(Attack):
         # What the loops need of the settings are arguments, so one trace serves all positions, sizes and step sizes;
         # but universal patches are put on one after the other, so their number is part of what is compiled.
         count = np.atleast_2d(self.positions).shape[-2] if isinstance(self.positions, tuple) else self.num_patches
+        if self.transforms is not None:
+            return self.early_stop, count, self.patch_size, self.transforms.draws
         return self.early_stop, count if self.universal else None
 
     def _step(self, x):
@@ -213,16 +227,23 @@ class PatchAttack(Attack):
     def _common(self, objective, x, y, noise, sign):
         """Patches ``(n, h, w, C)`` for all images."""
         low, high = self.limits(x)
-        # Pixels of all patches in a row, and which of them every pixel of an image shows: so the shape of patches is no
-        # shape of the compiled function.
-        pixels = (low + noise * (high - low)).astype("float32").reshape(-1, x.shape[-1])
-        own = np.arange(len(pixels), dtype="int32").reshape(*noise.shape[:-1], 1)
-        step, random = self.compiled(objective, "_common_step"), np.random.default_rng([self.seed, 1])
+        pixels = (low + noise * (high - low)).astype("float32")
+        if self.transforms is None:
+            # Pixels of all patches in a row, and which of them every pixel of an image shows: so the shape of patches
+            # is no shape of the compiled function.
+            step, pixels = self.compiled(objective, "_common_step"), pixels.reshape(-1, x.shape[-1])
+            own = np.arange(len(pixels), dtype="int32").reshape(*noise.shape[:-1], 1)
+        else:
+            step, pixels = self.compiled(objective, "_common_expected_step"), pixels[None]
+        random = np.random.default_rng([self.seed, 1])
         given = self._positions(x.shape, 0) if isinstance(self.positions, tuple) else None
         for number in range(self.steps if len(x) else 0):
             few = random.permutation(len(x))[: self.batch_size]
             places = given[few] if given is not None else self._positions(x[few].shape, (self.seed, number + 1))
-            shown = apply_patch(np.full((*x[few].shape[:3], 1), -1, "int32"), own, places)[..., 0]
+            if self.transforms is None:
+                shown = apply_patch(np.full((*x[few].shape[:3], 1), -1, "int32"), own, places)[..., 0]
+            else:
+                shown = self.places([3, number], range(len(few)), places, x.shape, 1)[:, 0]
             pixels = step(pixels, x[few], y[few], shown, self._step(x) * sign, low, high)
         return ops.convert_to_numpy(pixels).reshape(noise.shape)
 

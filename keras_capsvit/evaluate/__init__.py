@@ -1,5 +1,6 @@
 """Measurements: of trained models, given as callables, of representations, and of explanations, given as maps."""
 
+from keras_capsvit.evaluate.certified import CertifiedPatchAccuracy, certified_patch_accuracy
 from keras_capsvit.evaluate.compare import compare
 from keras_capsvit.evaluate.complexity import complexity, sparseness
 from keras_capsvit.evaluate.detection import Detection, detection, detection_threshold
@@ -40,6 +41,7 @@ __all__ = [
     "FACTORS",
     "OFFSETS",
     "PERTURBATIONS",
+    "CertifiedPatchAccuracy",
     "Detection",
     "PerturbationCurve",
     "Robustness",
@@ -49,6 +51,7 @@ __all__ = [
     "agreement",
     "aopc",
     "attack_table",
+    "certified_patch_accuracy",
     "class_sensitivity",
     "classified_correctly",
     "compactness",

@@ -1,6 +1,9 @@
 """Vision transformers (Dosovitskiy et al. 2021; thesis chapter 7)."""
 
+import types
+
 import keras
+from keras import ops
 
 from keras_capsvit import checks
 from keras_capsvit.layers import PatchEmbedding, TransformerBlock
@@ -121,6 +124,25 @@ class VisionTransformer(TemperedModel):
             name=name,
             **kwargs,
         )
+        # Held where Keras does not find it, which would track the layers twice.
+        self._parts = types.SimpleNamespace(embedded=keras.Model(images, embedding.output), blocks=blocks, head=head)
+
+    def logits_of_tokens(self, images, tokens):
+        """Logits of images of which only some patches are there: the other tokens are left out (Salman et al. 2022).
+
+        Args:
+            images: tensor ``(b, H, W, C)``.
+            tokens: ints ``(b, k)``, which patches, counted in rows from 0; class and distillation token stay.
+
+        Returns:
+            float32 tensor ``(b, M)``, as in inference.
+        """
+        head, x = self._parts.head, self._parts.embedded(images, training=False)
+        patches = ops.take_along_axis(x[:, head.prefix :], tokens[..., None], axis=1)
+        x = ops.concatenate([x[:, : head.prefix], patches], axis=1)
+        for block in self._parts.blocks:
+            x = block(x, training=False)
+        return head.logits(x)
 
 
 class _Head:

@@ -191,7 +191,7 @@ def test_votes_are_kept_and_serve_every_patch_size(tmp_path):
     first = evaluate.certified_patch_accuracy(counted, data, 1, size=2, batch_size=14, work=tmp_path)
     before = sum(CALLS)
     second = evaluate.certified_patch_accuracy(counted, data, 3, size=2, batch_size=14, work=tmp_path)
-    assert sum(CALLS) - before <= 2  # the scores that tell a callable apart are of the first batch
+    assert sum(CALLS) - before <= 12  # what tells callables apart; all votes are 42
     np.testing.assert_array_equal(first.counts, second.counts)
     assert second.certified_accuracy <= first.certified_accuracy
     assert second.affected == 4

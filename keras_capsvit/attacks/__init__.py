@@ -6,7 +6,9 @@ from keras_capsvit.attacks.deepfool import DeepFool
 from keras_capsvit.attacks.detection_aware import DetectionAware, reconstruction_error
 from keras_capsvit.attacks.gradient import BIM, FGSM, MIM, PGD, GradientAttack
 from keras_capsvit.attacks.objectives import ORDERS, Objective, capsules, combined, logits, natural, votes
-from keras_capsvit.attacks.patch import PatchAttack, PatchResult
+from keras_capsvit.attacks.patch import PatchAttack
+from keras_capsvit.attacks.patch_fool import PatchFool
+from keras_capsvit.attacks.patch_result import PatchResult
 from keras_capsvit.attacks.patch_transforms import PatchTransforms
 from keras_capsvit.attacks.presets import PRESETS, preset
 
@@ -25,6 +27,7 @@ __all__ = [
     "GradientAttack",
     "Objective",
     "PatchAttack",
+    "PatchFool",
     "PatchResult",
     "PatchTransforms",
     "capsules",

@@ -7,30 +7,10 @@ import numpy as np
 from keras import ops
 
 from keras_capsvit import autodiff, checks
-from keras_capsvit.attacks.examine import NOT_FINITE
 from keras_capsvit.attacks.objectives import fools
+from keras_capsvit.attacks.patch_result import PatchResult, judged, pixel_limits
 from keras_capsvit.attacks.patch_transforms import OverTransforms, PatchTransforms
 from keras_capsvit.patches import PatchGrid, apply_patch, check_positions, cut_patches, random_positions
-
-
-@dataclasses.dataclass(frozen=True)
-class PatchResult:
-    """What a patch attack found.
-
-    Args:
-        images: adversarial images ``(b, H, W, C)``, float32.
-        patches: ``(b, n, h, w, C)``, those of each image; of a universal attack ``(n, h, w, C)``, those of all.
-            ``patches.apply_patch`` puts them anywhere.
-        positions: ints ``(b, n, 2)``, the pixel (top, left) of each.
-        fooled: bools ``(b,)``, whether the objective is fooled (targeted: gives the wanted class).
-        iterations: ints ``(b,)``, gradient steps taken.
-    """
-
-    images: np.ndarray
-    patches: np.ndarray
-    positions: np.ndarray
-    fooled: np.ndarray
-    iterations: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +103,7 @@ class PatchAttack(OverTransforms):
         positions = self._positions(x.shape, self.seed, numbers)
         sign = np.float32(-1 if targeted else 1)
         noise = np.random.default_rng(self.seed).uniform(size=(positions.shape[1], *self.patch_size, x.shape[-1]))
-        low, high = self._limits(x, positions)
+        low, high = pixel_limits(x, positions, self.patch_size, self.limits(x), self.epsilon)
         start = np.clip(low + apply_patch(np.zeros_like(x), noise, positions) * (high - low), low, high)
         if self.universal:
             patches = self._common(objective, x, y, noise, sign)
@@ -164,14 +144,6 @@ class PatchAttack(OverTransforms):
             positions = self.positions
         return check_positions(positions, self.patch_size, shape)
 
-    def _limits(self, x, positions):
-        """Lowest and highest values of the pixels: where no patch lies, those they have."""
-        inside = apply_patch(np.zeros((*x.shape[:3], 1), bool), np.ones((*self.patch_size, 1), bool), positions)
-        low, high = self.limits(x)
-        if self.epsilon is not None:
-            low, high = np.maximum(low, x - self.epsilon), np.minimum(high, x + self.epsilon)
-        return np.where(inside, low, x).astype("float32"), np.where(inside, high, x).astype("float32")
-
     def _each(self, objective, start, low, high, y, sign):
         """Images ``(b, H, W, C)`` after the steps, which are fooled, and steps taken, of a patch for each."""
         found, fooled, iterations = start.copy(), np.zeros(len(y), bool), np.full(len(y), self.steps)
@@ -188,7 +160,7 @@ class PatchAttack(OverTransforms):
                 state = [ops.take(one, stay[_padded(len(stay), len(y))], axis=0) for one in state]
         if len(left):
             found[left] = ops.convert_to_numpy(state[0])[: len(left)]
-            fooled[left] = self._judged(objective, state[0], state[3], sign)[: len(left)]
+            fooled[left] = judged(objective, state[0], state[3], sign)[: len(left)]
         return found, fooled, iterations
 
     def _loop(self, objective):
@@ -210,18 +182,11 @@ class PatchAttack(OverTransforms):
 
         return loop
 
-    def _judged(self, objective, x, y, sign):
-        """Whether images fool the objective, whose scores have to be finite; bools ``(b,)``."""
-        scores = ops.convert_to_numpy(objective.compiled("scores", lambda objective: objective.__call__)(x))
-        if not np.isfinite(scores).all():
-            raise ValueError(NOT_FINITE)
-        return (scores.argmax(axis=-1) == ops.convert_to_numpy(y)) == (sign < 0)
-
     def _fools(self, objective, x, y, sign):
         fooled = np.zeros(len(x), bool)
         for first in range(0, len(x), self.batch_size):
             few = slice(first, first + self.batch_size)
-            fooled[few] = self._judged(objective, x[few], y[few], sign)
+            fooled[few] = judged(objective, x[few], y[few], sign)
         return fooled
 
     def _common(self, objective, x, y, noise, sign):

@@ -200,7 +200,7 @@ _OF_TOKENS = {
 
 
 def _constant(fill):
-    """What fills every image alike, a float or a list; what depends on the image a patch would change as well."""
+    """What fills every image alike, a float or an array; what depends on the image a patch would change as well."""
     if isinstance(fill, str):
         raise ValueError(
             f"fill must be a number, or an array (C,) or (H, W, C), the same for all images; received {fill!r:.60}. "
@@ -209,7 +209,7 @@ def _constant(fill):
     fill = checks.finite(checks.numbers(fill, "fill").astype("float32"), "fill")
     if fill.ndim > 3:
         raise ValueError(f"fill must be a number, or an array (C,) or (H, W, C); received shape {fill.shape}.")
-    return fill.tolist()
+    return fill if fill.ndim else fill.item()
 
 
 def _images_of_a_pass(dataset, cut, batch_size):

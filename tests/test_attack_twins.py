@@ -30,6 +30,7 @@ FEW = {
     "DeepFool": {"steps": 20},
     "DetectionAware": {"steps": 6, "error": brightness},
     "PatchAttack": {"patch_size": 3, "steps": 30, "positions": [(1, 1), (2, 3)]},
+    "PatchFool": {"patch_size": 3, "steps": 6},
     "PGD": {"steps": 8, "restarts": 2},
 }
 

@@ -164,6 +164,8 @@ def test_tokens_that_are_left_out_are_tokens_that_nobody_looks_at(kind, options)
     np.put_along_axis(visible, tokens, True, axis=1)
     expected = masked(model, x, visible)
     np.testing.assert_allclose(model.logits_of_tokens(x, tokens), expected, atol=1e-5)
+    with pytest.raises(ValueError, match="tokens must be integers from 0 to 5; received 6"):
+        model.logits_of_tokens(x, tokens + 1)
     everything = np.tile(np.arange(6), (3, 1))
     np.testing.assert_allclose(model.logits_of_tokens(x, everything), model(x), atol=1e-5)
     assert np.abs(expected - ops.convert_to_numpy(model(x))).max() > 1e-3

@@ -132,6 +132,10 @@ ATTACKS = {
     "CarliniWagner": attacks.CarliniWagner(steps=2, binary_search_steps=2),
     "CarliniWagnerLinf": attacks.CarliniWagnerLinf(steps=2),
     "PatchAttack": attacks.PatchAttack(2, steps=2),
+    "PatchAttack, seen from everywhere": attacks.PatchAttack(
+        2, steps=2, transforms=attacks.PatchTransforms(draws=2, translation=None)
+    ),
+    "PatchFool": attacks.PatchFool(patch_size=2, steps=2),
     "universal PatchAttack": attacks.PatchAttack(2, steps=2, universal=True),
 }
 

@@ -162,6 +162,7 @@ def test_other_models_have_patches_of_the_highest_saliency(convnet):
     assert rates["examples"][0] > 0
 
 
+@pytest.mark.slow
 def test_bounds_of_channels(vit):
     low, high = np.float32([0, -10]), np.float32([255, 10])
     attack = PatchFool(steps=6)
@@ -175,6 +176,7 @@ def test_bounds_of_channels(vit):
     assert np.mean(np.abs((scaled.images - low) / (high - low) - plain.images) > 1e-3) < 0.02
 
 
+@pytest.mark.slow
 def test_transformers_of_others_live_and_served(tmp_path):
     core = transformer((10, 10, 3))
     x = np.random.default_rng(2).uniform(size=(3, 10, 10, 3)).astype("float32")
@@ -191,6 +193,7 @@ def test_transformers_of_others_live_and_served(tmp_path):
         np.testing.assert_allclose(served.images, result.images, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_one_trace_serves_all_settings():
     traces = []
 

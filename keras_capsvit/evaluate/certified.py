@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_capsvit import checks, taps
 from keras_capsvit.evaluate.ablations import Ablations
+from keras_capsvit.evaluate.fills import broadcast
 from keras_capsvit.evaluate.judge import Judge, streamed
 from keras_capsvit.evaluate.progress import Progress, batches_in
 from keras_capsvit.patches import PatchGrid
@@ -141,7 +142,7 @@ def _certified(counts, affected):
 def _measured(vote, ablations, x, y, fill, drop_tokens, batch_size):
     """Votes of the ablations of images, arrays ``(b, ...)``."""
     started = time.perf_counter()
-    filled = np.broadcast_to(np.asarray(fill, "float32"), x.shape)
+    filled = broadcast(fill, x, "fill")
     visible = ablations.visible(np.arange(len(ablations)))
     tokens = vote.tokens_of(visible, x) if drop_tokens else np.zeros((len(visible), 0), bool)
     counts = 0

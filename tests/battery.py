@@ -262,6 +262,7 @@ ATTACKS = {
     "CarliniWagnerBox": {"epsilon": 0.1, "steps": 5},
     "CarliniWagnerLinf": {"steps": 5},
     "PatchAttack": {"patch_size": 3, "steps": 4},
+    "PatchFool": {"patch_size": 5, "steps": 4},
     "DetectionAware": {"steps": 3, "error": lambda x: ops.mean(ops.square(x), axis=(1, 2, 3))},
     "PGD": {"steps": 4, "restarts": 2},
     "BIM": {"steps": 4},

@@ -34,6 +34,7 @@ FEW = {
     "FAB": {"steps": 10},
     "DetectionAware": {"steps": 6, "error": brightness},
     "PatchAttack": {"patch_size": 3, "steps": 30, "positions": [(1, 1), (2, 3)]},
+    "PatchFool": {"patch_size": 3, "steps": 6},
     "PGD": {"steps": 8, "restarts": 2},
     "Square": {"queries": 60},
 }

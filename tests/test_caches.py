@@ -24,6 +24,7 @@ ATTACKS = [
     attacks.CarliniWagnerBox(0.1, steps=2),
     attacks.CarliniWagnerLinf(steps=2, largest_const=1e-4),
     attacks.PatchAttack(2, steps=2),
+    attacks.PatchFool(patch_size=2, steps=2),
 ]
 NAMES = [type(attack).__name__ for attack in ATTACKS]
 
@@ -175,6 +176,7 @@ SWEEPS = {
     "CarliniWagnerBox": {"epsilon": [0.05, 0.2], "confidence": [0.1, 1], "step_size": [0.2, 0.3], "bounds": [(-1, 1)]},
     "CarliniWagnerLinf": {"decrease_factor": [0.5, 0.7], "confidence": [0.1, 1], "bounds": [(-1, 1)]},
     "PatchAttack": {"epsilon": [0.1, 0.2], "step_size": [0.1, 0.2], "seed": [3, 4], "patch_size": [3, 4]},
+    "PatchFool": {"epsilon": [0.1, 0.2], "step_size": [0.1, 0.2], "seed": [3, 4], "patches": [2, 3]},
     "DetectionAware": {"beta": [0.2, 0.8], "epsilon": [0.05, 0.2]},
     "Square": {"epsilon": [0.05, 0.2], "queries": [3, 300], "p": [0.1, 1.0], "seed": [1, 2], "bounds": [(-1, 1)]},
 }
@@ -186,12 +188,14 @@ def small(name, **settings):
         "CarliniWagner": {"steps": 3, "binary_search_steps": 2},
         "CarliniWagnerLinf": {"steps": 3, "initial_const": 0.01, "largest_const": 0.1},
         "PatchAttack": {"patch_size": 2, "steps": 3, "early_stop": False},
+        "PatchFool": {"patch_size": 2, "steps": 3},
         "DeepFool": {"steps": 3},
         "FAB": {"steps": 3, "targets": 1, "restarts": 2},
         "FGSM": {},
         "Square": {"queries": 6},
     }.get(name, {"steps": 3})
-    if name not in ("CarliniWagner", "CarliniWagnerLinf", "PatchAttack", "DeepFool", "FAB"):
+    unlimited = ("CarliniWagner", "CarliniWagnerLinf", "PatchAttack", "PatchFool", "DeepFool", "FAB")
+    if name not in unlimited:
         few["epsilon"] = 0.1
     return getattr(attacks, name)(**{**few, **settings})
 

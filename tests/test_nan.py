@@ -137,6 +137,10 @@ ATTACKS = {
     "CarliniWagnerLinf": attacks.CarliniWagnerLinf(steps=2),
     "PatchAttack": attacks.PatchAttack(2, steps=2),
     "Square": attacks.Square(0.1, queries=3),
+    "PatchAttack, seen from everywhere": attacks.PatchAttack(
+        2, steps=2, transforms=attacks.PatchTransforms(draws=2, translation=None)
+    ),
+    "PatchFool": attacks.PatchFool(patch_size=2, steps=2),
     "universal PatchAttack": attacks.PatchAttack(2, steps=2, universal=True),
 }
 

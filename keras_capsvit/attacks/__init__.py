@@ -9,7 +9,10 @@ from keras_capsvit.attacks.detection_aware import DetectionAware, reconstruction
 from keras_capsvit.attacks.fab import FAB
 from keras_capsvit.attacks.gradient import BIM, FGSM, MIM, PGD, GradientAttack
 from keras_capsvit.attacks.objectives import ORDERS, Objective, capsules, combined, logits, natural, votes
-from keras_capsvit.attacks.patch import PatchAttack, PatchResult
+from keras_capsvit.attacks.patch import PatchAttack
+from keras_capsvit.attacks.patch_fool import PatchFool
+from keras_capsvit.attacks.patch_result import PatchResult
+from keras_capsvit.attacks.patch_transforms import PatchTransforms
 from keras_capsvit.attacks.presets import PRESETS, preset
 from keras_capsvit.attacks.square import Square, SquareResult
 
@@ -33,9 +36,11 @@ __all__ = [
     "GradientAttack",
     "Objective",
     "PatchAttack",
+    "PatchFool",
     "PatchResult",
     "Square",
     "SquareResult",
+    "PatchTransforms",
     "capsules",
     "combined",
     "logits",

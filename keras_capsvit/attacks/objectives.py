@@ -25,6 +25,8 @@ class Objective:
         normalized: bool, whether the scores are log-probabilities already, whose cross-entropy needs no softmax.
     """
 
+    subject = None  # taps.Scores that the objective is of, whose attention can be recorded; None of others
+
     def __init__(self, scores, model, *, normalized=False):
         self.scores = scores
         self.model = model
@@ -78,9 +80,11 @@ class Objective:
         scores = self.scores(x)
         if type(self).loss is not Objective.loss:  # of a subclass that has another one
             return self.loss(x, y), scores
+        return self._cross_entropy(scores, y), scores
+
+    def _cross_entropy(self, scores, y):
         log_probabilities = scores if self.normalized else ops.log_softmax(scores, axis=-1)
-        loss = -ops.sum(ops.one_hot(y, scores.shape[-1], dtype=scores.dtype) * log_probabilities, axis=-1)
-        return loss, scores
+        return -ops.sum(ops.one_hot(y, scores.shape[-1], dtype=scores.dtype) * log_probabilities, axis=-1)
 
 
 class Weak(Objective):
@@ -104,6 +108,9 @@ class Weak(Objective):
     def loss_and_scores(self, x, y):
         return self._there().loss_and_scores(x, y)
 
+    def loss_and_attention(self, x, y):
+        return self._there().loss_and_attention(x, y)
+
     def _there(self):
         return self._remake(*(owner() for owner in self._owners))
 
@@ -121,6 +128,15 @@ class _OfModel(Objective):
     def _source(self):
         name, output = self._which
         return taps.tap(self.model, "votes") if name in ORDERS else taps.scores(self.model, output)
+
+    @property
+    def subject(self):
+        return None if self._which[0] in ORDERS else self._source
+
+    def loss_and_attention(self, x, y):
+        """Cross-entropy ``(b,)``, and the attentions ``(b, heads, t, t)`` on the way; of what has a ``subject``."""
+        scores, _, attention = self.subject.recorded(x, attention=True)
+        return self._cross_entropy(self._transform(scores), y), attention
 
     @property
     def variables(self):

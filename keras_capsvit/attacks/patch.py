@@ -6,35 +6,15 @@ import numpy as np
 from keras import ops
 
 from keras_capsvit import autodiff, checks
-from keras_capsvit.attacks.base import Attack
 from keras_capsvit.attacks.batches import fewest
-from keras_capsvit.attacks.examine import NOT_FINITE
 from keras_capsvit.attacks.objectives import fools
+from keras_capsvit.attacks.patch_result import PatchResult, judged, pixel_limits
+from keras_capsvit.attacks.patch_transforms import OverTransforms, PatchTransforms
 from keras_capsvit.patches import PatchGrid, apply_patch, check_positions, cut_patches, random_positions
 
 
 @dataclasses.dataclass(frozen=True)
-class PatchResult:
-    """What a patch attack found.
-
-    Args:
-        images: adversarial images ``(b, H, W, C)``, float32.
-        patches: ``(b, n, h, w, C)``, those of each image; of a universal attack ``(n, h, w, C)``, those of all.
-            ``patches.apply_patch`` puts them anywhere.
-        positions: ints ``(b, n, 2)``, the pixel (top, left) of each.
-        fooled: bools ``(b,)``, whether the objective is fooled (targeted: gives the wanted class).
-        iterations: ints ``(b,)``, gradient steps taken.
-    """
-
-    images: np.ndarray
-    patches: np.ndarray
-    positions: np.ndarray
-    fooled: np.ndarray
-    iterations: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class PatchAttack(Attack):
+class PatchAttack(OverTransforms):
     """Steps along the sign of the gradient on the pixels of patches only, from random noise (LaVAN; thesis 7.3).
 
     An image that fools the objective leaves the batch at once, which the forward pass of the next gradient shows: the
@@ -52,6 +32,8 @@ class PatchAttack(Attack):
         universal: bool, one patch (or ``num_patches``) for all images, which move at random from step to step: to
             other positions, unless they are given. Each step is on ``batch_size`` images, and none leaves.
         batch_size: int >= 1, images of a step of a universal patch.
+        transforms: PatchTransforms, under which patches are to work: the gradient is averaged over draws, and an image
+            leaves when all draws of a step fool. None for patches as they are. The result shows them as they are.
         bounds: pair, the range of pixels, see Attack.
         seed: int, of positions and of the noise, which is the same for all images; positions that are drawn depend on
             the seed and the number of the image.
@@ -59,7 +41,7 @@ class PatchAttack(Attack):
     Call: see Attack. ``run`` returns more.
 
     Raises:
-        ValueError: for settings out of range, and a universal patch with ``epsilon``.
+        ValueError: for settings out of range, and ``epsilon`` with a universal patch or with transforms.
 
     Example::
 
@@ -78,6 +60,7 @@ class PatchAttack(Attack):
     early_stop: bool = True
     universal: bool = False
     batch_size: int = 64
+    transforms: PatchTransforms | None = None
     bounds: tuple = (0.0, 1.0)
     seed: int = 0
     norm: str = dataclasses.field(default="linf", init=False)
@@ -92,6 +75,10 @@ class PatchAttack(Attack):
             object.__setattr__(self, "positions", _tuples(checks.numbers(self.positions, "positions").tolist()))
         if self.universal and self.epsilon is not None:
             raise ValueError("A universal patch has no image to stay close to; leave epsilon out.")
+        if not isinstance(self.transforms, PatchTransforms | None):
+            raise ValueError(f"transforms must be PatchTransforms or None; received {self.transforms!r:.60}.")
+        if self.transforms is not None and self.epsilon is not None:
+            raise ValueError("A patch that moves has no pixels to stay close to; leave epsilon or transforms out.")
 
     def __call__(self, objective, x, y, targeted=False, *, numbers=None):
         return self.run(objective, x, y, targeted, numbers=numbers).images
@@ -116,11 +103,16 @@ class PatchAttack(Attack):
         positions = self._positions(x.shape, self.seed, numbers)
         sign = np.float32(-1 if targeted else 1)
         noise = np.random.default_rng(self.seed).uniform(size=(positions.shape[1], *self.patch_size, x.shape[-1]))
-        low, high = self._limits(x, positions)
+        low, high = pixel_limits(x, positions, self.patch_size, self.limits(x), self.epsilon)
         start = np.clip(low + apply_patch(np.zeros_like(x), noise, positions) * (high - low), low, high)
         if self.universal:
             patches = self._common(objective, x, y, noise, sign)
             images, iterations = apply_patch(x, patches, positions), np.full(len(x), self.steps)
+            fooled = self._fools(objective, images, y, sign)
+        elif self.transforms is not None:
+            patches, step = cut_patches(start, positions, self.patch_size), self._step(x)
+            patches, iterations = self.each_expected(objective, x, y, patches, positions, step, sign, numbers)
+            images = apply_patch(x, patches, positions)
             fooled = self._fools(objective, images, y, sign)
         else:
             images, fooled, iterations = self._each(objective, start, low, high, y, sign)
@@ -132,6 +124,8 @@ class PatchAttack(Attack):
         # What the loops need of the settings are arguments, so one trace serves all positions, sizes and step sizes;
         # but universal patches are put on one after the other, so their number is part of what is compiled.
         count = np.atleast_2d(self.positions).shape[-2] if isinstance(self.positions, tuple) else self.num_patches
+        if self.transforms is not None:
+            return self.early_stop, count, self.patch_size, self.transforms.draws
         return self.early_stop, count if self.universal else None
 
     def _step(self, x):
@@ -150,14 +144,6 @@ class PatchAttack(Attack):
             positions = self.positions
         return check_positions(positions, self.patch_size, shape)
 
-    def _limits(self, x, positions):
-        """Lowest and highest values of the pixels: where no patch lies, those they have."""
-        inside = apply_patch(np.zeros((*x.shape[:3], 1), bool), np.ones((*self.patch_size, 1), bool), positions)
-        low, high = self.limits(x)
-        if self.epsilon is not None:
-            low, high = np.maximum(low, x - self.epsilon), np.minimum(high, x + self.epsilon)
-        return np.where(inside, low, x).astype("float32"), np.where(inside, high, x).astype("float32")
-
     def _each(self, objective, start, low, high, y, sign):
         """Images ``(b, H, W, C)`` after the steps, which are fooled, and steps taken, of a patch for each."""
         found, fooled, iterations = start.copy(), np.zeros(len(y), bool), np.full(len(y), self.steps)
@@ -175,7 +161,7 @@ class PatchAttack(Attack):
                     state = [ops.take(one, stay[fewest(len(left), len(y))], axis=0) for one in state]
         if len(left):
             found[left] = ops.convert_to_numpy(state[0])[: len(left)]
-            fooled[left] = self._judged(objective, state[0], state[3], sign)[: len(left)]
+            fooled[left] = judged(objective, state[0], state[3], sign)[: len(left)]
         return found, fooled, iterations
 
     def _loop(self, objective):
@@ -197,33 +183,33 @@ class PatchAttack(Attack):
 
         return loop
 
-    def _judged(self, objective, x, y, sign):
-        """Whether images fool the objective, whose scores have to be finite; bools ``(b,)``."""
-        scores = ops.convert_to_numpy(objective.compiled("scores", lambda objective: objective.__call__)(x))
-        if not np.isfinite(scores).all():
-            raise ValueError(NOT_FINITE)
-        return (scores.argmax(axis=-1) == ops.convert_to_numpy(y)) == (sign < 0)
-
     def _fools(self, objective, x, y, sign):
         fooled = np.zeros(len(x), bool)
         for first in range(0, len(x), self.batch_size):
             few = slice(first, first + self.batch_size)
-            fooled[few] = self._judged(objective, x[few], y[few], sign)
+            fooled[few] = judged(objective, x[few], y[few], sign)
         return fooled
 
     def _common(self, objective, x, y, noise, sign):
         """Patches ``(n, h, w, C)`` for all images."""
         low, high = self.limits(x)
-        # Pixels of all patches in a row, and which of them every pixel of an image shows: so the shape of patches is no
-        # shape of the compiled function.
-        pixels = (low + noise * (high - low)).astype("float32").reshape(-1, x.shape[-1])
-        own = np.arange(len(pixels), dtype="int32").reshape(*noise.shape[:-1], 1)
-        step, random = self.compiled(objective, "_common_step"), np.random.default_rng([self.seed, 1])
+        pixels = (low + noise * (high - low)).astype("float32")
+        if self.transforms is None:
+            # Pixels of all patches in a row, and which of them every pixel of an image shows: so the shape of patches
+            # is no shape of the compiled function.
+            step, pixels = self.compiled(objective, "_common_step"), pixels.reshape(-1, x.shape[-1])
+            own = np.arange(len(pixels), dtype="int32").reshape(*noise.shape[:-1], 1)
+        else:
+            step, pixels = self.compiled(objective, "_common_expected_step"), pixels[None]
+        random = np.random.default_rng([self.seed, 1])
         given = self._positions(x.shape, 0) if isinstance(self.positions, tuple) else None
         for number in range(self.steps if len(x) else 0):
             few = random.permutation(len(x))[: self.batch_size]
             places = given[few] if given is not None else self._positions(x[few].shape, (self.seed, number + 1))
-            shown = apply_patch(np.full((*x[few].shape[:3], 1), -1, "int32"), own, places)[..., 0]
+            if self.transforms is None:
+                shown = apply_patch(np.full((*x[few].shape[:3], 1), -1, "int32"), own, places)[..., 0]
+            else:
+                shown = self.places([3, number], range(len(few)), places, x.shape, 1)[:, 0]
             pixels = step(pixels, x[few], y[few], shown, self._step(x) * sign, low, high)
         return ops.convert_to_numpy(pixels).reshape(noise.shape)
 

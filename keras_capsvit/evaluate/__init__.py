@@ -2,6 +2,7 @@
 
 from keras_capsvit.evaluate.attack_tables import attack_table, transfer_matrix
 from keras_capsvit.evaluate.auto_attack import AutoAttackReport, auto_attack
+from keras_capsvit.evaluate.certified import CertifiedPatchAccuracy, certified_patch_accuracy
 from keras_capsvit.evaluate.compare import compare
 from keras_capsvit.evaluate.complexity import complexity, sparseness
 from keras_capsvit.evaluate.detection import Detection, detection, detection_threshold
@@ -41,6 +42,7 @@ __all__ = [
     "OFFSETS",
     "PERTURBATIONS",
     "AutoAttackReport",
+    "CertifiedPatchAccuracy",
     "Detection",
     "PerturbationCurve",
     "Robustness",
@@ -51,6 +53,7 @@ __all__ = [
     "aopc",
     "attack_table",
     "auto_attack",
+    "certified_patch_accuracy",
     "class_sensitivity",
     "classified_correctly",
     "compactness",

@@ -1,5 +1,6 @@
 """Layers of capsule networks, residual networks and vision transformers."""
 
+from keras_capsvit.layers.ablation import Ablation
 from keras_capsvit.layers.attention import MLP, MixerBlock, MultiHeadSelfAttention, TransformerBlock, gelu
 from keras_capsvit.layers.capsules import (
     CapsuleInitializer,
@@ -19,6 +20,7 @@ from keras_capsvit.layers.routing import DynamicRouting, EMRouting, SelfRouting,
 
 __all__ = [
     "MLP",
+    "Ablation",
     "AveragePoolTo",
     "CapsuleInitializer",
     "CapsuleLength",

@@ -1,6 +1,11 @@
 """Vision transformers (Dosovitskiy et al. 2021; thesis chapter 7)."""
 
+import math
+import types
+
 import keras
+import numpy as np
+from keras import ops
 
 from keras_capsvit import checks
 from keras_capsvit.layers import PatchEmbedding, TransformerBlock
@@ -121,6 +126,34 @@ class VisionTransformer(TemperedModel):
             name=name,
             **kwargs,
         )
+        # Held where Keras does not find it, which would track the layers twice.
+        self._parts = types.SimpleNamespace(embedded=keras.Model(images, embedding.output), blocks=blocks, head=head)
+
+    def logits_of_tokens(self, images, tokens):
+        """Logits of images of which only some patches are there: the other tokens are left out (Salman et al. 2022).
+
+        Args:
+            images: tensor ``(b, H, W, C)``.
+            tokens: ints ``(b, k)``, which patches, counted in rows from 0; class and distillation token stay. Of
+                arrays it is checked that there are such.
+
+        Returns:
+            float32 tensor ``(b, M)``, as in inference.
+
+        Raises:
+            ValueError: for tokens that there are not.
+        """
+        if isinstance(tokens, np.ndarray | list):
+            tokens = checks.integers("tokens", tokens, (None, None), "(b, k)")
+            last = math.prod(self._parts.head.grid.target_shape[:2]) - 1
+            if tokens.size and tokens.max() > last:
+                raise ValueError(f"tokens must be integers from 0 to {last}; received {tokens.max()}.")
+        head, x = self._parts.head, self._parts.embedded(images, training=False)
+        patches = ops.take_along_axis(x[:, head.prefix :], tokens[..., None], axis=1)
+        x = ops.concatenate([x[:, : head.prefix], patches], axis=1)
+        for block in self._parts.blocks:
+            x = block(x, training=False)
+        return head.logits(x)
 
 
 class _Head:

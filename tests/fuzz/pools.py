@@ -148,7 +148,7 @@ ATTACKS = {
     "epsilon": values.number([0.1, 0.05, 0.3], 0),
     **{
         f"{n}.epsilon": values.number([0.1, 0.05], 0).or_none()
-        for n in ("CarliniWagner", "CarliniWagnerLinf", "DeepFool", "FAB", "PatchAttack")
+        for n in ("CarliniWagner", "CarliniWagnerLinf", "DeepFool", "FAB", "PatchAttack", "PatchFool")
     },
     "preset.epsilon": values.number([0.1, 0.05, 0.3], 0).and_open(None),
     "preset.name": values.choice(*attacks.PRESETS),
@@ -206,6 +206,12 @@ ATTACKS = {
     "Square.norm": values.choice("linf", "l2", "l1"),
     "Square.p": values.number([0.8, 0.1, 1.0], 0, 1, above=True),
     "Square.loss": values.choice("margin", "ce"),
+    "transforms": among([None, made("moved", lambda: attacks.PatchTransforms(draws=2, translation=1, rotation=20))]),
+    "patches": values.whole(1, [1, 2], huge=False),
+    "PatchFool.patch_size": PATCH_SIZE.or_none(),
+    "select": values.choice("attention", "saliency", "random").or_none(),
+    "PatchFool.layer": values.whole(1, [1, 2], huge=False).or_none(),
+    "attention_weight": values.number([0.002, 1.0], 0),
     "order": values.choice(*attacks.ORDERS),
     "votes.model": values.models(zoo.capsules),
     "natural.model": values.models(silly=zoo.NONSENSE[:4]),
@@ -276,6 +282,17 @@ EXPLAIN = {
     "variant": values.choice("others", "negated"),
 }
 EVALUATE = {
+    "ablation": values.choice("column", "block"),
+    "certified_patch_accuracy.size": values.whole(1, [2, 1, 3], zoo.SIZE),
+    "stride": values.whole(1, [1, 2], zoo.SIZE),
+    "certified_patch_accuracy.threshold": values.number([0.3, 0.5], 0, 1, above=True).or_none(),
+    "certified_patch_accuracy.fill": Pool(
+        [0.0, -1.0, made("image", lambda: zoo.images()[0])],
+        ["mean", None, {}, 1j, values.OBJECTS, made("images", zoo.images), made("generator", values.generator)],
+        [True, 1e30, []],
+        values.NOT_FINITE,
+    ),
+    "drop_tokens": FLAG,
     "compactness.labels": values.labels(classes=False),
     "aopc.bounds": values.bounds().and_open((0.4, 0.6)),  # warned of
     "random_targets.num_classes": values.whole(2, [3, 2], huge=False),
@@ -549,6 +566,11 @@ TAPS = {
     ),
 }
 LAYERS = {
+    "Ablation.size": values.whole(1, [2, 3], huge=False),
+    "Ablation.kind": values.choice("column", "block"),
+    "Ablation.fill": values.number([0.0, -1.0]),
+    "Ablation.seed": SEED.or_none(),
+    "Ablation.images": values.array(zoo.images, wrong_length=False, not_finite="open"),  # it may be left out
     "inputs": values.array(zoo.images, wrong_length=False),
     "MaxPool2D.inputs": values.array(zoo.images, wrong_length=False, infinite="open"),
     "tokens": values.array(zoo.tokens, wrong_length=False),

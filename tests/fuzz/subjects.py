@@ -43,7 +43,9 @@ NOT_CALLED = {
     "attacks.PatchResult": "record",
     "attacks.AutoAttackResult": "record",
     "attacks.SquareResult": "record",
+    "attacks.PatchTransforms": "a setting of PatchAttack, which calls it",
     "data.Info": "record",
+    "evaluate.CertifiedPatchAccuracy": "record",
     "evaluate.Detection": "record",
     "evaluate.PerturbationCurve": "record",
     "evaluate.Robustness": "record",
@@ -167,6 +169,7 @@ COSTS = {
     **dict.fromkeys(("evaluate.transfer_matrix", "evaluate.attack_table", "evaluate.position_map"), 60),
     **dict.fromkeys(("evaluate.robustness", "evaluate.robust_accuracy", "evaluate.success_rate"), 40),
     **dict.fromkeys(("evaluate.detection", "evaluate.fooling_rate", "evaluate.compare", "evaluate.compactness"), 40),
+    "evaluate.certified_patch_accuracy": 40,
     **dict.fromkeys(("attacks.logits", "attacks.natural", "attacks.capsules", "attacks.votes"), 150),
     **dict.fromkeys(
         ("attacks.reconstruction_error", "evaluate.vote_gradients", "evaluate.parameter_randomization"), 250

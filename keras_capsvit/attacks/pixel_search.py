@@ -15,7 +15,7 @@ LOOKS = 10  # per search, to see whether an image still gains
 
 
 class PixelSearch(Attack):
-    """What attacks of Carlini and Wagner have in common: minimise ``cost(x' - x) + c max(0, margin(x') + confidence)`` by Adam.
+    """Base of Carlini and Wagner's attacks: minimise ``cost(x' - x) + c max(0, margin(x') + confidence)`` by Adam.
 
     The search runs over ``w``, where ``x'`` is ``tanh w`` scaled to the bounds. The margin is by how much the own class
     leads (targeted: the wanted one lags). Subclasses define ``cost``, and call ``search`` with different ``c``.

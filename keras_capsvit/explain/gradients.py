@@ -183,8 +183,8 @@ class SmoothGrad(Explainer):
             ``(x, target) → maps (b, ...)``. Memory is bounded by its ``batch_size``, 32 if it has none.
         samples: int >= 1.
         noise: float >= 0, standard deviation of the noise.
-        relative: bool, whether that is relative to the range of the pixels of each image, as in the paper; else it is in
-            units of the pixels.
+        relative: bool, whether that is a share of the range of the pixels of each image, as in the paper; else it is
+            in units of the pixels.
         signed: bool, average the signed attributions of gradient explainers, as in the paper; else their maps, as
             Captum does with the absolute gradient (its defaults are ``noise=1.0``, ``relative=False``).
         seed: int, of the noise.

@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_capsvit import attacks, evaluate
 from keras_capsvit.attacks import windows
-from keras_capsvit.attacks.batches import generators
+from keras_capsvit.batches import generators
 
 SHAPE, CLASSES, COUNT = (9, 8, 2), 4, 6
 WEIGHTS = np.random.default_rng(0).normal(size=(*SHAPE, CLASSES)).astype("float32")

@@ -8,12 +8,12 @@ from keras import ops
 
 from keras_capsvit import autodiff, checks
 from keras_capsvit.attacks.base import Attack
-from keras_capsvit.attacks.batches import fewest, generators
 from keras_capsvit.attacks.borders import rivals
 from keras_capsvit.attacks.examine import NOT_FINITE, examine
 from keras_capsvit.attacks.losses import LOSSES, check_classes
 from keras_capsvit.attacks.norms import NORMS, per_image, select
 from keras_capsvit.attacks.objectives import fools
+from keras_capsvit.batches import fewest, generators
 
 KEEP = ("best", "first")
 _MOMENTUM = 0.75  # share of a step that is new, from the second on

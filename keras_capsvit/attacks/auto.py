@@ -9,11 +9,11 @@ from keras import ops
 from keras_capsvit import checks
 from keras_capsvit.attacks.apgd import APGD
 from keras_capsvit.attacks.base import Attack
-from keras_capsvit.attacks.batches import fewest
 from keras_capsvit.attacks.examine import NOT_FINITE, examine
 from keras_capsvit.attacks.fab import FAB
 from keras_capsvit.attacks.objectives import fools
 from keras_capsvit.attacks.square import Square
+from keras_capsvit.batches import fewest
 
 VERSIONS = ("standard", "plus", "rand", "custom")
 CLEAN = "clean"

@@ -7,12 +7,12 @@ from keras import ops
 
 from keras_capsvit import autodiff, checks
 from keras_capsvit.attacks.base import Attack
-from keras_capsvit.attacks.batches import generators, padded
 from keras_capsvit.attacks.borders import margins, nearest, rivals
 from keras_capsvit.attacks.examine import NOT_FINITE
 from keras_capsvit.attacks.hyperplane import CLOSEST
 from keras_capsvit.attacks.norms import NORMS, per_image
 from keras_capsvit.attacks.objectives import lead, margin_and_scores
+from keras_capsvit.batches import generators, padded
 
 _LEAST = 1e-8  # change that shares are computed with, for pixels between 0 and 1
 _FLATTEST = 1e-30  # slope that is divided by

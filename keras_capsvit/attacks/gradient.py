@@ -8,10 +8,10 @@ from keras import ops
 
 from keras_capsvit import autodiff, checks
 from keras_capsvit.attacks.base import Attack
-from keras_capsvit.attacks.batches import generators
 from keras_capsvit.attacks.examine import NOT_FINITE
 from keras_capsvit.attacks.norms import NORMS, per_image, select
 from keras_capsvit.attacks.objectives import fools, natural
+from keras_capsvit.batches import generators
 
 KEEP = ("best", "last")
 

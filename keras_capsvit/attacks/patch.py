@@ -6,10 +6,10 @@ import numpy as np
 from keras import ops
 
 from keras_capsvit import autodiff, checks
-from keras_capsvit.attacks.batches import fewest
 from keras_capsvit.attacks.objectives import fools
 from keras_capsvit.attacks.patch_result import PatchResult, judged, pixel_limits
 from keras_capsvit.attacks.patch_transforms import OverTransforms, PatchTransforms
+from keras_capsvit.batches import fewest
 from keras_capsvit.patches import PatchGrid, apply_patch, check_positions, cut_patches, random_positions
 
 

@@ -7,9 +7,9 @@ from keras import ops
 
 from keras_capsvit import autodiff, checks, taps
 from keras_capsvit.attacks.base import Attack
-from keras_capsvit.attacks.batches import generators
 from keras_capsvit.attacks.norms import per_image
 from keras_capsvit.attacks.patch_result import PatchResult, judged, pixel_limits
+from keras_capsvit.batches import generators
 from keras_capsvit.patches import PatchGrid, cut_patches
 
 SELECTIONS = ("attention", "saliency", "random")

@@ -7,8 +7,8 @@ from keras import ops
 
 from keras_capsvit import autodiff, checks
 from keras_capsvit.attacks.base import Attack
-from keras_capsvit.attacks.batches import generators, padded
 from keras_capsvit.attacks.objectives import fools
+from keras_capsvit.batches import generators, padded
 from keras_capsvit.patches import apply_patch, check_positions
 
 _AHEAD = 16  # steps that transformations are drawn for at a time, after which images that are fooled leave

@@ -8,11 +8,11 @@ from keras import ops
 
 from keras_capsvit import autodiff, checks
 from keras_capsvit.attacks.base import Attack
-from keras_capsvit.attacks.batches import fewest, generators, next_fewer
 from keras_capsvit.attacks.examine import NOT_FINITE, leaves_graph
 from keras_capsvit.attacks.norms import select
 from keras_capsvit.attacks.objectives import fools, lead
 from keras_capsvit.attacks.windows import WINDOWS, Squares, draw, levels, sides
+from keras_capsvit.batches import fewest, generators, next_fewer
 
 LOSSES = ("margin", "ce")
 _CHUNK = 256  # queries that windows are drawn for at a time

@@ -5,8 +5,8 @@ import typing
 import numpy as np
 from keras import ops
 
-from keras_capsvit.attacks.batches import generators
 from keras_capsvit.attacks.norms import NORMS
+from keras_capsvit.batches import generators
 
 # Shares of the queries, in 10,000ths, after each of which the area of a window halves (Andriushchenko et al. 2020, 5).
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

@@ -1,18 +1,19 @@
 """Robust accuracy under AutoAttack of a whole data set, and the record of it that a leaderboard keeps."""
 
+import collections.abc
 import dataclasses
 import functools
 import time
 
 import numpy as np
 
-from keras_capsvit import attacks, checks
-from keras_capsvit.attacks.auto import CLEAN
+from keras_capsvit import checks
 from keras_capsvit.evaluate.judge import Judge
 from keras_capsvit.evaluate.progress import Progress, batches_in
 from keras_capsvit.evaluate.robustness import goal_of
 from keras_capsvit.evaluate.table import versions
 
+_CLEAN = "clean"  # in the place of an attack, of what is misclassified by itself
 _BY_NONE = -1  # of the attacks
 _CALLED = {"linf": "Linf", "l2": "L2", "l1": "L1"}  # by RobustBench
 
@@ -33,7 +34,7 @@ class AutoAttackReport:
         seconds: float, of all attacks together.
     """
 
-    attack: attacks.AutoAttack
+    attack: collections.abc.Callable
     examples: int
     accuracy: float
     robust_accuracy: float
@@ -101,10 +102,10 @@ def auto_attack(model, attack, dataset, *, objective=None, batch_size=128, work=
         report = evaluate.auto_attack(model, attacks.AutoAttack(8 / 255), test, work="work")
         print(report.robust_accuracy, report.after)
     """
-    if not isinstance(attack, attacks.AutoAttack):
+    if not (hasattr(attack, "run") and hasattr(attack, "sequence")):  # what it has and other attacks have not
         raise ValueError(f"Expected an attacks.AutoAttack; received {attack!r:.100}. evaluate.robustness takes others.")
     goal, judge = goal_of(model, attack, objective, None), Judge(model)
-    names = [CLEAN, *attack.sequence(), ""]
+    names = [_CLEAN, *attack.sequence(), ""]
 
     def measure(x, y, first):
         correct, started = judge.correct(x, y), time.perf_counter()
@@ -139,7 +140,7 @@ def auto_attack(model, attack, dataset, *, objective=None, batch_size=128, work=
     return AutoAttackReport(
         attack=attack,
         examples=first,
-        accuracy=float(np.mean(broken != CLEAN)),
+        accuracy=float(np.mean(broken != _CLEAN)),
         robust_accuracy=float(np.mean(broken == "")),
         after=after,
         broken_by=broken,

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_capsvit import checks
-from keras_capsvit.attacks.batches import padded
+from keras_capsvit.batches import padded
 from keras_capsvit.evaluate.judge import Judge
 from keras_capsvit.evaluate.progress import Progress, batches_in
 from keras_capsvit.evaluate.targets import targets_of

@@ -38,19 +38,23 @@ def padded(count, full):
     return np.arange(size) % count
 
 
-def fewest(count, full):
+def fewest(count, full=None):
     """Indices of ``count`` examples: TensorFlow takes any number of them; JAX compiles for each, so it gets ``padded``.
 
     Args:
         count: int >= 1.
-        full: int, see ``padded``.
+        full: int, see ``padded``; None where nothing is compiled, and any number is taken.
 
     Returns:
         Array of ints below ``count``.
     """
-    return padded(count, full) if keras.backend.backend() == "jax" else np.arange(count)
+    return padded(count, full) if _compiles_for_each(full) else np.arange(count)
 
 
-def next_fewer(count, full):
+def next_fewer(count, full=None):
     """The largest number of examples, an int below ``count``, of which ``fewest`` gives a smaller batch."""
-    return len(padded(count, full)) // 2 if keras.backend.backend() == "jax" else count - 1
+    return len(padded(count, full)) // 2 if _compiles_for_each(full) else count - 1
+
+
+def _compiles_for_each(full):
+    return full is not None and keras.backend.backend() == "jax"

@@ -112,12 +112,12 @@ class Square(Attack):
         loss, queries = np.full(count, np.inf, "float32"), np.zeros(count, "int32")
         if not count:
             return SquareResult(x, np.zeros(0, bool), queries, loss)
-        judge, loop = self._functions(objective, x)
-        result = SquareResult(x.copy(), _judged(judge, x, y, sign, count)[1], queries, loss)
+        judge, loop, full = self._functions(objective, x)
+        result = SquareResult(x.copy(), _judged(judge, x, y, sign, full)[1], queries, loss)
         for restart in range(self.restarts):
             left = np.flatnonzero(~result.fooled)
             if len(left):
-                attempt = self._attempt(judge, loop, x[left], y[left], sign, numbers[left], restart, count)
+                attempt = self._attempt(judge, loop, x[left], y[left], sign, numbers[left], restart, full)
                 result.queries[left] += attempt.queries
                 better = attempt.fooled | (attempt.loss < result.loss[left])
                 for name in ("images", "fooled", "loss"):
@@ -125,13 +125,14 @@ class Square(Attack):
         return result
 
     def _functions(self, objective, x):
-        """What judges images, and the loop of queries; compiled, unless the objective leaves the graph."""
+        """What judges images, the loop of queries, and the full size of batches that these are compiled for; as they
+        are, and None, if the objective leaves the graph."""
         if leaves_graph(objective, x):
-            return self._judge(objective), self._loop(objective, _repeat, autodiff.compile)
-        return self.compiled(objective, "_judge"), self.compiled(objective, "_loop")
+            return self._judge(objective), self._loop(objective, _repeat, autodiff.compile), None
+        return self.compiled(objective, "_judge"), self.compiled(objective, "_loop"), len(x)
 
     def _attempt(self, judge, loop, x, y, sign, numbers, restart, full):
-        """SquareResult of one start; ``full`` is the number of images that the call was for."""
+        """SquareResult of one start; ``full`` is what ``fewest`` takes."""
         windows, shape, limits = WINDOWS[self.norm], x.shape[1:], self.limits(x)
         start = windows.start(x, generators([self.seed, restart, 0], numbers), self.epsilon, limits)
         loss, fooled = _judged(judge, start, y, sign, full)

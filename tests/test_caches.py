@@ -177,7 +177,7 @@ SWEEPS = {
     "CarliniWagnerBox": {"epsilon": [0.05, 0.2], "confidence": [0.1, 1], "step_size": [0.2, 0.3], "bounds": [(-1, 1)]},
     "CarliniWagnerLinf": {"decrease_factor": [0.5, 0.7], "confidence": [0.1, 1], "bounds": [(-1, 1)]},
     "PatchAttack": {"epsilon": [0.1, 0.2], "step_size": [0.1, 0.2], "seed": [3, 4], "patch_size": [3, 4]},
-    "PatchFool": {"epsilon": [0.1, 0.2], "step_size": [0.1, 0.2], "seed": [3, 4], "patches": [2, 3]},
+    "PatchFool": {"epsilon": [0.1, 0.2], "step_size": [0.1, 0.2], "seed": [3, 4], "steps": [4, 5]},
     "DetectionAware": {"beta": [0.2, 0.8], "epsilon": [0.05, 0.2]},
     "Square": {"epsilon": [0.05, 0.2], "queries": [3, 300], "p": [0.1, 1.0], "seed": [1, 2], "bounds": [(-1, 1)]},
 }

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from keras import ops
 
-from keras_capsvit import autodiff, checks, taps
+from keras_capsvit import autodiff, caches, checks, taps
 from keras_capsvit.attacks.base import Attack
 from keras_capsvit.attacks.norms import per_image
 from keras_capsvit.attacks.patch_result import PatchResult, judged, pixel_limits
@@ -16,6 +16,7 @@ SELECTIONS = ("attention", "saliency", "random")
 _LAYER = 5  # of twelve, counted from 1
 _STEP = 0.2 * 0.226  # 0.2 of inputs divided by the standard deviation of ImageNet's pixels, a share of their range
 _DECAY, _EVERY = 0.95, 10  # of the step size, steps
+_LOOKED_AT = caches.Cache(256)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ class PatchFool(Attack):
     seed: int = 0
     norm: str = dataclasses.field(default="linf", init=False)
 
-    numeric = (*Attack.numeric, "attention_weight", "patches", "patch_size", "select")
+    numeric = (*Attack.numeric, "attention_weight", "patch_size", "select")
 
     def __post_init__(self):
         self.check_settings(at_least_0=("epsilon", "step_size", "attention_weight"), counts=("patches", "steps"))
@@ -114,7 +115,7 @@ class PatchFool(Attack):
         attends = prefix is not None and self.attention_weight > 0
         search = self.compiled(objective, "_attentive_search" if attends else "_plain_search")
         tokens = (cells + (prefix or 0)).astype("int32")
-        ones = np.ones((len(x), len(taps.attentions(objective.subject, x)) if attends else 0), "float32")
+        ones = np.ones((len(x), _looked_at(objective, x)[2]), "float32")
         settings = np.int32(self.steps), self._step(x), ones, np.float32(self.attention_weight), sign, self.limits(x)
         images = ops.convert_to_numpy(search(start, low, high, y, tokens, *settings))
         self.check_result(objective, start, images, y, targeted)
@@ -129,16 +130,13 @@ class PatchFool(Attack):
 
     def _tokens(self, objective, x):
         """How many tokens lie in front of the patches, None of a model without attention to them; and a PatchGrid."""
-        try:
-            if objective.subject is None:
-                raise ValueError("Expected an objective of a model's logits; this one is another.")
-            prefix, cells = taps.tokens(objective.subject, x)
-        except ValueError as error:
+        prefix, cells, _, reason = _looked_at(objective, x)
+        if prefix is None:
             if self.patch_size is None or self.select == "attention":
                 raise ValueError(
-                    f"{error} Expected such a model; of others give patch_size, such as PatchFool(patch_size=16), and "
+                    f"{reason} Expected such a model; of others give patch_size, such as PatchFool(patch_size=16), and "
                     "leave select='attention' out."
-                ) from error
+                )
             return None, PatchGrid(x.shape[1:], self.patch_size)
         size = tuple(side // count for side, count in zip(x.shape[1:3], cells, strict=True))
         if self.patch_size not in (None, size):
@@ -158,7 +156,7 @@ class PatchFool(Attack):
             slope = np.abs(ops.convert_to_numpy(gradient(x, y)[1]))
             weights = cut_patches(slope, grid.positions, grid.patch_size).sum(axis=(2, 3, 4))
         else:
-            blocks = len(taps.attentions(objective.subject, x))
+            blocks = _looked_at(objective, x)[2]
             layer = min(_LAYER, blocks) if self.layer is None else checks.integer("layer", self.layer, 1, blocks)
             attention = objective.compiled(("attention of all", layer), _attention_of(layer - 1))
             weights = ops.convert_to_numpy(attention(x, y))[:, prefix:]
@@ -174,6 +172,21 @@ class PatchFool(Attack):
 
     def _plain_search(self, objective):
         return _search(objective.loss, None)
+
+
+def _looked_at(objective, x):
+    """Tokens in front of the patches, None where none are seen; their grid; how many blocks; and why none are seen."""
+    owners, which, _ = objective.parts()
+
+    def look():
+        if objective.subject is None:
+            return None, None, 0, "Expected an objective of a model's logits; this is another."
+        try:
+            return *taps.tokens(objective.subject, x), len(taps.attentions(objective.subject, x)), None
+        except ValueError as error:
+            return None, None, 0, str(error)
+
+    return _LOOKED_AT.get(owners, (which, x.shape[1:]), look)
 
 
 def _attention_of(position):

@@ -109,6 +109,8 @@ def certified_patch_accuracy(
     total = batches_in(dataset, images)
     with Progress(work, "certified_patch_accuracy", settings, judges=[judge], total=total) as progress:
         for x, y in checks.batches_of(dataset, images):
+            if not len(x):
+                continue
             ablations = ablations or cut(x.shape[1:3])
             checks.of_size(x, (*ablations.image_shape, None), "the first batch")
             PatchGrid(x.shape[1:], patch_size)  # which says if a patch does not fit
@@ -167,6 +169,7 @@ class _voting:
 
     def __init__(self, model, judge, threshold, drop_tokens):
         self._model, self._judge, self._threshold, self._drop_tokens = model, judge, threshold, drop_tokens
+        self._grid = None  # of tokens, which is looked at once
         if drop_tokens and not hasattr(model, "logits_of_tokens"):
             raise ValueError(
                 "drop_tokens=True expects a live VisionTransformer or DeiT of this package, which has the method "
@@ -181,7 +184,8 @@ class _voting:
 
     def tokens_of(self, visible, x):
         """Which tokens anything is visible of, bools ``(k, tokens)``."""
-        height, width = taps.tokens(taps.scores(self._model), x)[1]
+        self._grid = self._grid or taps.tokens(taps.scores(self._model), x)[1]
+        height, width = self._grid
         cells = visible.reshape(len(visible), height, x.shape[1] // height, width, x.shape[2] // width)
         return cells.any(axis=(2, 4)).reshape(len(visible), -1)
 

@@ -22,7 +22,7 @@ class Ablation(OfFloats, keras.layers.Layer):
         size: int, pixels that stay: the width of a column, or the side of a block; it may go round the border.
         kind: ``"column"`` or ``"block"``.
         fill: float, what is not visible.
-        seed: int or None.
+        seed: int from 0 to 2^31 - 1, or None.
 
     Input and output shape: ``(b, H, W, C)``.
 
@@ -41,8 +41,8 @@ class Ablation(OfFloats, keras.layers.Layer):
         self.size = checks.positive_int("size", size, checks.LARGEST)
         self.kind = checks.choice("kind", kind, KINDS)
         self.fill = float(checks.number("fill", fill))
-        self.seed = seed if seed is None else checks.integer("seed", seed)
-        self._generator = keras.random.SeedGenerator(seed)
+        self.seed = seed if seed is None else checks.integer("seed", seed, 0, 2**31 - 1)
+        self._generator = keras.random.SeedGenerator(self.seed)
 
     def build(self, input_shape):
         sides = input_shape[1:3] if self.kind == "block" else input_shape[2:3]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from keras_capsvit import ConvNetAvg, VisionTransformer, attacks, autodiff, evaluate, serving, taps
+from keras_capsvit import ConvNetAvg, VisionTransformer, attacks, autodiff, batches, evaluate, serving, taps
 from keras_capsvit.attacks import PatchFool
 from keras_capsvit.patches import apply_patch
 
@@ -53,7 +53,7 @@ def replica(model, x, y, attack, targeted):
             image[4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = True
     radius = np.inf if attack.epsilon is None else attack.epsilon
     low, high = (np.where(inside, np.clip(x + far, 0, 1), x) for far in (-radius, radius))
-    noise = np.stack([random.uniform(size=SHAPE) for random in attacks.batches.generators(attack.seed, range(len(x)))])
+    noise = np.stack([random.uniform(size=SHAPE) for random in batches.generators(attack.seed, range(len(x)))])
     x = low + noise * (high - low)
 
     def loss(x):

@@ -91,6 +91,10 @@ def replica(x, y, norm, steps, start=None, alpha_max=0.1, eta=1.05, beta=0.9):
 
     x = x.ravel().astype("float64")
     point, best, smallest, others = (x if start is None else start), None, np.inf, [k for k in range(4) if k != y]
+
+    def lead(x):
+        return scores(x)[others].max() - scores(x)[y]
+
     for _ in range(steps):
         slopes = HIDDEN * (1 - np.tanh(point @ HIDDEN) ** 2) @ OUT
         margins = scores(point)[others] - scores(point)[y]
@@ -101,12 +105,9 @@ def replica(x, y, norm, steps, start=None, alpha_max=0.1, eta=1.05, beta=0.9):
         alpha = min(a / (a + b), alpha_max)
         point = (1 - alpha) * (point + eta * way) + alpha * (x + eta * way_back)
         if scores(point).argmax() != y:
-            if sizes((point - x)[None], norm)[0] < smallest:
+            if sizes((point - x)[None], norm)[0] < smallest and lead(point) > 1e-5 * np.abs(scores(point)).max():
                 best, smallest = point, sizes((point - x)[None], norm)[0]
             point = (1 - beta) * x + beta * point
-
-    def lead(x):
-        return scores(x)[others].max() - scores(x)[y]
 
     correct = x
     for _ in range(3):
@@ -233,6 +234,18 @@ def test_equal_scores_and_tiny_gradients():
     assert (classes(even, found) != y).mean() > 0.8
 
 
+def test_steps_that_end_on_the_border_but_for_rounding_turn_back():
+    """The first step falls a little short of the border, and so little further a class leads by rounding alone."""
+
+    def offset(x):
+        scores = ops.tanh(ops.mean(x, axis=(1, 2))) - 0.5
+        return 100.0 + ops.concatenate([0 * scores, scores], axis=1)
+
+    x = np.full((4, 6, 6, 1), 0.3, "float32") - np.linspace(0, 0.02, 4, dtype="float32")[:, None, None, None]
+    found = FAB(steps=10)(offset, x, np.zeros(4, int))
+    np.testing.assert_allclose(sizes(found - x, "linf"), np.arctanh(0.5) - x[:, 0, 0, 0], rtol=0.02)
+
+
 def test_bad_settings_are_refused(monkeypatch):
     for arguments, message in (
         ({"epsilon": -1}, "epsilon must be a number .* received -1"),
@@ -286,6 +299,6 @@ def test_perturbations_are_as_small_as_those_of_torchattacks(norm, targets, digi
     expected = expected.numpy().transpose(0, 2, 3, 1)
     found = FAB(epsilon, norm=norm, targets=targets)(model, x, y)
     ours, others = (model.predict(images, verbose=0).argmax(1) != y for images in (found, expected))
-    assert ours.mean() > 0.95 and abs(ours.mean() - others.mean()) < 0.03
+    assert ours.mean() > 0.98 and others.mean() > 0.98
     mean, reference = (sizes(images - x, norm)[ours & others].mean() for images in (found, expected))
     assert mean == pytest.approx(reference, rel=0.02)

@@ -164,12 +164,12 @@ class FAB(Attack):
                 alpha = per_image(ops.minimum(ahead / (ahead + back), alpha_max))
                 moved = within((1 - alpha) * onwards + alpha * from_clean)
                 gain, clear, size = judged(moved)
-                fooled = clear > 0
-                better = ops.logical_and(fooled, size < distance)
+                better = ops.logical_and(clear > 0, size < distance)
                 best = ops.where(per_image(better), moved, best)
                 finite = ops.isfinite(gain + margin + since)
                 distance = ops.where(finite, ops.where(better, size, distance), float("nan"))
-                return i + 1, ops.where(per_image(fooled), x + beta * (moved - x), moved), best, distance
+                # Also where it is not clear: steps onwards from the border itself would never lead beyond it.
+                return i + 1, ops.where(per_image(gain > 0), x + beta * (moved - x), moved), best, distance
 
             start = within(x + per_image(radius / ops.maximum(norm.size(drawn), least)) * drawn)
             state = (0 * steps, start, best, distance)

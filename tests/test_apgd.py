@@ -117,6 +117,7 @@ def starts(norm, seed=4):
     return np.clip(X + np.stack(moves), 0, 1).astype("float32")
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_equals_a_naive_copy(norm, loss, monkeypatch):
@@ -130,6 +131,7 @@ def test_equals_a_naive_copy(norm, loss, monkeypatch):
     np.testing.assert_allclose(found, np.concatenate(one_by_one, axis=1), atol=1e-5)
 
 
+@pytest.mark.tensorflow
 @pytest.mark.peers
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -204,6 +206,7 @@ def naive_l1(x, y, start, epsilon, steps):
     return np.stack(seen)
 
 
+@pytest.mark.tensorflow
 def test_equals_a_naive_copy_in_l1(monkeypatch):
     start = (X + np.random.default_rng(4).normal(size=X.shape)).astype("float32")
     found = ours(monkeypatch, attacks.APGD(2.0, norm="l1", steps=30), X[:2], Y[:2], start[:2])
@@ -241,7 +244,9 @@ def test_two_classes_of_a_linear_model_end_at_the_best_point(norm):
     np.testing.assert_allclose(gained, epsilon * dual, rtol=0.1 if norm == "l1" else 2e-3)  # sparse by and by
 
 
-@pytest.mark.parametrize(("norm", "loss"), [("linf", "ce"), ("l2", "dlr_targeted"), ("l1", "dlr")])
+@pytest.mark.parametrize(
+    ("norm", "loss"), [("linf", "ce"), pytest.param("l2", "dlr_targeted", marks=pytest.mark.slow), ("l1", "dlr")]
+)
 def test_what_an_attack_promises(norm, loss):
     """Ball and bounds; single images are those of a batch; seeds; other numbers are not traced again."""
     attack = attacks.APGD(EPSILON[norm], norm=norm, loss=loss, steps=6, restarts=2, targets=2)
@@ -257,7 +262,8 @@ def test_what_an_attack_promises(norm, loss):
     before = autodiff.traces()
     for changes in ({"seed": 1}, {"epsilon": 0.02}, {"steps": 9}, {"restarts": 1, "targets": 1}, {"rho": 0.5}):
         dataclasses.replace(attack, **changes)(scaled, X, Y)
-    assert autodiff.traces() == before
+    if keras.backend.backend() == "tensorflow":  # JAX compiles for every number of images that are left
+        assert autodiff.traces() == before
     singly = [attack(scaled, X[i : i + 1], Y[i : i + 1], numbers=[i]) for i in range(5)]
     np.testing.assert_allclose(np.concatenate(singly), attack(scaled, X, Y), atol=2e-4)
     np.testing.assert_array_equal(attack(scaled, X, Y), attack(scaled, X, Y))
@@ -318,6 +324,7 @@ def test_the_first_image_that_fools_is_kept_and_fooled_ones_stay():
     assert np.abs(best[:2] - X[:2]).max() > 0.01
 
 
+@pytest.mark.slow
 def test_targets_reach_what_one_class_does_not():
     """Each further class can only add images that are fooled."""
     attack = attacks.APGD(0.035, loss="dlr_targeted", steps=10, keep="first")
@@ -345,6 +352,7 @@ def test_jax_draws_the_same_so_that_averaging_is_refused():
         attacks.APGD(0.05, eot_iter=2)(smooth, X, Y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", EPSILON)
 def test_eager_and_compiled_are_the_same(norm, monkeypatch):
     attack = attacks.APGD(EPSILON[norm], norm=norm, steps=5, loss="margin")

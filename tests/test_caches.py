@@ -169,6 +169,7 @@ SWEEPS = {
         **{"targets": [1, 2], "restarts": [2, 3], "seed": [1], "epsilon": [0.2], "steps": [4], "bounds": [(-1, 1)]},
         **{"alpha_max": [0, 0.5], "eta": [1, 1.5], "beta": [0.2, 0.7]},
     },
+    "AutoAttack": {"epsilon": [0.05, 0.2], "seed": [1, 2], "bounds": [(-1, 1)]},
     "DeepFool": {"overshoot": [0.1, 0.3], "steps": [3, 4], "bounds": [(-1, 1)]},
     "CarliniWagner": {"epsilon": [0.1, 0.2], "confidence": [0.1, 1], "initial_const": [1, 2], "step_size": [0.1, 0.2]},
     "CarliniWagnerLinf": {"decrease_factor": [0.5, 0.7], "confidence": [0.1, 1], "bounds": [(-1, 1)]},
@@ -181,6 +182,7 @@ SWEEPS = {
 def small(name, **settings):
     """An attack that takes little time."""
     few = {
+        "AutoAttack": {"version": "custom", "attacks": {"apgd": attacks.APGD(1, steps=3)}},
         "CarliniWagner": {"steps": 3, "binary_search_steps": 2},
         "CarliniWagnerLinf": {"steps": 3, "initial_const": 0.01, "largest_const": 0.1},
         "PatchAttack": {"patch_size": 2, "steps": 3, "early_stop": False},

@@ -102,10 +102,13 @@ class APGD(Attack):
                 f"eot_iter={self.eot_iter} averages over what a model draws, which on this backend is the same at "
                 "every call of a compiled model; expected eot_iter=1, or KERAS_BACKEND=tensorflow."
             )
-        scores = ops.convert_to_numpy(objective.compiled("scores", lambda objective: objective.__call__)(x))
-        others = ops.convert_to_numpy(rivals(scores, y, scores.shape[1] - 1))  # most probable first
+        others, fooled = y[:, None], np.zeros(len(x), bool)
+        if self.keep == "first" or self.loss == "dlr_targeted":
+            scores = ops.convert_to_numpy(objective.compiled("scores", lambda objective: objective.__call__)(x))
+            others = ops.convert_to_numpy(rivals(scores, y, scores.shape[1] - 1))  # most probable first
+            if self.keep == "first":
+                fooled = (scores.argmax(axis=1) == y) == targeted
         result, loss = x.copy(), np.full(len(x), -np.inf)
-        fooled = (scores.argmax(axis=1) == y) == targeted if self.keep == "first" else np.zeros(len(x), bool)
         towards = min(self.targets, others.shape[1]) if self.loss == "dlr_targeted" and not targeted else 1
         numbers = np.arange(len(x)) if numbers is None else np.asarray(numbers)
         for attempt in range(towards * self.restarts):

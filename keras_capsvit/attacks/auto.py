@@ -53,8 +53,8 @@ class AutoAttack(Attack):
       Square; and APGD and FAB towards 9 classes.
     - ``"rand"``: for models that draw random numbers, the two APGD with the mean of 20 gradients for each step.
 
-    For objectives of fewer than 4 classes, of which there is no targeted ratio, the margin takes its place, and a warning
-    says so.
+    For objectives of fewer than 4 classes, of which there is no targeted ratio, the margin takes its place, and a
+    warning says so.
 
     Args:
         epsilon: float >= 0, radius of the ball, in units of the pixels.

@@ -248,7 +248,16 @@ def _attack(name, cls):
     pools = _pools(name, parameters) | {
         f".{n}": pool_of(name, n) for n in ("objective", "x", "y", "targeted", "numbers")
     }
-    always = ("epsilon", "version", "attacks", "steps", "queries", "binary_search_steps", "initial_const", "largest_const")
+    always = (
+        "epsilon",
+        "version",
+        "attacks",
+        "steps",
+        "queries",
+        "binary_search_steps",
+        "initial_const",
+        "largest_const",
+    )
 
     def call(**arguments):
         settings, given = _settings(arguments)

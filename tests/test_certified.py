@@ -253,13 +253,13 @@ def test_a_transformer_trained_on_ablations_has_certified_accuracy(digits):
     inside = VisionTransformer(
         "Ti/2", input_shape=(8, 8, 1), num_classes=10, width=32, depth=2, num_heads=4, mlp_units=64, pool="avg"
     )
-    model = keras.Sequential([keras.Input((8, 8, 1)), layers.Ablation(4, seed=0), inside])
+    model = keras.Sequential([keras.Input((8, 8, 1)), layers.Ablation(2, seed=0), inside])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(4e-3), loss)
     model.fit(x[:1400], y[:1400], epochs=30, batch_size=140, verbose=0)
     test = x[1400:], y[1400:]
-    result = evaluate.certified_patch_accuracy(model, test, 1, size=4)
-    dropped = evaluate.certified_patch_accuracy(inside, test, 1, size=4, drop_tokens=True)
+    result = evaluate.certified_patch_accuracy(model, test, 1, size=2)
+    dropped = evaluate.certified_patch_accuracy(inside, test, 1, size=2, drop_tokens=True)
     print([each.accuracy for each in (result, dropped)], [each.certified_accuracy for each in (result, dropped)])
-    assert result.accuracy > 0.8
-    assert result.certified_accuracy > 0
+    assert result.accuracy > 0.6
+    assert result.certified_accuracy > 0.1

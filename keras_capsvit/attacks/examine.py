@@ -147,10 +147,10 @@ def _callable(model):
 def _returns_arrays(function, x):
     """Why a callable has no gradient, a str, if it returns no tensor, or takes arrays only; else None."""
     name = getattr(function, "__name__", type(function).__name__)
-    try:
-        scores = function(ops.convert_to_tensor(x))
-    except (TypeError, AttributeError) as error:
-        with checks.running(name, x):
+    with checks.running(name, x):
+        try:
+            scores = function(ops.convert_to_tensor(x))
+        except (TypeError, AttributeError) as error:
             try:
                 scores = function(x.copy())
             except Exception:

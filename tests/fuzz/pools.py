@@ -99,7 +99,20 @@ GENERAL = {
     ),
     "name": Pool(["a_name"]),
     **dict.fromkeys(
-        ("early", "relative", "absolute", "cascading", "per_image", "targeted", "channels", "shared", "matrix"), FLAG
+        (
+            "early",
+            "relative",
+            "signed",
+            "union",
+            "absolute",
+            "cascading",
+            "per_image",
+            "targeted",
+            "channels",
+            "shared",
+            "matrix",
+        ),
+        FLAG,
     ),
     **dict.fromkeys(
         ("random_start", "abort_early", "early_stop", "universal", "squash", "self_loops", "normalize", "batch_norm"),
@@ -344,6 +357,17 @@ EVALUATE = {
         ],
         [{"a": {}, "b": {}}],
     ),
+    "epsilons": among(
+        [None], [[], [-1], [NAN], [[0.1]], ["a"], 0.1], [[0.1], (0.0, 0.05), np.array([0.1, 0.2]), [True]]
+    ),  # open, because an attack may have no radius
+    "auto_attack.attack": among(
+        [
+            made(
+                "AutoAttack", lambda: attacks.AutoAttack(0.1, version="custom", attacks={"a": attacks.APGD(1, steps=2)})
+            ),
+        ],
+        [made("FGSM", zoo.fgsm), made("callable", lambda: lambda objective, x, y, targeted: x)],
+    ),
     "test": values.choice("t", "wilcoxon"),
     "compare.target": values.choice("predicted", "label"),
     "percentile": values.number([95.0, 50.0], 0, 100, above=True, below=True),
@@ -491,6 +515,24 @@ EVALUATE = {
 TITLES = among([None, ["t"] * zoo.BATCH], ["ttt", ["t"]], [[None] * zoo.BATCH])
 TITLES_BY_NAME = among([None, {}, {"a": ["t"] * zoo.BATCH}], [{"a": ["t"]}, {"a": 3}, ["t"]], [{"a": None}], but=["{}"])
 PLOT = {
+    "robustness_curve.table": among(
+        [
+            made(
+                "table",
+                lambda: evaluate.attack_table(
+                    zoo.linear, {"FGSM": zoo.fgsm()}, (zoo.images(), zoo.ids()), epsilons=[0.1]
+                ),
+            )
+        ],
+        [
+            made(
+                "no radii", lambda: evaluate.attack_table(zoo.linear, {"FGSM": zoo.fgsm()}, (zoo.images(), zoo.ids()))
+            ),
+            made("rows", lambda: [{"epsilon": 0.1}]),
+            made("other rows", lambda: evaluate.Table([{"epsilon": 0.1}])),
+        ],
+    ),
+    "robustness_curve.accuracy": FLAG,
     "image": values.array(lambda: zoo.images()[0], fixed=False),
     "heatmap": values.array(lambda: zoo.maps()[0]),
     "ax": among([None]),

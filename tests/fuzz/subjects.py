@@ -175,6 +175,7 @@ COSTS = {
         ("attacks.reconstruction_error", "evaluate.vote_gradients", "evaluate.parameter_randomization"), 250
     ),
     **dict.fromkeys(("plot.grid", "plot.comparison", "plot.adversarial", "plot.vote_histograms"), 500),
+    **dict.fromkeys(("plot.robustness_curve", "evaluate.auto_attack"), 200),
     **dict.fromkeys(("data.load", "data.affine_sets.affine_mnist", "data.multidigit.multi_mnist"), 800),
     **dict.fromkeys(("data.affine_sets.affine_cifar10", "data.affine_sets.expanded_mnist"), 500),
     "explain.ScoreCAM": 2000,

@@ -116,3 +116,34 @@ def top_k_pooling(capsules, kernel, bias, kept):
             for n in np.argsort(scores[:, j])[-kept:]:
                 total[j] += x[n] / (1 + np.exp(-scores[n, j])) / kept
     return np.array([squash(s) for s in total / heads])
+
+
+def square_change(change, window, other, turned, signs, epsilon):
+    """New perturbation of the Square attack in L2 (Andriushchenko et al. 2020, Alg. 3), channel by channel."""
+    side = change[window].shape[0]
+    pattern = square_heaps(side).T if turned else square_heaps(side)
+    result, either = change.copy(), np.zeros(change.shape[:2], bool)
+    either[window] = either[other] = True
+    result[other] = 0
+    unused = max(epsilon**2 - np.sum(change**2), 0)
+    for channel, sign in enumerate(signs):
+        own = change[..., channel]
+        new = sign * pattern + own[window] / (1e-12 + np.linalg.norm(own[window]))
+        budget = np.sqrt(unused / len(signs) + np.sum(own[either] ** 2))
+        result[..., channel][window] = budget * new / np.linalg.norm(new)
+    return epsilon * result / np.linalg.norm(result)
+
+
+def square_heaps(side):
+    """Eq. 2: sums of ever larger rectangles, of which the outer ones weigh less."""
+    halves = []
+    for height in (side // 2, side - side // 2):
+        half = np.zeros((height, side))
+        for k in range(max(height // 2, side // 2) + 1):
+            rows, columns = (
+                slice(max(height // 2 - k, 0), height // 2 + k + 1),
+                slice(max(side // 2 - k, 0), side // 2 + k + 1),
+            )
+            half[rows, columns] += 1 / (k + 1) ** 2
+        halves.append(half / np.linalg.norm(half))
+    return np.concatenate([halves[0], -halves[1]]) / np.sqrt(2)

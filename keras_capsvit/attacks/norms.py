@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 _HALVINGS = 30  # of the interval that a threshold lies in
+_ROUNDING = 1e-6  # of the largest change
 
 
 class Linf:
@@ -135,6 +136,8 @@ class L1:
             exact = (total(free * size + full) - epsilon) / ops.maximum(total(free), 1.0)
             t = ops.where(total(within(0.0)) > epsilon, ops.clip(exact, bounds[0], bounds[1]), 0.0)
             inside = within(t)
+            # What is 0 but for rounding is 0: APGD counts the entries that changed.
+            inside = inside * ops.cast(inside > _ROUNDING * largest, x.dtype)
             # What rounding leaves above epsilon goes, too.
             inside = inside * ops.minimum(1.0, epsilon / ops.maximum(total(inside), 1e-12))
             return ops.clip(x + ops.sign(change) * inside, limits[0], limits[1])

@@ -235,6 +235,7 @@ def test_says_what_is_wrong():
         ({"num_heads": 5}, "num_heads must divide the dimension of the tokens, 32; received 5"),
         ({"width": 0}, "width must be an integer from 1 to 16777216; received 0"),
         ({"mean": (0.5,) * 3}, "together or not at all"),
+        ({"mean": (0.5,) * 3, "std": "mean"}, "Expected std as an array of numbers; received strings"),
     ]:
         with pytest.raises(ValueError, match=message):
             vit(**arguments)

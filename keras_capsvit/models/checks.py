@@ -67,11 +67,13 @@ def check_weights(what, shape):
 
 def check_normalization(mean, std, channels):
     """Per-channel ``mean`` and ``std`` as tuples of floats, or both None; refuses others."""
-    mean, std = (value if value is None else tuple(np.ravel(value).tolist()) for value in (mean, std))
     if (mean is None) != (std is None):
         raise ValueError(f"mean and std are given together or not at all; received mean={mean}, std={std}.")
     if mean is None:
         return None, None
+    mean, std = (
+        tuple(np.ravel(checks.numbers(value, name)).tolist()) for name, value in (("mean", mean), ("std", std))
+    )
     if len(mean) != channels or len(std) != channels:
         raise ValueError(f"Expected {channels} values each, one per channel; received mean={mean}, std={std}.")
     if not all(map(math.isfinite, mean + std)) or min(std) <= 0:

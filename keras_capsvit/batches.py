@@ -22,6 +22,11 @@ def generators(seed, numbers):
         yield random
 
 
+def numbered(count, numbers):
+    """Numbers of images in a data set, an array of ints ``(count,)``; None for 0 to ``count`` - 1."""
+    return np.arange(count) if numbers is None else np.asarray(numbers)
+
+
 def padded(count, full):
     """Indices of ``count`` examples, repeated up to one of few batch sizes, each of which is compiled for.
 

@@ -129,3 +129,9 @@ def test_the_share_of_a_map_on_its_patches():
     np.testing.assert_allclose(found["sum"], [0.75, 0.25, 0])
     assert found["max"].tolist() == [1, 0, 0]
     np.testing.assert_allclose(evaluate.patch_share(np.ones((3, 6, 6)), places)["sum"], 7 / 36)
+
+
+def test_attacks_that_return_more_than_images_but_take_no_iterations():
+    table = evaluate.fooling_rate(MODELS, attacks.Square(0.6, queries=200), (X, Y))
+    assert table["fooling_rate"] == [1.0, 1.0]  # a window over one pixel is all it takes
+    assert "mean_iterations" not in table.columns

@@ -25,13 +25,13 @@ OBJECTIVES = {"capsules": attacks.capsules, "votes": attacks.votes}
 
 
 def the_attacks(args):
-    """By name."""
+    """By name; the table gives each of them every radius in turn."""
     return {
-        "PGD": attacks.preset("vote_attack_pgd", args.epsilon),
-        "APGD-CE": attacks.APGD(args.epsilon, steps=args.steps),
-        "APGD-T": attacks.APGD(args.epsilon, steps=args.steps, loss="dlr_targeted", targets=args.targets),
-        "FAB-T": attacks.FAB(args.epsilon, steps=args.steps, targets=args.targets),
-        "Square": attacks.Square(args.epsilon, queries=args.queries),
+        "PGD": attacks.preset("vote_attack_pgd", args.epsilons[0]),
+        "APGD-CE": attacks.APGD(args.epsilons[0], steps=args.steps),
+        "APGD-T": attacks.APGD(args.epsilons[0], steps=args.steps, loss="dlr_targeted", targets=args.targets),
+        "FAB-T": attacks.FAB(args.epsilons[0], steps=args.steps, targets=args.targets),
+        "Square": attacks.Square(args.epsilons[0], queries=args.queries),
     }
 
 
@@ -50,7 +50,6 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, help="JSON file")
     args = parser.parse_args()
     out = args.out or pathlib.Path(__file__).parent / "results" / f"auto_attack_capsules_{args.dataset}.json"
-    args.epsilon = args.epsilons[0]
 
     model = load_model(args.model)
     _, test = data.load(args.dataset, batch_size=args.batch_size, data_dir=args.data_dir)
@@ -69,7 +68,7 @@ def main():
     columns = ("epsilon", "objective", "attack", "robust_accuracy", "success_rate", "linf", "seconds_per_example")
     print(evaluate.Table([{name: row[name] for name in columns} for row in table.rows]))
     accuracy = model.evaluate(test, verbose=0, return_dict=True)["accuracy"]
-    args.model, args.epsilon = pathlib.Path(args.model).name, None
+    args.model = pathlib.Path(args.model).name
     write_json(out, result=table.rows, options=args, test_accuracy=accuracy, model=model.get_config())
     print(f"Wrote {out}")
 

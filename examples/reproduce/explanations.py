@@ -108,7 +108,7 @@ def main():
         tests = evaluate.paired_tests(tested)
         print(tests)
         models.append({**accuracy, "model": model.get_config(), "explainers": table.rows, "tests": tests.rows})
-    args.models = len(args.models)
+    args.models = [path.parent.name for path in args.models]
     write_json(out, result=models, options=args)
     print(f"Wrote {out}")
 

@@ -13,7 +13,7 @@ from keras_capsvit.attacks.examine import NOT_FINITE, examine
 from keras_capsvit.attacks.losses import LOSSES, check_classes
 from keras_capsvit.attacks.norms import NORMS, per_image, select
 from keras_capsvit.attacks.objectives import fools
-from keras_capsvit.batches import fewest, generators
+from keras_capsvit.batches import fewest, generators, numbered
 
 KEEP = ("best", "first")
 _MOMENTUM = 0.75  # share of a step that is new, from the second on
@@ -104,13 +104,13 @@ class APGD(Attack):
             )
         others, fooled = y[:, None], np.zeros(len(x), bool)
         if self.keep == "first" or self.loss == "dlr_targeted":
-            scores = ops.convert_to_numpy(objective.compiled("scores", lambda objective: objective.__call__)(x))
+            scores = objective.scored(x)
             others = ops.convert_to_numpy(rivals(scores, y, scores.shape[1] - 1))  # most probable first
             if self.keep == "first":
                 fooled = (scores.argmax(axis=1) == y) == targeted
         result, loss = x.copy(), np.full(len(x), -np.inf)
         towards = min(self.targets, others.shape[1]) if self.loss == "dlr_targeted" and not targeted else 1
-        numbers = np.arange(len(x)) if numbers is None else np.asarray(numbers)
+        numbers = numbered(len(x), numbers)
         for attempt in range(towards * self.restarts):
             left = np.flatnonzero(~fooled)
             if not len(left):
@@ -141,8 +141,7 @@ class APGD(Attack):
             attempt: int, which one.
             numbers: see Attack.
         """
-        norm, numbers = NORMS[self.norm], range(len(x)) if numbers is None else numbers
-        drawn = generators([self.seed, attempt], numbers)
+        norm, drawn = NORMS[self.norm], generators([self.seed, attempt], numbered(len(x), numbers))
         moves = [norm.surface(random, x.shape[1:], self.epsilon) for random in drawn]
         if self.norm == "l1":
             return (x + self.unit(x) * np.reshape(moves, x.shape)).astype("float32")  # which _attempt brings back

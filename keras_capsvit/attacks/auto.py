@@ -4,16 +4,14 @@ import dataclasses
 import warnings
 
 import numpy as np
-from keras import ops
 
 from keras_capsvit import checks
 from keras_capsvit.attacks.apgd import APGD
 from keras_capsvit.attacks.base import Attack
-from keras_capsvit.attacks.examine import NOT_FINITE, examine
+from keras_capsvit.attacks.examine import examine, judged
 from keras_capsvit.attacks.fab import FAB
-from keras_capsvit.attacks.objectives import fools
 from keras_capsvit.attacks.square import Square
-from keras_capsvit.batches import fewest
+from keras_capsvit.batches import fewest, numbered
 
 VERSIONS = ("standard", "plus", "rand", "custom")
 CLEAN = "clean"
@@ -109,9 +107,6 @@ class AutoAttack(Attack):
             object.__setattr__(self, "attacks", tuple(own.items()))
             self.sequence()
 
-    def __call__(self, objective, x, y, targeted=False, *, numbers=None):
-        return self.run(objective, x, y, targeted, numbers=numbers).images
-
     def sequence(self, classes=10):
         """The attacks in their order.
 
@@ -165,14 +160,15 @@ class AutoAttack(Attack):
         images, broken, queries = x.copy(), np.full(count, "", object), np.zeros(count, "int64")
         if not count:
             return AutoAttackResult(images, np.zeros(0, bool), broken.astype(str), {}, queries)
-        numbers, classes = np.arange(count) if numbers is None else np.asarray(numbers), examine(objective, x)
+        numbers, classes = numbered(count, numbers), examine(objective, x)
         attacks = self.sequence(classes)
         if classes < 4 and self.version != "custom":
             warnings.warn(
                 f"Of {classes} classes there is no targeted difference of logits ratio, so APGD raises the margin.",
                 stacklevel=2,
             )
-        fooled = self._judged(objective, x, y, targeted)
+        sign = -1 if targeted else 1
+        fooled = judged(objective, x, y, sign)
         broken[fooled], robust, blocked = CLEAN, {CLEAN: float(np.mean(~fooled))}, []
         if self.version != "rand":
             self._warn_of_randomness(objective, x)
@@ -190,9 +186,10 @@ class AutoAttack(Attack):
                 continue
             if hasattr(result, "queries"):
                 queries[left] += result.queries[: len(left)]
-            found = getattr(result, "images", result)[: len(left)]
-            fooling = self._judged(objective, found, y[left], targeted)
-            images[left[fooling]], broken[left[fooling]], fooled[left] = found[fooling], name, fooling
+            adversarial = getattr(result, "images", result)
+            fooling = judged(objective, adversarial, y[few], sign)[: len(left)]
+            images[left[fooling]] = adversarial[: len(left)][fooling]
+            broken[left[fooling]], fooled[left] = name, fooling
             robust[name] = float(np.mean(~fooled))
         self._warn_of_gradients(blocked, robust)
         self._warn_of_square(attacks, broken)
@@ -206,17 +203,8 @@ class AutoAttack(Attack):
             raise ValueError(f"Expected attacks in the norm {self.norm!r}; {name!r} has none: {attack!r:.300}.")
         return dataclasses.replace(attack, **shared)
 
-    def _judged(self, objective, x, y, targeted):
-        """Which images fool the objective, bools ``(b,)``."""
-        rows = fewest(len(x), len(x))
-        scores = objective.compiled("scores", lambda objective: objective.__call__)(x[rows])
-        if not np.isfinite(ops.convert_to_numpy(scores)).all():
-            raise ValueError(NOT_FINITE)
-        return ops.convert_to_numpy(fools(scores, y[rows], -1 if targeted else 1))[: len(x)]
-
     def _warn_of_randomness(self, objective, x):
-        scores = objective.compiled("scores", lambda objective: objective.__call__)
-        looks = [ops.convert_to_numpy(scores(x[:8])) for _ in range(_LOOKS)]
+        looks = [objective.scored(x[:8]) for _ in range(_LOOKS)]
         if max(np.abs(look - looks[0]).max() for look in looks) > 1e-3 * np.abs(looks[0]).max():
             _warn("the scores of the same images differ from call to call. Take version='rand'")
 

@@ -36,6 +36,10 @@ class Attack:
     norms = ("linf", "l2")  # that the attack can have
     uses_gradients = True  # else scores alone, also of callables that leave the graph
 
+    def __call__(self, objective, x, y, targeted=False, *, numbers=None):
+        """Adversarial images; of attacks that define ``run``, which returns more than images."""
+        return self.run(objective, x, y, targeted, numbers=numbers).images
+
     def prepare(self, objective, x, y, targeted=False, numbers=None):
         """The Objective that ``objective`` stands for, and checked arrays of images and labels."""
         checks.booleans(targeted=targeted)

@@ -196,7 +196,7 @@ class CarliniWagnerBox(PixelSearch):
         if not len(x) or not self.epsilon:
             return x
         ones = np.ones(len(x))
-        found, cost = self.search(objective, x, x, y, ones, 0 * ones, ones, targeted)
-        result = np.where(np.isfinite(cost)[:, None, None, None], np.clip(found, *self.limits(x)), x)
+        images, cost = self.search(objective, x, x, y, ones, 0 * ones, ones, targeted)
+        result = np.where(np.isfinite(cost)[:, None, None, None], np.clip(images, *self.limits(x)), x)
         self.check_result(objective, x, result, y, targeted)
         return result

@@ -48,6 +48,26 @@ def leaves_graph(objective, x):
     return _look(objective, x).leaves is not None
 
 
+def judged(objective, x, y, sign):
+    """Whether images fool the objective.
+
+    Args:
+        objective: Objective.
+        x: images ``(b, H, W, C)``.
+        y: class ids ``(b,)``.
+        sign: -1 targeted, else 1.
+
+    Returns:
+        Bools ``(b,)``.
+
+    Raises:
+        ValueError: for scores that are not finite.
+    """
+    scores = objective.scored(x)
+    _check_finite(scores)
+    return (scores.argmax(axis=-1) == ops.convert_to_numpy(y)) == (sign < 0)
+
+
 def _look(objective, x):
     owners, which, _ = objective.parts()
     return _EXAMINED.get(owners, (which, x.shape[1:]), lambda: _examined(objective, x[:_FEW]))
@@ -64,7 +84,7 @@ def _examined(objective, x):
     function = _callable(getattr(objective, "model", None))
     leaves = None if function is None else _returns_arrays(function, x)
     try:
-        scores = (objective if leaves else objective.compiled("scores", lambda objective: objective.__call__))(x)
+        scores = objective(x) if leaves else objective.scored(x)
     except Exception as error:
         if function is None and isinstance(error, ValueError):  # what the scores themselves refuse
             raise

@@ -12,7 +12,7 @@ from keras_capsvit.attacks.examine import NOT_FINITE
 from keras_capsvit.attacks.hyperplane import CLOSEST
 from keras_capsvit.attacks.norms import NORMS, per_image
 from keras_capsvit.attacks.objectives import lead, margin_and_scores
-from keras_capsvit.batches import generators, padded
+from keras_capsvit.batches import generators, numbered, padded
 
 _LEAST = 1e-8  # change that shares are computed with, for pixels between 0 and 1
 _FLATTEST = 1e-30  # slope that is divided by
@@ -80,8 +80,8 @@ class FAB(Attack):
         objective, x, y = self.prepare(objective, x, y, targeted, numbers)
         if not len(x):
             return x
-        numbers = np.arange(len(x)) if numbers is None else np.asarray(numbers)
-        scores = ops.convert_to_numpy(objective.compiled("scores", lambda objective: objective.__call__)(x))
+        numbers = numbered(len(x), numbers)
+        scores = objective.scored(x)
         left = np.flatnonzero((scores.argmax(axis=1) == y) != targeted)
         best, distance = x.copy(), np.full(len(x), np.inf, "float32")
         run = self.compiled(objective, "_towards" if targeted else "_away")
@@ -93,8 +93,8 @@ class FAB(Attack):
                 rows = left[padded(len(left), len(x))]
                 start = self._start(x[rows], np.minimum(distance[rows], epsilon), numbers[rows], turn, restart)
                 state = (*start, best[rows], distance[rows], np.int32(self.steps), self._settings(x), self.limits(x))
-                found = run(x[rows], y[rows], others[rows], *state)
-                best[rows], distance[rows] = map(ops.convert_to_numpy, found)
+                nearer = run(x[rows], y[rows], others[rows], *state)
+                best[rows], distance[rows] = map(ops.convert_to_numpy, nearer)
                 if np.isnan(distance).any():
                     raise ValueError(NOT_FINITE)
                 left = left[distance[left] > enough]

@@ -11,7 +11,7 @@ from keras_capsvit.attacks.base import Attack
 from keras_capsvit.attacks.examine import NOT_FINITE
 from keras_capsvit.attacks.norms import NORMS, per_image, select
 from keras_capsvit.attacks.objectives import fools, natural
-from keras_capsvit.batches import generators
+from keras_capsvit.batches import generators, numbered
 
 KEEP = ("best", "last")
 
@@ -131,7 +131,7 @@ class GradientAttack(Attack):
         start = x
         if self.random_start:
             norm, shape = NORMS[self.norm], (1, *x.shape[1:])
-            drawn = generators([self.seed, restart], range(len(x)) if numbers is None else numbers)
+            drawn = generators([self.seed, restart], numbered(len(x), numbers))
             start = x + np.reshape([norm.random(random, shape, self.epsilon) for random in drawn], x.shape)
         return self._none_yet(np.clip(start, *self.limits(x)).astype("float32"))
 

@@ -68,6 +68,10 @@ class Objective:
             (*owners, *others), (key, which), lambda: autodiff.compile(make(Weak(self)), self.variables)
         )
 
+    def scored(self, x):
+        """Scores ``(b, M)`` of images, a NumPy array, by the compiled objective."""
+        return ops.convert_to_numpy(self.compiled("scores", lambda objective: objective.__call__)(x))
+
     def __call__(self, x):
         return self.scores(x)
 

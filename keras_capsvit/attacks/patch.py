@@ -6,8 +6,9 @@ import numpy as np
 from keras import ops
 
 from keras_capsvit import autodiff, checks
+from keras_capsvit.attacks.examine import judged
 from keras_capsvit.attacks.objectives import fools
-from keras_capsvit.attacks.patch_result import PatchResult, judged, pixel_limits
+from keras_capsvit.attacks.patch_result import PatchResult, pixel_limits
 from keras_capsvit.attacks.patch_transforms import OverTransforms, PatchTransforms
 from keras_capsvit.batches import fewest
 from keras_capsvit.patches import PatchGrid, apply_patch, check_positions, cut_patches, random_positions
@@ -79,9 +80,6 @@ class PatchAttack(OverTransforms):
             raise ValueError(f"transforms must be PatchTransforms or None; received {self.transforms!r:.60}.")
         if self.transforms is not None and self.epsilon is not None:
             raise ValueError("A patch that moves has no pixels to stay close to; leave epsilon or transforms out.")
-
-    def __call__(self, objective, x, y, targeted=False, *, numbers=None):
-        return self.run(objective, x, y, targeted, numbers=numbers).images
 
     def run(self, objective, x, y, targeted=False, *, numbers=None):
         """Attack images.

@@ -6,10 +6,12 @@ import numpy as np
 from keras import ops
 
 from keras_capsvit import autodiff, caches, checks, taps
+from keras_capsvit.attacks.adam import adam
 from keras_capsvit.attacks.base import Attack
+from keras_capsvit.attacks.examine import judged
 from keras_capsvit.attacks.norms import per_image
-from keras_capsvit.attacks.patch_result import PatchResult, judged, pixel_limits
-from keras_capsvit.batches import generators
+from keras_capsvit.attacks.patch_result import PatchResult, pixel_limits
+from keras_capsvit.batches import generators, numbered
 from keras_capsvit.patches import PatchGrid, cut_patches
 
 SELECTIONS = ("attention", "saliency", "random")
@@ -82,9 +84,6 @@ class PatchFool(Attack):
         if self.layer is not None:
             checks.positive_int("layer", self.layer)
 
-    def __call__(self, objective, x, y, targeted=False, *, numbers=None):
-        return self.run(objective, x, y, targeted, numbers=numbers).images
-
     def run(self, objective, x, y, targeted=False, *, numbers=None):
         """Attack images.
 
@@ -102,7 +101,7 @@ class PatchFool(Attack):
             ValueError: see Attack and PatchFool.
         """
         objective, x, y = self.prepare(objective, x, y, targeted, numbers)
-        numbers = np.arange(len(x)) if numbers is None else np.asarray(numbers)
+        numbers = numbered(len(x), numbers)
         prefix, grid = self._tokens(objective, x)
         checks.integer("patches", self.patches, 1, len(grid))
         cells = self._cells(objective, x, y, prefix, grid, numbers)
@@ -224,10 +223,7 @@ def _search(loss, attended):
             slope = sign * gradient(x, y)[1] * unit
             if attended is not None:
                 slope = combined(slope, x, y, tokens, unit, ones, weight)
-            mean = 0.9 * mean + 0.1 * slope
-            square = 0.999 * square + 0.001 * ops.square(slope)
-            t = ops.cast(i + 1, "float32")
-            change = (mean / (1 - 0.9**t)) / (ops.sqrt(square / (1 - 0.999**t)) + 1e-8)
+            change, mean, square = adam(i, slope, mean, square)
             size = step_size * _DECAY ** ops.cast(i // _EVERY, "float32")
             return i + 1, ops.minimum(ops.maximum(x + size * change, low), high), mean, square
 

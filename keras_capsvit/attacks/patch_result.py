@@ -1,11 +1,9 @@
-"""What patch attacks return, and what they share: how far pixels may change, and who is fooled in the end."""
+"""What patch attacks return, and how far pixels may change."""
 
 import dataclasses
 
 import numpy as np
-from keras import ops
 
-from keras_capsvit.attacks.examine import NOT_FINITE
 from keras_capsvit.patches import apply_patch
 
 
@@ -44,11 +42,3 @@ def pixel_limits(x, positions, patch_size, limits, epsilon):
     if epsilon is not None:
         low, high = np.maximum(low, x - epsilon), np.minimum(high, x + epsilon)
     return np.where(inside, low, x).astype("float32"), np.where(inside, high, x).astype("float32")
-
-
-def judged(objective, x, y, sign):
-    """Whether images fool the objective, whose scores have to be finite; bools ``(b,)``."""
-    scores = ops.convert_to_numpy(objective.compiled("scores", lambda objective: objective.__call__)(x))
-    if not np.isfinite(scores).all():
-        raise ValueError(NOT_FINITE)
-    return (scores.argmax(axis=-1) == ops.convert_to_numpy(y)) == (sign < 0)

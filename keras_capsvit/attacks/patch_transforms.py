@@ -8,7 +8,7 @@ from keras import ops
 from keras_capsvit import autodiff, checks
 from keras_capsvit.attacks.base import Attack
 from keras_capsvit.attacks.objectives import fools
-from keras_capsvit.batches import generators, padded
+from keras_capsvit.batches import generators, numbered, padded
 from keras_capsvit.patches import apply_patch, check_positions
 
 _AHEAD = 16  # steps that transformations are drawn for at a time, after which images that are fooled leave
@@ -167,7 +167,7 @@ class OverTransforms(Attack):
         """Patches ``(b, n, h, w, C)`` after the steps, of each image; and ints ``(b,)``, steps taken."""
         loop, left, taken = self.compiled(objective, "_expected_loop"), np.arange(len(x)), 0
         patches, iterations = patches.copy(), np.full(len(x), self.steps)
-        numbers = np.arange(len(x)) if numbers is None else np.asarray(numbers)
+        numbers = numbered(len(x), numbers)
         while len(left) and taken < self.steps:
             rows, count = left[padded(len(left), len(x))], min(_AHEAD, self.steps - taken)
             places = self.places([2, taken], numbers[rows], positions[rows], x.shape, _AHEAD)

@@ -4,6 +4,7 @@ import numpy as np
 from keras import ops
 
 from keras_capsvit import autodiff
+from keras_capsvit.attacks.adam import adam
 from keras_capsvit.attacks.base import Attack
 from keras_capsvit.attacks.examine import NOT_FINITE
 from keras_capsvit.attacks.norms import NORMS, per_image
@@ -92,10 +93,7 @@ class PixelSearch(Attack):
                     gains = ops.cast(losses <= 0.9999 * last, "float32")
                     running = ops.where(look, running * gains, running)
                     last = ops.where(look, losses, last)
-                mean = 0.9 * mean + 0.1 * slope
-                square = 0.999 * square + 0.001 * ops.square(slope)
-                t = ops.cast(i + 1, "float32")
-                change = (mean / (1 - 0.9**t)) / (ops.sqrt(square / (1 - 0.999**t)) + 1e-8)
+                change, mean, square = adam(i, slope, mean, square)
                 w = w - step_size * change * per_image(running)
                 return i + 1, w, mean, square, running, last, best, cheapest
 

@@ -12,7 +12,7 @@ from keras_capsvit.attacks.examine import NOT_FINITE, leaves_graph
 from keras_capsvit.attacks.norms import select
 from keras_capsvit.attacks.objectives import fools, lead
 from keras_capsvit.attacks.windows import WINDOWS, Squares, draw, levels, sides
-from keras_capsvit.batches import fewest, generators, next_fewer
+from keras_capsvit.batches import fewest, generators, next_fewer, numbered
 
 LOSSES = ("margin", "ce")
 _CHUNK = 256  # queries that windows are drawn for at a time
@@ -87,9 +87,6 @@ class Square(Attack):
         checks.number("p", self.p, 0, 1, without=(0,))
         checks.choice("loss", self.loss, LOSSES)
 
-    def __call__(self, objective, x, y, targeted=False, *, numbers=None):
-        return self.run(objective, x, y, targeted, numbers=numbers).images
-
     def run(self, objective, x, y, targeted=False, *, numbers=None):
         """Attack images.
 
@@ -108,7 +105,7 @@ class Square(Attack):
         """
         objective, x, y = self.prepare(objective, x, y, targeted, numbers)
         count, sign = len(x), np.float32(-1 if targeted else 1)
-        numbers = np.arange(count) if numbers is None else np.asarray(numbers)
+        numbers = numbered(count, numbers)
         loss, queries = np.full(count, np.inf, "float32"), np.zeros(count, "int32")
         if not count:
             return SquareResult(x, np.zeros(0, bool), queries, loss)

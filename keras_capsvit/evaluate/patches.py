@@ -74,7 +74,7 @@ def fooling_rate(models, perturb, dataset, *, batch_size=128, work=None):
         images = checks.images(perturb(models[name], x, y, **numbers) if result is None else result.images)
         checks.of_shape("perturb must return an image for each", x.shape, images)
         measured = {"fooled": judges[name].classes(images) != y}
-        if result is not None:
+        if hasattr(result, "iterations"):
             measured["iterations"] = np.asarray(result.iterations)
         return {**measured, "seconds": np.full(len(x), (time.perf_counter() - started) / len(x))}
 
@@ -91,7 +91,7 @@ def fooling_rate(models, perturb, dataset, *, batch_size=128, work=None):
         part = slice(number * examples, (number + 1) * examples)
         fooled = measured["fooled"][part] if batches else np.zeros(0, bool)
         row = {"model": name, "examples": examples, "fooling_rate": _share([fooled])}
-        if hasattr(perturb, "run"):
+        if "iterations" in measured or (not batches and hasattr(perturb, "run")):
             taken = measured["iterations"][part][fooled] if batches else np.zeros(0)
             for kind in ("mean", "median"):
                 row[f"{kind}_iterations"] = float(getattr(np, kind)(taken)) if taken.size else float("nan")

@@ -21,7 +21,7 @@ _MOMENTUM = 0.75  # share of a step that is new, from the second on
 _TIMES = {"linf": (0.22, 0.03, 0.06), "l2": (0.22, 0.03, 0.06), "l1": (0.04, 0.0, 0.04)}
 # Of L1, what the radius is at first, and for which share of the steps.
 _WIDER = ((3, 0.3), (2, 0.3))
-_SPARSER, _SHRINK, _SMALLEST = 1.5, 1.5, 10.0
+_SHRINK, _SMALLEST = 1.5, 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,27 +263,34 @@ class _Halving:
 
 
 class _Sparsity:
-    """Size of steps in L1, the share of pixels that they change, and how many the best image differed in; ``(b,)``."""
+    """Size of steps in L1, how many pixels a step changes, and in how many the best image differed; each ``(b,)``.
+
+    The numbers of pixels are integers: a rounding error would let a step change one pixel more.
+    """
 
     def begun(self, change, epsilon):
         count = _count(change)
-        return 0 * count + epsilon, count / math.prod(change.shape[1:]) / _SPARSER, count
+        return epsilon + ops.zeros_like(change[:, 0, 0, 0]), _fewer(count), count
 
     def seen(self, i, losses, *state):
         return state
 
-    def checked(self, now, change, best_loss, length, rho, epsilon, size, share, count):
-        fewer = _count(change)
-        sparser = fewer < 0.95 * count
+    def checked(self, now, change, best_loss, length, rho, epsilon, size, most, count):
+        new = _count(change)
+        sparser = 20 * new < 19 * count  # by more than 5 %
         smaller = ops.maximum(size / _SHRINK, epsilon / _SMALLEST)
         size = ops.where(now, ops.where(sparser, epsilon, smaller), size)
-        share = ops.where(now, fewer / math.prod(change.shape[1:]) / _SPARSER, share)
-        return ops.logical_and(now, sparser), size, share, ops.where(now, fewer, count)
+        return ops.logical_and(now, sparser), size, ops.where(now, _fewer(new), most), ops.where(now, new, count)
 
-    def moved(self, i, images, slope, before, back, size, share, count):
-        return back(images + per_image(size) * NORMS["l1"].sparse(slope, share))
+    def moved(self, i, images, slope, before, back, size, most, count):
+        return back(images + per_image(size) * NORMS["l1"].sparse(slope, most))
 
 
 def _count(change):
-    """How many entries are not zero, ``(b,)``."""
-    return ops.sum(ops.cast(ops.not_equal(change, 0), change.dtype), axis=(1, 2, 3))
+    """How many entries are not zero, integers ``(b,)``."""
+    return ops.sum(ops.cast(ops.not_equal(change, 0), "int32"), axis=(1, 2, 3))
+
+
+def _fewer(count):
+    """Two thirds of ``count``, rounded up."""
+    return (2 * count + 2) // 3

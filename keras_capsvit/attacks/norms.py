@@ -99,12 +99,12 @@ class L1:
 
     def direction(self, gradient):
         """Step ``(b, ...)`` of norm 1 that raises the loss most: the largest entry, or all that are as large."""
-        return self.sparse(gradient, ops.zeros_like(gradient[:, 0, 0, 0]))
+        return self.sparse(gradient, ops.ones_like(gradient[:, 0, 0, 0], "int32"))
 
-    def sparse(self, gradient, share):
-        """Step ``(b, H, W, C)`` of norm 1 along the signs of the largest entries, a ``share (b,)`` of them."""
+    def sparse(self, gradient, count):
+        """Step ``(b, H, W, C)`` of norm 1 along the signs of the largest entries, ``count (b,)`` of them, integers."""
         size = ops.reshape(ops.abs(gradient), (-1, math.prod(gradient.shape[1:])))
-        rank = ops.clip(ops.cast((1 - share) * size.shape[1], "int32"), 0, size.shape[1] - 1)
+        rank = ops.clip(size.shape[1] - count, 0, size.shape[1] - 1)
         least = ops.take_along_axis(ops.sort(size, axis=1), rank[:, None], axis=1)[:, 0]
         signs = ops.sign(gradient) * ops.cast(ops.abs(gradient) >= per_image(least), gradient.dtype)
         return signs / ops.maximum(ops.sum(ops.abs(signs), axis=_axes(signs), keepdims=True), 1.0)

@@ -1,5 +1,6 @@
 """Shared by all tests: quiet logs, a fixed seed, the backend switch, and small models of real shape."""
 
+import gc
 import importlib
 import os
 import pathlib
@@ -19,6 +20,11 @@ from sklearn.datasets import load_digits
 from keras_capsvit import GraCapsNet
 
 ROOT = pathlib.Path(__file__).parent.parent
+
+# Tracing makes millions of objects that live; to look through them again and again takes a fifth of all time.
+gc.collect()
+gc.freeze()
+gc.set_threshold(50_000, 20, 100)
 
 settings.register_profile("tests", max_examples=25, deadline=None, derandomize=True)
 settings.load_profile("tests")

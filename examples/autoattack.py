@@ -41,6 +41,7 @@ def parse():
     parser.add_argument("--norm", default="linf", choices=attacks.AutoAttack.norms)
     parser.add_argument("--version", default="standard", choices=("standard", "plus", "rand"))
     parser.add_argument("--objective", choices=OBJECTIVES, help="of capsule networks; the natural one if not given")
+    parser.add_argument("--precision", default="float32", choices=attacks.PRECISIONS, help="of gradients")
     parser.add_argument("--examples", type=int, default=1000, help="test images")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="of the pixels that MODEL takes")
@@ -80,13 +81,20 @@ def main():
         args.epsilon * scale, norm=args.norm, version=args.version, bounds=(low, high), seed=args.seed
     )
     name = args.name or args.model.stem
+
+    def objective(model):
+        attacked = getattr(attacks, args.objective)(model) if args.objective else model
+        return attacks.in_precision(attacked, args.precision)
+
     report = evaluate.auto_attack(
         model,
         attack,
         (x, y),
-        objective=args.objective and getattr(attacks, args.objective),
+        objective=objective,
         batch_size=args.batch_size,
-        work=place(args.out, "work", name, args.norm, args.version, args.epsilon, args.objective or "natural"),
+        work=place(
+            args.out, "work", name, args.norm, args.version, args.epsilon, args.objective or "natural", args.precision
+        ),
     )
     more = {"objective": args.objective} if args.objective else {}
     record = report.record(name, args.dataset, reported=args.reported, **more)

@@ -5,7 +5,8 @@
 
 The small ConvNet is ConvNetAvg with 3x3 kernels and 32 channels. All take turns in one process; medians and ratios
 to the gradients alone. Libraries that are not installed (``pip install -e ".[peers]"``) are left out. Then: robust
-accuracy with fooled examples leaving the batch, against attacking every example to the end.
+accuracy with fooled examples leaving the batch, against attacking every example to the end. Then: APGD in every norm
+against as many gradients as it takes, and with them in bfloat16.
 """
 
 import argparse
@@ -92,6 +93,17 @@ def installed(model, x, y, steps):
     return runs
 
 
+def apgd(model, x, y, steps):
+    """APGD in every norm, of ``steps`` gradients each; in L1 it is three runs, each of which takes one more."""
+    runs = {"gradients alone": gradients(model, x, y, steps)}
+    for norm, more in (("linf", 1), ("l2", 1), ("l1", 3)):
+        attack = attacks.APGD(EPSILON if norm == "linf" else 10 * EPSILON, norm=norm, steps=steps - more)
+        runs[f"APGD {norm}"] = lambda attack=attack: attack(model, x, y)
+    lowered, attack = attacks.in_precision(model, "bfloat16"), attacks.APGD(EPSILON, steps=steps - 1)
+    runs["APGD linf bfloat16"] = lambda: attack(lowered, x, y)
+    return runs
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["convnet"], choices=list(MODELS))
@@ -116,6 +128,8 @@ def main():
         runs = {"to the end": lambda: judge(False), "fooled ones leave": lambda: judge(True)}
         report(alternate(runs, args.rounds, clock=args.clock))
         print(f"  robust accuracy {found[False]:.4f} to the end, {found[True]:.4f} if fooled ones leave")
+        print(f"{name}, APGD of {args.steps} gradients")
+        report(alternate(apgd(model, x, y, args.steps), args.rounds, clock=args.clock))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from keras_capsvit.attacks.patch import PatchAttack
 from keras_capsvit.attacks.patch_fool import PatchFool
 from keras_capsvit.attacks.patch_result import PatchResult
 from keras_capsvit.attacks.patch_transforms import PatchTransforms
+from keras_capsvit.attacks.precision import PRECISIONS, in_precision
 from keras_capsvit.attacks.presets import PRESETS, preset
 from keras_capsvit.attacks.square import Square, SquareResult
 
@@ -24,6 +25,7 @@ __all__ = [
     "MIM",
     "ORDERS",
     "PGD",
+    "PRECISIONS",
     "PRESETS",
     "Attack",
     "AutoAttack",
@@ -43,6 +45,7 @@ __all__ = [
     "SquareResult",
     "capsules",
     "combined",
+    "in_precision",
     "logits",
     "natural",
     "preset",

@@ -25,6 +25,7 @@ class Objective:
         normalized: bool, whether the scores are log-probabilities already, whose cross-entropy needs no softmax.
     """
 
+    precision = "float32"  # of gradients, see ``in_precision``
     subject = None  # taps.Scores that the objective is of, whose attention can be recorded; None of others
 
     def __init__(self, scores, model, *, normalized=False):
@@ -266,7 +267,7 @@ def combined(*objectives):
     if not all(isinstance(each, Objective) for each in objectives):
         kinds = ", ".join(type(each).__name__ for each in objectives)
         raise ValueError(f"Expected Objectives, such as attacks.votes(model), to combine; received {kinds}.")
-    return _living(("combined", *map(id, objectives)), lambda: _Combined(objectives))
+    return living(("combined", *map(id, objectives)), lambda: _Combined(objectives))
 
 
 def fools(scores, y, sign):
@@ -321,10 +322,11 @@ def _kind_of(model, output):
 
 
 def _of(name, output, model):
-    return _living((name, output, caches.identity(model)), lambda: _OfModel(model, name, output, _TRANSFORMS[name]))
+    return living((name, output, caches.identity(model)), lambda: _OfModel(model, name, output, _TRANSFORMS[name]))
 
 
-def _living(key, make):
+def living(key, make):
+    """The objective of a key that is in use already, or else the one that ``make`` returns."""
     objective = _LIVING.get(key)
     if objective is None:
         objective = _LIVING[key] = make()

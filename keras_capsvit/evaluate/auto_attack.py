@@ -32,6 +32,7 @@ class AutoAttackReport:
             itself, ``""`` where nothing fools it.
         queries: float, images that score-based attacks asked the model for, mean over all images.
         seconds: float, of all attacks together.
+        precision: str, in which gradients were computed, see ``attacks.in_precision``.
     """
 
     attack: collections.abc.Callable
@@ -42,6 +43,7 @@ class AutoAttackReport:
     broken_by: np.ndarray
     queries: float
     seconds: float
+    precision: str = "float32"
 
     def record(self, name, dataset, *, reported=None, **more):
         """What a leaderboard keeps of a model, in RobustBench's manner.
@@ -70,6 +72,7 @@ class AutoAttackReport:
             "version": self.attack.version,
             "bounds": self.attack.bounds,
             "seed": self.attack.seed,
+            "precision": self.precision,
             "queries": round(self.queries, 1),
             "seconds": round(self.seconds, 1),
             **more,
@@ -146,4 +149,5 @@ def auto_attack(model, attack, dataset, *, objective=None, batch_size=128, work=
         broken_by=broken,
         queries=float(measured["queries"].mean()),
         seconds=float(measured["seconds"].sum()),
+        precision=getattr(goal, "precision", "float32"),
     )

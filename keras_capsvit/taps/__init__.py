@@ -5,7 +5,7 @@ class scores. ``declared`` are the taps that models of this package list themsel
 sees its layers and its attention; ``graphs`` reads the functions of SavedModels; ``scores`` finds the class scores
 before any softmax or sigmoid, of which ``compiled`` compiles functions once per model; ``points`` the last feature map,
 tokens and attention; ``centres`` where nodes lie on the image; ``influence`` and ``reading`` what the scores depend on;
-``pixels`` the range of the input.
+``pixels`` the range of the input; ``precision`` lets a model compute in another one.
 """
 
 from keras_capsvit.taps.centres import OF_NODES, centres
@@ -13,6 +13,7 @@ from keras_capsvit.taps.compiled import compiled, is_model
 from keras_capsvit.taps.declared import names
 from keras_capsvit.taps.pixels import input_range
 from keras_capsvit.taps.points import FeatureMap, feature_map, layers, resolve, tap, tokens
+from keras_capsvit.taps.precision import computing_in_bfloat16
 from keras_capsvit.taps.reading import attentions, tokens_read
 from keras_capsvit.taps.recording import eagerly
 from keras_capsvit.taps.scores import Scores, check_output, chosen_output, predictions, scores, served_function
@@ -26,6 +27,7 @@ __all__ = [
     "check_output",
     "chosen_output",
     "compiled",
+    "computing_in_bfloat16",
     "eagerly",
     "feature_map",
     "input_range",

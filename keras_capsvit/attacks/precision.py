@@ -1,0 +1,135 @@
+"""Objectives whose gradients are computed in bfloat16, which some processors do faster, and judged in float32."""
+
+import functools
+import statistics
+import time
+
+import keras
+import numpy as np
+
+from keras_capsvit import autodiff, checks, taps
+from keras_capsvit.attacks.objectives import Objective, living, natural
+
+PRECISIONS = ("float32", "bfloat16", "auto")
+_ROUNDS, _IMAGES = 5, 32  # that "auto" measures
+
+
+def in_precision(objective, precision="auto", *, images=None):
+    """An objective that attacks work on in another precision.
+
+    Scores, losses and gradients on the way of an attack are those of the model with every layer that computes in
+    float32 computing in bfloat16; variables, and the model itself, stay as they are. What an attack returns is judged
+    in the model's own precision: by ``AutoAttack`` after each of its attacks, and by ``evaluate`` always.
+
+    Args:
+        objective: Objective, or a live Keras model, whose ``natural`` one is taken.
+        precision: ``"bfloat16"``; ``"auto"``, bfloat16 if a gradient of 32 images takes less time so on this machine,
+            which is measured at once; or ``"float32"``, the objective as it is.
+        images: array ``(b, H, W, C)``, what ``"auto"`` measures with; None for noise of the model's size.
+
+    Returns:
+        Objective. Its ``precision`` says which it is, ``"float32"`` or ``"bfloat16"``.
+
+    Raises:
+        ValueError: for another precision, for what is no live Keras model (save for ``"float32"``), and where
+            ``"auto"`` knows no size of images.
+
+    Example::
+
+        fast = attacks.in_precision(model, "bfloat16")
+        images = attacks.PGD(8 / 255)(fast, x, y)
+        report = evaluate.auto_attack(model, attack, test, objective=attacks.in_precision)  # whichever is faster
+    """
+    checks.choice("precision", precision, PRECISIONS)
+    objective = natural(objective)
+    if precision == "float32":
+        return objective
+    if not isinstance(objective.model, keras.Layer):
+        raise ValueError(
+            f"precision={precision!r} needs a live Keras model, whose layers can compute in another precision; "
+            f"received {type(objective.model).__name__}. Attack the model that it was exported from, or in 'float32'."
+        )
+    lowered = living(("bfloat16", id(objective)), lambda: _Lowered(objective))
+    if precision == "bfloat16":
+        return lowered
+    seconds = _seconds([objective, lowered], _noise(objective, images))
+    return lowered if seconds[1] < seconds[0] else objective
+
+
+class _Lowered(Objective):
+    """An objective in bfloat16."""
+
+    precision = "bfloat16"
+
+    def __init__(self, objective):
+        super().__init__(objective.scores, objective.model, normalized=objective.normalized)
+        self._full = objective
+
+    @property
+    def subject(self):
+        return self._full.subject
+
+    @property
+    def variables(self):
+        return self._full.variables
+
+    @property
+    def input_shape(self):
+        return self._full.input_shape
+
+    def parts(self):
+        owners, which, remake = self._full.parts()
+        return owners, (self.precision, which), functools.partial(_lowered_of, remake)
+
+    def scored(self, x):
+        return self._full.scored(x)
+
+    def __call__(self, x):
+        with taps.computing_in_bfloat16(self.model):
+            return keras.ops.cast(self._full(x), "float32")
+
+    def loss(self, x, y):
+        return self.loss_and_scores(x, y)[0]
+
+    def loss_and_scores(self, x, y):
+        with taps.computing_in_bfloat16(self.model):
+            return self._full.loss_and_scores(x, y)
+
+    def loss_and_attention(self, x, y):
+        with taps.computing_in_bfloat16(self.model):
+            return self._full.loss_and_attention(x, y)
+
+
+def _lowered_of(remake, *owners):
+    return in_precision(remake(*owners), "bfloat16")
+
+
+def _noise(objective, images):
+    if images is not None:
+        return checks.images(images, empty=False)
+    shape = objective.input_shape
+    if shape is None or None in shape:
+        raise ValueError(
+            f"precision='auto' measures with images of the model's size, which {objective.model.name} does not tell; "
+            "pass images=."
+        )
+    low, high = taps.input_range(objective.model) or (0, 1)
+    return np.random.default_rng(0).uniform(low, high, size=(_IMAGES, *shape)).astype("float32")
+
+
+def _seconds(objectives, x):
+    """Median seconds of a gradient of each, in turns."""
+    y = np.zeros(len(x), "int64")
+    gradients = [objective.compiled("gradient", _gradient) for objective in objectives]
+    times = [[] for _ in gradients]
+    for turn in range(1 + _ROUNDS):
+        for gradient, taken in zip(gradients, times, strict=True):
+            started = time.perf_counter()
+            keras.ops.convert_to_numpy(gradient(x, y)[1])
+            if turn:
+                taken.append(time.perf_counter() - started)
+    return [statistics.median(taken) for taken in times]
+
+
+def _gradient(objective):
+    return autodiff.gradient(objective.loss)

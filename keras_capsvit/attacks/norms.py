@@ -1,15 +1,12 @@
 """Balls that perturbations lie in, and the steepest step within them."""
 
-import functools
 import math
 
 import keras
 import numpy as np
 from keras import ops
 
-_MOST = 60  # steps towards a threshold, of which some eight are needed
-_CLOSE = 2e-6  # of the radius
-_NARROW = 2e-7  # of the threshold
+_HALVINGS = 30  # of the interval that a threshold lies in
 _ROUNDING = 1e-6  # of the largest change
 
 
@@ -116,9 +113,8 @@ class L1:
         """What brings images to the closest point of the ball around ``x`` within limits, a function of them.
 
         Of changes ``d`` the closest is ``sign(d) clip(|d| - t, 0, r)``, where ``r`` is how far the limits are, for the
-        least ``t >= 0`` of which the sum is not above ``epsilon``. The sum is linear in ``t`` between kinks, so that
-        Newton's steps end at ``t`` itself; those that would leave the interval that it lies in, and every third, halve
-        the interval instead.
+        least ``t >= 0`` of which the sum is not above ``epsilon``: halving finds between which kinks ``t`` lies, and
+        what is linear there, ``t`` itself.
         """
 
         def back(images):
@@ -127,21 +123,18 @@ class L1:
             total = lambda values: ops.sum(values, axis=_axes(x), keepdims=True)  # noqa: E731
             within = lambda t: ops.minimum(ops.maximum(size - t, 0.0), room)  # noqa: E731
 
-            def step(i, t, low, high, done):
-                inside = within(t)
-                above = total(inside) - epsilon
-                low, high = ops.where(above > 0, t, low), ops.where(above > 0, high, t)
-                ends = (ops.abs(above) <= _CLOSE * epsilon, ops.maximum(above, t) <= 0, high - low <= _NARROW * high)
-                done = functools.reduce(ops.logical_or, ends, done)
-                free = total(ops.cast(ops.logical_and(inside > 0, inside < room), x.dtype))
-                new = t + above / ops.maximum(free, 1.0)
-                halve = ops.logical_or(ops.logical_or(new <= low, new >= high), ops.equal(i % 3, 2))
-                return i + 1, ops.where(done, t, ops.where(halve, (low + high) / 2, new)), low, high, done
+            def halve(i, low, high):
+                middle = (low + high) / 2
+                above = total(within(middle)) > epsilon
+                return i + 1, ops.where(above, middle, low), ops.where(above, high, middle)
 
             largest = ops.max(size, axis=_axes(x), keepdims=True)
-            unfinished = lambda i, *state: ops.logical_and(i < _MOST, ops.logical_not(ops.all(state[-1])))  # noqa: E731
-            t = ops.zeros_like(largest)
-            t = ops.while_loop(unfinished, step, (0, t, t, largest, largest < 0))[1]
+            bounds = ops.while_loop(lambda i, *_: i < _HALVINGS, halve, (0, ops.zeros_like(largest), largest))[1:]
+            middle = (bounds[0] + bounds[1]) / 2
+            free = ops.cast(ops.logical_and(size > middle, size - middle < room), x.dtype)
+            full = ops.cast(size - middle >= room, x.dtype) * room
+            exact = (total(free * size + full) - epsilon) / ops.maximum(total(free), 1.0)
+            t = ops.where(total(within(0.0)) > epsilon, ops.clip(exact, bounds[0], bounds[1]), 0.0)
             inside = within(t)
             # What is 0 but for rounding is 0: APGD counts the entries that changed.
             inside = inside * ops.cast(inside > _ROUNDING * largest, x.dtype)

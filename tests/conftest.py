@@ -1,5 +1,6 @@
 """Shared by all tests: quiet logs, a fixed seed, the backend switch, and small models of real shape."""
 
+import collections
 import gc
 import importlib
 import os
@@ -14,6 +15,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import settings
 from sklearn.datasets import load_digits
 
@@ -25,12 +27,24 @@ ROOT = pathlib.Path(__file__).parent.parent
 gc.collect()
 gc.freeze()
 gc.set_threshold(50_000, 20, 100)
+tf.random.set_seed(0)
 
 settings.register_profile("tests", max_examples=25, deadline=None, derandomize=True)
 settings.load_profile("tests")
 
 
+@pytest.hookimpl(tryfirst=True)  # before marks select
 def pytest_collection_modifyitems(items):
+    cases = collections.defaultdict(list)
+    for item in items:
+        samples = item.get_closest_marker("samples")
+        if samples and not item.get_closest_marker("slow"):
+            cases[item.fspath, item.originalname, *samples.args].append(item)
+    for (*_, count), each in cases.items():
+        by_default = {int((n + 0.5) * len(each) / count) for n in range(count)}
+        for n, item in enumerate(each):
+            if n not in by_default:
+                item.add_marker(pytest.mark.slow)
     if keras.backend.backend() != "tensorflow":
         skip = pytest.mark.skip(reason="TensorFlow only")
         for item in items:
@@ -41,7 +55,11 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def seed(request, monkeypatch):
     """Every test draws the same numbers, whichever tests ran before it."""
-    keras.utils.set_random_seed(0)
+    with monkeypatch.context() as patch:
+        # Which nothing draws from, here or in the package, and which takes every kernel along that was made: a fifth of
+        # the time of small tests.
+        patch.setattr(tf.random, "set_seed", lambda seed: None)
+        keras.utils.set_random_seed(0)
     if hasattr(request.module, "rng"):
         monkeypatch.setattr(request.module, "rng", np.random.default_rng(0))
 

@@ -36,7 +36,7 @@ def replicate(network, head, x):
     return features.reshape(len(x), -1, features.shape[-1]).mean(axis=1) @ kernel + bias
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_densenet_is_the_one_of_keras(x):
     model = DenseNet(input_shape=(32, 32, 3), mean=MEAN, std=STD)
     assert trainable(model) == 7_978_856  # as timm's densenet121

@@ -66,6 +66,7 @@ def predicted(model, x):
     return model.predict(x, verbose=0).argmax(axis=1)
 
 
+@pytest.mark.samples(6)
 @pytest.mark.parametrize("name", KINDS)
 def test_pixels_up_to_255_are_attacked_as_those_up_to_1(name):
     model, wide = network(), network(layers.Rescaling(1 / 255))
@@ -103,6 +104,7 @@ def test_bounds_of_each_channel(name):
         assert np.mean(np.abs(twin - found) < 2e-3) > 0.99
 
 
+@pytest.mark.samples(4)
 @pytest.mark.parametrize("name", KINDS)
 def test_bounds_of_each_channel_are_those_of_all_if_they_are_the_same(name):
     x, model = images(), network()
@@ -112,6 +114,7 @@ def test_bounds_of_each_channel_are_those_of_all_if_they_are_the_same(name):
     np.testing.assert_allclose(each(model, x, y), plain(model, x, y), atol=1e-6)
 
 
+@pytest.mark.samples(4)
 @pytest.mark.parametrize("name", KINDS)
 def test_accuracy_falls_with_epsilon(name):
     model = network()
@@ -135,6 +138,7 @@ def test_presets_scale_with_epsilon(name):
     assert dataclasses.replace(preset, epsilon=0.3) == attacks.preset(name, 0.3)
 
 
+@pytest.mark.samples(4)
 @pytest.mark.parametrize("name", BY_GRADIENTS)
 def test_what_no_gradient_reaches_is_refused(name):
     model = network()

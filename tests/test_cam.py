@@ -167,6 +167,7 @@ TWINS = {
 }
 
 
+@pytest.mark.samples(3)
 @pytest.mark.parametrize("twin", TWINS)
 def test_twins_have_the_same_maps(twin):
     make, scale = TWINS[twin]
@@ -201,6 +202,7 @@ def test_maps_of_one_of_several_outputs_are_of_what_leads_to_it():
         explain.GradCAM(model)(x)
 
 
+@pytest.mark.samples(1)
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("kind", CAMS, ids=named)
 def test_served_models_have_the_maps_of_live_ones(kind, tmp_path):

@@ -108,6 +108,7 @@ def test_learns_within_the_first_epochs(routing, digits, resized):
     assert history["accuracy"][-1] > 0.4  # chance: 0.1
 
 
+@pytest.mark.samples(18)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("routing", [*ROUTINGS, "affine", "convnet_r", "convnet_cr"])
 @pytest.mark.parametrize(("size", "num_classes"), [((9, 13, 3), 2), ((12, 10, 1), 200)])
@@ -132,6 +133,7 @@ def test_trains_a_step_at_any_size_and_precision(dtype, routing, size, num_class
     assert all(np.isfinite(w).all() for w in model.get_weights())
 
 
+@pytest.mark.samples(1)
 @pytest.mark.parametrize("build", [ConvNetR, ConvNetCR])
 def test_convnets_with_decoder(build, digits, resized):
     x, y = resized(300, 12), digits[1][:300]

@@ -246,7 +246,7 @@ def test_ablations_of_training_refuse_small_images():
         layers.Ablation(2, kind="row")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_transformer_trained_on_ablations_has_certified_accuracy(digits):
     x, y = digits
     keras.utils.set_random_seed(0)

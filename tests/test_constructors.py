@@ -154,6 +154,7 @@ def test_models_are_cloned_by_keras():
     np.testing.assert_allclose(clone(x), model(x), atol=1e-6)
 
 
+@pytest.mark.samples(3)
 # He et al. 2016, Table 6; torchvision's table of models.
 @pytest.mark.parametrize(
     ("depth", "parameters"), [(20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018), (110, 1_727_962)]

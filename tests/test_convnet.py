@@ -74,6 +74,7 @@ def test_taps_and_one_step(name):
     assert np.mean([np.any(old != new) for old, new in zip(before, after, strict=True)]) > 0.9
 
 
+@pytest.mark.samples(5)
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "ResNet20 fc"])
 def test_mixed_precision(name, policy):

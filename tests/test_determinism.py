@@ -83,6 +83,11 @@ def check(lines, families):
 
 
 @pytest.mark.slow
+def test_families_train_the_same(fresh_process):
+    check(fresh_process(RUNS, "GraCapsNet", "CapsNet", "DeiT").splitlines(), 3)
+
+
+@pytest.mark.long
 def test_every_family_trains_the_same(fresh_process):
     check(fresh_process(RUNS).splitlines(), 11)
 

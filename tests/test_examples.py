@@ -39,7 +39,7 @@ def test_quickstart_writes_what_it_says(tmp_path):
     assert serving.load(tmp_path).input_shape == (None, 12, 12, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.tensorflow
 def test_train_step_benchmark_compares_the_two(tmp_path):
     printed = run("benchmarks/train_step.py", "--batch-size", 2, "--size", 9, "--rounds", 2).splitlines()
@@ -49,7 +49,7 @@ def test_train_step_benchmark_compares_the_two(tmp_path):
     assert 100 < megabytes < 10_000
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.tensorflow
 def test_attack_benchmark_compares_with_what_is_installed():
     printed = run("benchmarks/attacks.py", "--steps", 4, "--batch-size", 2, "--rounds", 1).splitlines()
@@ -64,7 +64,7 @@ def test_attack_benchmark_compares_with_what_is_installed():
 SMALL = ("--epochs", 1, "--image-size", 12, "--filters", 8, "--num-types", 2, "--examples", 8)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.tensorflow
 def test_vote_attack_and_detection_write_what_they_say(tmp_path):
     out = tmp_path / "votes"
@@ -88,7 +88,7 @@ def test_vote_attack_and_detection_write_what_they_say(tmp_path):
     assert json.loads((tmp_path / "detection" / "detection.json").read_text())["benign"] == 8
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.tensorflow
 def test_adversarial_training_compares_three_and_reuses_them(tmp_path):
     keras.utils.set_random_seed(0)
@@ -179,7 +179,7 @@ def squeezenet_weights(tmp_path):
     return tmp_path / "weights.npz"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.tensorflow
 def test_compare_explanations_on_squeezenet(tmp_path, squeezenet_weights):
     entries = {"one.png": {"mask": "one_mask.png"}}
@@ -232,7 +232,7 @@ def test_neurons_are_drawn(tmp_path, squeezenet_weights):
     assert (tmp_path / "neurons.png").stat().st_size > 20_000
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.tensorflow
 def test_relevance_benchmark_compares_with_the_gradient():
     options = ("--size", 32, "--batches", 1, "--rounds", 1)
@@ -282,7 +282,7 @@ def test_patch_examples_compare_two_models_and_temperatures(tmp_path):
     assert "vit_width" not in found["options"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.tensorflow
 def test_patch_attack_benchmark_compares_with_the_gradients():
     printed = run("benchmarks/patch_attack.py", "--steps", 3, "--batch-size", 4, "--rounds", 1).splitlines()
@@ -291,7 +291,7 @@ def test_patch_attack_benchmark_compares_with_the_gradients():
     assert float(printed[2].split()[-1]) > 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.tensorflow
 def test_metrics_benchmark_compares_with_the_forward_passes():
     options = ("--images", 4, "--batch-size", 4, "--rounds", 1, "--metrics", "insertion", "ROAD", "sparseness")

@@ -50,6 +50,7 @@ def test_taps(small_model):
 PHOTOS = np.stack([np.asarray(photo, "float32") / 255 for photo in load_sample_images().images])
 
 
+@pytest.mark.samples(6)
 @pytest.mark.parametrize("num_heads", [1, 4, 32, 128])
 @pytest.mark.parametrize("size", [12, 20, 28, 40])
 def test_initial_lengths_leave_the_squash_a_slope(resized, num_heads, size):
@@ -149,6 +150,7 @@ def test_mixed_precision(small_model, resized, digits, policy):
     assert model.get_layer("projection").compute_dtype == policy.removeprefix("mixed_")
 
 
+@pytest.mark.samples(2)
 @pytest.mark.parametrize("num_classes", [2, 200])
 @pytest.mark.parametrize("input_shape", [(5, 5, 1), (9, 14, 3)])
 def test_any_size_and_class_count(small_model, input_shape, num_classes):

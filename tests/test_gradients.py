@@ -197,6 +197,7 @@ TWINS = {
 }
 
 
+@pytest.mark.samples(3)
 @pytest.mark.parametrize("twin", TWINS)
 def test_twins_have_the_same_maps(twin):
     model, x = conv_net(), np.round(255 * images(2, 9, 7, 2)) / 255
@@ -248,6 +249,7 @@ def test_images_of_another_size_are_refused_before_and_after_a_call(make):
         explainer(images(1, 9, 7, 2))
 
 
+@pytest.mark.samples(1)
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("kind", ["capsules", "convolutions"])
 def test_served_models_have_the_maps_of_live_ones(kind, small_model, tmp_path):

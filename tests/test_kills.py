@@ -10,8 +10,13 @@ pytestmark = pytest.mark.tensorflow
 COMMAND = [sys.executable, str(pathlib.Path(__file__).with_name("kills.py"))]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("job", ["fit vit", "adversarial_fit gracapsnet"])
+@pytest.mark.parametrize(
+    "job",
+    [
+        pytest.param("fit vit", marks=pytest.mark.slow),
+        pytest.param("adversarial_fit gracapsnet", marks=pytest.mark.long),
+    ],
+)
 def test_what_is_killed_ends_as_it_would_have(job):
     done = subprocess.run([*COMMAND, "--kills", "1", "--jobs", job], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]

@@ -161,7 +161,7 @@ def test_published_sizes():
         assert model.taps["features"].shape[1:3] == (4, 4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_temperature_reaches_compiled_functions_and_the_file(x, tmp_path):
     model = shaken(levit())
     before, weights = model.predict(x, verbose=0), len(model.weights)
@@ -237,7 +237,7 @@ def test_layers(layer):
     assert twin.get_config() == layer.get_config()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_attention_over_stages_is_refused_by_rollout(x):
     model = shaken(levit())
     with pytest.raises(ValueError, match="stages of different sizes"):

@@ -49,6 +49,7 @@ def test_lengths_and_squashes_of_nan():
     assert np.isnan(ops.convert_to_numpy(squash(x))[0]).all()
 
 
+@pytest.mark.samples(6)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_models_of_nan_return_nan(family):
     model = broken(FAMILIES[family]())
@@ -56,6 +57,7 @@ def test_models_of_nan_return_nan(family):
     assert np.isnan(model.predict(images(model), verbose=0)).all()
 
 
+@pytest.mark.samples(6)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_images_of_nan_have_scores_of_nan(family):
     model = FAMILIES[family]()
@@ -145,6 +147,7 @@ ATTACKS = {
 }
 
 
+@pytest.mark.samples(5)
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attacks_refuse_scores_of_nan(name):
     model = models.ConvNetFC((8, 8, 1), 3, kernel_size=2, filters=(4,), units=(8,))
@@ -165,6 +168,7 @@ def near(x):
     return ops.where(far[:, None], float("nan"), scores)
 
 
+@pytest.mark.samples(5)
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name != "FGSM"])  # whose only step nobody looks at
 def test_attacks_refuse_nan_on_their_way(name):
     with pytest.raises(ValueError, match="NaN or infinite"):

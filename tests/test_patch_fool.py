@@ -180,7 +180,7 @@ def test_bounds_of_channels(vit):
     assert np.mean(np.abs((scaled.images - low) / (high - low) - plain.images) > 1e-3) < 0.02
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_transformers_of_others_live_and_served(tmp_path):
     core = transformer((10, 10, 3))
     x = np.random.default_rng(2).uniform(size=(3, 10, 10, 3)).astype("float32")

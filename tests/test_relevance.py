@@ -93,6 +93,7 @@ def shares(name, x, w, b, *, bias):
     raise KeyError(name)
 
 
+@pytest.mark.samples(3)
 @pytest.mark.parametrize(
     ("kind", "normalized"), [*((kind, True) for kind in LINEAR), ("dense", False), ("convolution", False)]
 )
@@ -156,6 +157,7 @@ def test_layers_follow_each_other_as_matrix_products():
             np.testing.assert_allclose(found[i], expected.T, atol=2e-4 * np.abs(expected).max(), err_msg=name)
 
 
+@pytest.mark.samples(3)
 @pytest.mark.parametrize("rules", ["z_plus", "thesis", "epsilon_plus", "epsilon_gamma_box", "alpha2_beta1"])
 def test_relevance_is_conserved_without_biases(rules):
     model = cnn(biases=False)

@@ -74,6 +74,7 @@ def test_nested_subclassed_and_functional_models_are_the_same(functional, expect
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.samples(1)
 @pytest.mark.parametrize("explainer", [explain.LRP, explain.CLRP])
 def test_saved_models_are_bit_identical(functional, tmp_path, explainer):
     expected = explainer(functional, input_range=(0, 1))(X, 1)
@@ -174,7 +175,7 @@ LARGE = ("ResNet50", "InceptionV3", "DenseNet121", "EfficientNetB0", "ConvNeXtTi
 
 
 @pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in FAMILIES]
+    "family", [pytest.param(name, marks=[pytest.mark.long] if name in LARGE else []) for name in FAMILIES]
 )
 def test_architectures_are_explained(family):
     make, conserves = FAMILIES[family]
@@ -237,6 +238,7 @@ CAPSULES = {
 }
 
 
+@pytest.mark.samples(4)
 @pytest.mark.parametrize("kind", CAPSULES)
 def test_capsule_networks_conserve(kind):
     """Coupling times vote: the coupling is a constant, all relevance goes to the votes; these may be negative."""
@@ -271,6 +273,7 @@ def test_relevance_of_votes_is_their_share_of_the_class_capsule():
     assert not found[:, :, [0, 2]].any()
 
 
+@pytest.mark.samples(2)
 @pytest.mark.parametrize("make", [networks.vit, *(CAPSULES[kind] for kind in ("dynamic", "rolled", "em", "graph"))])
 def test_gradients_of_all_kinds_of_ops(make):
     keras.utils.set_random_seed(0)

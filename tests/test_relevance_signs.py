@@ -51,6 +51,7 @@ JOINED = {
 }
 
 
+@pytest.mark.samples(5)
 @pytest.mark.parametrize("name", JOINED)
 def test_relevance_of_differences_is_input_times_gradient(name, double):
     """With a negligible stabilizer the epsilon rule is that, in networks of ReLUs without biases."""
@@ -277,6 +278,7 @@ ACCOUNTED = {
 }
 
 
+@pytest.mark.samples(3)
 @pytest.mark.parametrize("rule", ACCOUNTED)
 def test_report_accounts_for_biases_and_stabilizers(rule, double):
     keras.utils.set_random_seed(0)

@@ -108,7 +108,7 @@ MOMENTS = {
         *(pytest.param("fit", moment, marks=pytest.mark.slow) for moment in MOMENTS if moment != "in the third epoch"),
         pytest.param("mixed", "in the third epoch", marks=pytest.mark.slow),
         pytest.param("pgd", "in the third epoch", marks=pytest.mark.slow),
-        pytest.param("deepfool", "before a checkpoint", marks=pytest.mark.slow),
+        pytest.param("deepfool", "before a checkpoint", marks=pytest.mark.long),
     ],
 )
 def test_it_ends_where_it_would_have(tmp_path, monkeypatch, kind, moment):

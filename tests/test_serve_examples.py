@@ -197,7 +197,7 @@ def test_export_writes_endpoints_card_and_warm_up(small_model, serve_main, tmp_p
     assert (tmp_path / "out" / "1" / "assets.extra" / "tf_serving_warmup_requests").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_digits_model_is_made_by_its_script(serve_main, tmp_path):
     pytest.importorskip("tensorflow_serving")
     printed = "\n".join(serve_main("make_digits_model", "--epochs", 1, "--out", tmp_path))
@@ -220,7 +220,7 @@ def test_serve_benchmark_compares_with_keras(serve_main, tmp_path, monkeypatch):
     assert all(name in printed for name in (*names, "graph MB"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_served_benchmark_compares_with_the_live_model(serve_main, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "examples" / "benchmarks")
     printed = serve_main("served", "--models", "resnet20", "--batch-size", 1, "--rounds", 1)

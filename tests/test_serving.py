@@ -149,10 +149,14 @@ print(len(found))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "families",
+    [pytest.param(("gracapsnet", "vit"), marks=pytest.mark.slow), pytest.param(FAMILIES, marks=pytest.mark.long)],
+    ids=["two", "all"],
+)
 @tensorflow_only
-def test_every_family_answers_where_the_package_is_not_installed(exported, tmp_path, fresh_process):
-    folders = {name: exported(name)[1] for name in FAMILIES}
+def test_families_answer_where_the_package_is_not_installed(families, exported, tmp_path, fresh_process):
+    folders = {name: exported(name)[1] for name in families}
     for name, folder in folders.items():
         np.save(folder.parent / "x.npy", images(exported(name)[0], 64))
     answers = int(fresh_process(ANSWER, tmp_path / "found.npz", *folders.values()))
@@ -296,6 +300,7 @@ def test_attacks_find_what_they_find_on_the_live_model(both, name, goal):
     )
 
 
+@pytest.mark.samples(3)
 @tensorflow_only
 @pytest.mark.parametrize(
     "name, explainer",
@@ -388,6 +393,7 @@ BAD = {
 }
 
 
+@pytest.mark.samples(3)
 @tensorflow_only
 @pytest.mark.parametrize("kind", BAD)
 def test_malformed_requests_are_refused_by_name(both, raw_signatures, kind):

@@ -80,6 +80,7 @@ MODELS = {
 }
 
 
+@pytest.mark.samples(4)
 @pytest.mark.parametrize("kind", MODELS)
 def test_any_model_answers_as_the_live_one(kind, tmp_path):
     x, model = images() / 255, MODELS[kind]()
@@ -496,6 +497,7 @@ def test_explanations_of_served_models_are_those_of_their_logits(tf, tmp_path):
         taps.scores(ours)(x)
 
 
+@pytest.mark.samples(1)
 @pytest.mark.parametrize("kind", ["softmax", "one sigmoid"])
 def test_served_models_are_attacked_and_judged_as_their_logits(tf, tmp_path, kind):
     x, model = images() / 255, MODELS[kind]()

@@ -280,6 +280,7 @@ def test_settings_that_are_set_later():
         vit.temperature = np.nan
 
 
+@pytest.mark.samples(8)
 # What would not fit into any memory is refused before it is allocated; without that the process is killed.
 @pytest.mark.parametrize(
     "make",

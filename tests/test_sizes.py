@@ -53,6 +53,7 @@ CALLS = {
 }
 
 
+@pytest.mark.samples(8)
 @pytest.mark.parametrize("of", MODELS)
 @pytest.mark.parametrize("name", CALLS)
 def test_another_size_is_refused_also_after_a_call(name, of):

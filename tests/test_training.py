@@ -95,6 +95,7 @@ def test_optimizers_and_schedules(streams):
     np.testing.assert_allclose([float(schedule(n)) for n in (0, 4, 5, 8, 9)], [0.1, 0.1, 0.01, 0.01, 0.001], rtol=1e-5)
 
 
+@pytest.mark.samples(4)
 @pytest.mark.parametrize("name", training.RECIPES)
 def test_every_named_recipe_begins_and_ends_as_it_says(name, small_model):
     recipe = training.RECIPES[name]

@@ -101,6 +101,7 @@ def test_maps_of_a_foreign_transformer_are_those_of_loops():
     np.testing.assert_allclose(rollout, enlarged(np.stack(expected), (12, 12)), atol=1e-6)
 
 
+@pytest.mark.samples(2)
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("kind", ["token", "distilled", "pooled"])
 def test_maps_of_our_transformers_are_those_of_loops(kind):
@@ -150,6 +151,7 @@ TWINS = {
 }
 
 
+@pytest.mark.samples(2)
 @pytest.mark.parametrize("kind", EXPLAINERS, ids=named)
 @pytest.mark.parametrize("twin", TWINS)
 def test_twins_have_the_same_maps(kind, twin):
@@ -238,6 +240,7 @@ def hub(family, **settings):
     return getattr(models, f"{family}Backbone")(**sizes, **settings)
 
 
+@pytest.mark.samples(1)
 @pytest.mark.filterwarnings("ignore:The structure of `inputs`")
 @pytest.mark.parametrize(
     ("family", "settings", "prefix"),

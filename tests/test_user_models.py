@@ -109,7 +109,7 @@ def check(name, tmp_path):
     close(served.run("serve_bytes", encoded=[image.numpy()])["outputs"], model(np.rint(pixels[:1])), 1e-4)
 
 
-@pytest.mark.models
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in BACKBONES if name not in PREFIX])
 def test_applications(name, tmp_path):
     check(name, tmp_path)

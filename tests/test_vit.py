@@ -98,6 +98,7 @@ def test_computes_what_loops_compute(x):
     np.testing.assert_allclose(model(x), logits, atol=1e-5)
 
 
+@pytest.mark.samples(2)
 @pytest.mark.parametrize("prefix", [0, 1, 2])
 def test_attention_is_a_distribution_and_the_views_are_one_model(x, prefix):
     model = shaken(vit(pool="token" if prefix else "avg", distilled=prefix == 2))
@@ -264,6 +265,7 @@ def naive_rollout(attention, fuse, discard, prefix):
     return result[: prefix or tokens].mean(0)[prefix:]
 
 
+@pytest.mark.samples(4)
 @pytest.mark.parametrize("prefix", [0, 1, 2])
 @pytest.mark.parametrize(("fusion", "discard"), [("mean", 0.0), ("max", 0.3), ("min", 0.0), ("mean", 0.9)])
 def test_rollout_is_the_product_of_matrices(x, prefix, fusion, discard):

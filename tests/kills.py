@@ -117,6 +117,20 @@ def robustness(build):
     return job
 
 
+def auto_attack(build):
+    """Job: ``evaluate.auto_attack``, by an attack of each kind."""
+
+    def job(work):
+        model, (x, _) = build(), data.take(streams()[1], 16)
+        parts = {"apgd": attacks.APGD(1, steps=3), "fab": attacks.FAB(steps=3), "square": attacks.Square(1, queries=20)}
+        attack = attacks.AutoAttack(0.02, version="custom", attacks=parts)
+        y = np.asarray(model(x)).argmax(axis=1)
+        result = evaluate.auto_attack(model, attack, (x, y), batch_size=4, work=work / "auto_attack")
+        end(work, result.robust_accuracy, result.broken_by, result.queries, *result.after.values())
+
+    return job
+
+
 JOBS = {
     "fit gracapsnet": fit(gracapsnet),
     "fit vit": fit(vit),
@@ -126,6 +140,7 @@ JOBS = {
     "adversarial_fit vit, DeepFool": adversarial_fit(vit, attacks.DeepFool(steps=2)),
     "export gracapsnet": export(gracapsnet),
     "robustness vit": robustness(vit),
+    "auto_attack vit": auto_attack(vit),
 }
 
 

@@ -38,6 +38,7 @@ def test_adversarial_training_sees_what_the_attack_makes_now(streams, small_mode
     assert len(history.history["loss"]) == 2
 
 
+@pytest.mark.samples(1)
 @pytest.mark.parametrize("attack", [attacks.FGSM(0.0), lambda objective, x, y: x])
 def test_adversarial_training_reports_means_over_the_epoch(streams, attack):
     recipe = training.Recipe(epochs=1, learning_rate=0.0, loss="cross_entropy")
@@ -66,6 +67,7 @@ def test_adversarial_training_makes_robust(streams):
     assert robust["adversarial"] > robust["plain"] + 0.1
 
 
+@pytest.mark.samples(1)
 @pytest.mark.parametrize("inside", [True, False])
 def test_it_warns_and_goes_on_where_no_gradient_reaches_the_images(streams, inside):
     model = convnet()
@@ -78,6 +80,7 @@ def test_it_warns_and_goes_on_where_no_gradient_reaches_the_images(streams, insi
     assert np.any(model.get_weights()[-1])
 
 
+@pytest.mark.samples(3)
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("settings", [{}, {"restarts": 2}, {"keep": "last"}, {"keep": "last", "restarts": 2}])
 def test_within_a_step_an_attack_does_what_a_call_does(streams, norm, settings):

@@ -168,6 +168,7 @@ def test_images_are_placed_exactly_and_everywhere():
     np.testing.assert_array_equal(affine.place(images[7:8], 6, 0, keys=[7])[0], placed[7])
 
 
+@pytest.mark.samples(1)
 @pytest.mark.parametrize("name", ["affine_mnist", "expanded_mnist", "affine_cifar10"])
 def test_streams_repeat_with_the_seed_and_train_streams_change_with_the_epoch(small_base, name):
     def epochs(split, **settings):

@@ -66,7 +66,7 @@ def predicted(model, x):
     return model.predict(x, verbose=0).argmax(axis=1)
 
 
-@pytest.mark.samples(6)
+@pytest.mark.samples(4)
 @pytest.mark.parametrize("name", KINDS)
 def test_pixels_up_to_255_are_attacked_as_those_up_to_1(name):
     model, wide = network(), network(layers.Rescaling(1 / 255))
@@ -114,7 +114,7 @@ def test_bounds_of_each_channel_are_those_of_all_if_they_are_the_same(name):
     np.testing.assert_allclose(each(model, x, y), plain(model, x, y), atol=1e-6)
 
 
-@pytest.mark.samples(4)
+@pytest.mark.samples(2)
 @pytest.mark.parametrize("name", KINDS)
 def test_accuracy_falls_with_epsilon(name):
     model = network()

@@ -157,7 +157,7 @@ def test_equal_cleverhans(smooth, norm, targeted):
             np.testing.assert_allclose(last(objective, X, Y, targeted), expected, atol=1e-6, err_msg=str(attack))
 
 
-@pytest.mark.samples(4)
+@pytest.mark.samples(2)
 @pytest.mark.parametrize("attack", ALL, ids=NAMES)
 def test_attacks_move_the_loss_and_leave_their_input_alone(attack, capsnet):
     for objective in (attacks.capsules(capsnet), attacks.votes(capsnet)):
@@ -189,7 +189,7 @@ def linear(x):
     return ops.reshape(x, (-1, 144)) @ WEIGHTS
 
 
-@pytest.mark.samples(3)
+@pytest.mark.samples(2)
 @pytest.mark.parametrize("attack", ALL[:3] + ALL[4:7], ids=NAMES[:3] + NAMES[4:7])
 def test_a_batch_is_its_images_one_by_one(attack, capsnet):
     objective = attacks.capsules(capsnet)

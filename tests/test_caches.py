@@ -83,7 +83,7 @@ def test_callables_without_attributes_are_traced_once():
     assert len(model.calls) == before
 
 
-@pytest.mark.samples(4)
+@pytest.mark.samples(2)
 @pytest.mark.parametrize("attack", ATTACKS, ids=NAMES)
 def test_a_model_that_was_attacked_can_go(attack):
     model = net()
@@ -203,7 +203,7 @@ def small(name, **settings):
     return getattr(attacks, name)(**{**few, **settings})
 
 
-@pytest.mark.samples(5)
+@pytest.mark.samples(3)
 @pytest.mark.parametrize("name", SWEEPS)
 def test_a_sweep_costs_no_trace_and_finds_what_single_attacks_find(name, monkeypatch):
     model = keras.Sequential([keras.Input((6, 6, 1)), Counted(), *net().layers])
@@ -231,7 +231,7 @@ def test_a_sweep_costs_no_trace_and_finds_what_single_attacks_find(name, monkeyp
         np.testing.assert_allclose(variant(model, images(), LABELS), result, atol=1e-6)
 
 
-@pytest.mark.samples(5)
+@pytest.mark.samples(3)
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("name", SWEEPS)
 def test_batches_of_other_sizes_cost_no_trace(name):

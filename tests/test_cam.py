@@ -167,7 +167,7 @@ TWINS = {
 }
 
 
-@pytest.mark.samples(3)
+@pytest.mark.samples(2)
 @pytest.mark.parametrize("twin", TWINS)
 def test_twins_have_the_same_maps(twin):
     make, scale = TWINS[twin]
@@ -255,6 +255,7 @@ def test_classifier_of_1x1_convolutions_behind_the_pooling():
 
 
 @pytest.mark.tensorflow
+@pytest.mark.slow
 def test_votes_of_capsules_are_no_map(tmp_path):
     import tensorflow as tf
 

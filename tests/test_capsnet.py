@@ -108,7 +108,7 @@ def test_learns_within_the_first_epochs(routing, digits, resized):
     assert history["accuracy"][-1] > 0.4  # chance: 0.1
 
 
-@pytest.mark.samples(18)
+@pytest.mark.samples(9)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("routing", [*ROUTINGS, "affine", "convnet_r", "convnet_cr"])
 @pytest.mark.parametrize(("size", "num_classes"), [((9, 13, 3), 2), ((12, 10, 1), 200)])

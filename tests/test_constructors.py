@@ -167,6 +167,7 @@ def test_published_sizes_of_networks_for_small_images(depth, parameters):
     assert model.name == f"resnet{depth}"
 
 
+@pytest.mark.samples(1)
 @pytest.mark.parametrize(("name", "parameters"), [("ResNet34", 21_797_672), ("ResNet101", 44_549_160)])
 def test_published_sizes_of_networks_for_imagenet(name, parameters):
     model = getattr(keras_capsvit, name)()

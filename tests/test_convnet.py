@@ -60,6 +60,7 @@ def test_size_of_vgg19():
     assert model.taps["features"].shape == (None, 1, 1, 512)
 
 
+@pytest.mark.samples(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_taps_and_one_step(name):
     build, shape, features = SMALL[name]

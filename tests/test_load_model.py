@@ -32,7 +32,7 @@ def saved(tmp_path):
     return tmp_path / "model.keras"
 
 
-@pytest.mark.samples(4)
+@pytest.mark.samples(2)
 @pytest.mark.parametrize("kind", MODELS)
 def test_models_are_as_they_were_saved(kind, tmp_path):
     model = MODELS[kind]()

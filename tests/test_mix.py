@@ -122,6 +122,7 @@ def test_labels_that_are_none():
         data.mix(stream(x, np.arange(4)), 1, mixup=0.8)
 
 
+@pytest.mark.slow
 def test_a_recipe_that_mixes_trains_on_mixed_streams_only(streams, small_model):
     recipe = training.Recipe(
         epochs=4, optimizer="adamw", learning_rate=0.01, loss="cross_entropy", label_smoothing=0.1, mixup=0.8, cutmix=1

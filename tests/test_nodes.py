@@ -83,6 +83,7 @@ def test_of_a_graph_they_are_attention_times_features_along_the_class_capsule():
 QUICK = ("gracapsnet", "dynamic", "em", "self")
 
 
+@pytest.mark.samples(2)
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in MODELS]
 )

@@ -85,6 +85,7 @@ def replica(model, x, y, attack, targeted):
     return x, chosen, conflicts
 
 
+@pytest.mark.samples(1)
 @pytest.mark.parametrize(
     ("attack", "targeted"),
     [
@@ -123,6 +124,7 @@ def test_it_draws_attention(vit):
     assert got[0].mean() > got[1].mean()
 
 
+@pytest.mark.slow
 def test_a_patch_fools_more_images_than_noise_does(vit):
     y = ops.convert_to_numpy(vit(X)).argmax(axis=1)
     start, end = (PatchFool(steps=60, patches=2, step_size=size).run(vit, X, y) for size in (1e-6, None))

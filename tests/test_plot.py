@@ -159,6 +159,7 @@ def test_vote_histograms_bin_by_cosine(tmp_path):
         plot.vote_histograms({})
 
 
+@pytest.mark.samples(2)
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_comparison_draws_images_times_explainers_on_a_fixed_scale(tmp_path, channels, signed):

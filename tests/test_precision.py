@@ -52,6 +52,7 @@ def test_gradients_are_those_of_a_twin_in_bfloat16():
     assert np.abs(lowered - full).max() > 1e-4 * np.abs(full).max()
 
 
+@pytest.mark.samples(3)
 @pytest.mark.parametrize(
     ("make", "of"),
     [

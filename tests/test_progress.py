@@ -128,7 +128,7 @@ def plain(result):
     return result
 
 
-@pytest.mark.samples(3)
+@pytest.mark.samples(2)
 @pytest.mark.parametrize("kind", EVALUATIONS)
 def test_an_interrupted_evaluation_ends_as_if_it_had_not_been(kind, tmp_path, capsys):
     run, model, (x, y) = EVALUATIONS[kind], network(), examples(18)

@@ -93,7 +93,7 @@ def shares(name, x, w, b, *, bias):
     raise KeyError(name)
 
 
-@pytest.mark.samples(3)
+@pytest.mark.samples(2)
 @pytest.mark.parametrize(
     ("kind", "normalized"), [*((kind, True) for kind in LINEAR), ("dense", False), ("convolution", False)]
 )

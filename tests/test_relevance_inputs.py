@@ -47,7 +47,7 @@ EXPLAINERS = {
 }
 
 
-@pytest.mark.samples(3)
+@pytest.mark.samples(2)
 @pytest.mark.parametrize("name", EXPLAINERS)
 def test_one_output_is_two_classes(two_classes, name):
     x = images(4, 8, 8, 3)

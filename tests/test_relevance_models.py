@@ -174,6 +174,7 @@ FAMILIES = {
 LARGE = ("ResNet50", "InceptionV3", "DenseNet121", "EfficientNetB0", "ConvNeXtTiny")
 
 
+@pytest.mark.samples(2)
 @pytest.mark.parametrize(
     "family", [pytest.param(name, marks=[pytest.mark.long] if name in LARGE else []) for name in FAMILIES]
 )
@@ -238,7 +239,7 @@ CAPSULES = {
 }
 
 
-@pytest.mark.samples(4)
+@pytest.mark.samples(3)
 @pytest.mark.parametrize("kind", CAPSULES)
 def test_capsule_networks_conserve(kind):
     """Coupling times vote: the coupling is a constant, all relevance goes to the votes; these may be negative."""

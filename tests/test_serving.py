@@ -300,7 +300,7 @@ def test_attacks_find_what_they_find_on_the_live_model(both, name, goal):
     )
 
 
-@pytest.mark.samples(3)
+@pytest.mark.samples(1)
 @tensorflow_only
 @pytest.mark.parametrize(
     "name, explainer",

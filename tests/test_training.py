@@ -51,6 +51,7 @@ def test_trains_and_writes_its_log(streams, small_model, tmp_path):
     assert float(model.optimizer.learning_rate) < 1e-6  # the end of the cosine
 
 
+@pytest.mark.samples(1)
 @pytest.mark.parametrize(
     ("build", "loss"),
     [
@@ -95,7 +96,7 @@ def test_optimizers_and_schedules(streams):
     np.testing.assert_allclose([float(schedule(n)) for n in (0, 4, 5, 8, 9)], [0.1, 0.1, 0.01, 0.01, 0.001], rtol=1e-5)
 
 
-@pytest.mark.samples(4)
+@pytest.mark.samples(2)
 @pytest.mark.parametrize("name", training.RECIPES)
 def test_every_named_recipe_begins_and_ends_as_it_says(name, small_model):
     recipe = training.RECIPES[name]
@@ -241,6 +242,7 @@ def test_a_shift_is_padding_and_a_random_crop():
     assert (counts > 0).mean() > 0.95
 
 
+@pytest.mark.slow
 def test_streams_of_unknown_length_are_counted(streams):
     unknown = tuple(stream.filter(lambda x, y: True) for stream in streams)
     ends = []

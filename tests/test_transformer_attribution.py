@@ -101,7 +101,7 @@ def test_maps_of_a_foreign_transformer_are_those_of_loops():
     np.testing.assert_allclose(rollout, enlarged(np.stack(expected), (12, 12)), atol=1e-6)
 
 
-@pytest.mark.samples(2)
+@pytest.mark.samples(1)
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("kind", ["token", "distilled", "pooled"])
 def test_maps_of_our_transformers_are_those_of_loops(kind):
@@ -151,7 +151,7 @@ TWINS = {
 }
 
 
-@pytest.mark.samples(2)
+@pytest.mark.samples(1)
 @pytest.mark.parametrize("kind", EXPLAINERS, ids=named)
 @pytest.mark.parametrize("twin", TWINS)
 def test_twins_have_the_same_maps(kind, twin):

@@ -276,6 +276,7 @@ def test_files_of_keras_that_do_not_fit_change_nothing(tmp_path, file):
     refused(changed(variance, -0.1), "conv1_normalized/bn1/moving_variance has negative variances")
 
 
+@pytest.mark.samples(1)
 @pytest.mark.parametrize("file", SAVED)
 def test_files_of_keras_leave_the_optimizer_alone(tmp_path, file):
     def trained(epochs):

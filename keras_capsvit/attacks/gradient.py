@@ -266,10 +266,10 @@ class GradientAttack(Attack):
 
         def move(y, images, momentum, sign, settings, back):
             (losses, scores), slope = gradient(images, y)
-            direction = sign * slope
             if self.decay is not None:
-                direction = momentum = settings[2] * momentum + _by_l1(direction)
-            return back(images + settings[1] * norm.direction(direction)), momentum, losses, scores
+                slope = momentum = settings[2] * momentum + _by_l1(slope)
+            # The sign goes to the size of the step, a number, and not to the gradient, as large as all images.
+            return back(images + (sign * settings[1]) * norm.direction(slope)), momentum, losses, scores
 
         return move
 

@@ -31,8 +31,8 @@ def in_precision(objective, precision="auto", *, images=None):
         Objective. Its ``precision`` says which it is, ``"float32"`` or ``"bfloat16"``.
 
     Raises:
-        ValueError: for another precision, for what is no live Keras model (save for ``"float32"``), and where
-            ``"auto"`` knows no size of images.
+        ValueError: for another precision; for what is no live Keras model (save for ``"float32"``); for images of
+            another size; and where ``"auto"`` knows no size of images.
 
     Example::
 
@@ -42,6 +42,9 @@ def in_precision(objective, precision="auto", *, images=None):
     """
     checks.choice("precision", precision, PRECISIONS)
     objective = natural(objective)
+    if images is not None:
+        images = checks.images(images, empty=False)
+        checks.of_size(images, objective.input_shape, getattr(objective.model, "name", "the model"))
     if precision == "float32":
         return objective
     if not isinstance(objective.model, keras.Layer):
@@ -106,7 +109,7 @@ def _lowered_of(remake, *owners):
 
 def _noise(objective, images):
     if images is not None:
-        return checks.images(images, empty=False)
+        return images
     shape = objective.input_shape
     if shape is None or None in shape:
         raise ValueError(

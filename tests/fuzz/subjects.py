@@ -164,13 +164,14 @@ def _required(parameters, *always):
     return tuple(parameter for parameter, needed in parameters.items() if needed or parameter in always)
 
 
+OBJECTIVES = [f"attacks.{name}" for name in ("logits", "natural", "capsules", "votes", "in_precision")]
 # Milliseconds of a call, about, of what takes longer than others of its room.
 COSTS = {
     **dict.fromkeys(("evaluate.transfer_matrix", "evaluate.attack_table", "evaluate.position_map"), 60),
     **dict.fromkeys(("evaluate.robustness", "evaluate.robust_accuracy", "evaluate.success_rate"), 40),
     **dict.fromkeys(("evaluate.detection", "evaluate.fooling_rate", "evaluate.compare", "evaluate.compactness"), 40),
     "evaluate.certified_patch_accuracy": 40,
-    **dict.fromkeys(("attacks.logits", "attacks.natural", "attacks.capsules", "attacks.votes"), 150),
+    **dict.fromkeys(OBJECTIVES, 150),
     **dict.fromkeys(
         ("attacks.reconstruction_error", "evaluate.vote_gradients", "evaluate.parameter_randomization"), 250
     ),
@@ -195,7 +196,7 @@ def _function(name, function):
         call = functools.partial(_first_batches, function)
     elif name == "taps.tap":
         call = lambda model, name, **others: function(model, name, **others)(zoo.images())  # noqa: E731
-    elif name == "taps.scores" or name in ("attacks.natural", "attacks.logits", "attacks.capsules", "attacks.votes"):
+    elif name == "taps.scores" or name in OBJECTIVES:
         call = lambda **arguments: function(**arguments)(zoo.images())  # noqa: E731
     elif name == "attacks.reconstruction_error":
         call = lambda model: function(model)(zoo.images())  # noqa: E731

@@ -126,6 +126,37 @@ def test_few_classes_are_attacked_by_the_margin(monkeypatch):
         attacks.AutoAttack(1e-3).run(smooth, X, Y)
 
 
+KINDS = {
+    "apgd": attacks.APGD(1, steps=3, keep="first"),
+    "apgd-t": attacks.APGD(1, steps=3, loss="dlr_targeted", targets=9, keep="first"),
+    "fab-t": attacks.FAB(steps=3, targets=9),
+    "square": attacks.Square(1, queries=10),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Robust accuracy may be lower")
+@pytest.mark.parametrize(("classes", "count", "epsilon"), [(1000, 3, 0.01), (6, 1, 0.05), (6, 4, 0.0), (4, 4, 0.03)])
+def test_any_number_of_classes_and_images_and_no_radius(classes, count, epsilon):
+    weights = [each.astype("float32") for each in network(np.random.default_rng(3), 60, classes)]
+
+    def model(x):
+        return ops.tanh(ops.reshape(x, (-1, 60)) @ weights[0]) @ weights[1]
+
+    x = X[:count]
+    y = classes_of(x, model)
+    found = auto(epsilon, attacks=KINDS).run(model, x, y)
+    assert found.images.shape == x.shape
+    assert np.abs(found.images - x).max() <= epsilon * (1 + 1e-5)
+    np.testing.assert_array_equal(found.fooled, classes_of(found.images, model) != y)
+    assert found.robust_accuracy["clean"] == 1
+    alone = auto(epsilon, attacks=KINDS).run(model, x[-1:], y[-1:], numbers=[count - 1])
+    np.testing.assert_allclose(alone.images, found.images[-1:], atol=1e-5)
+    if not epsilon:
+        np.testing.assert_array_equal(found.images, x)
+        assert not found.fooled.any()
+
+
 def test_bad_settings_are_refused():
     for arguments, message in (
         ({"version": "best"}, r"version must be one of .*; received 'best'"),

@@ -101,7 +101,7 @@ def certified_patch_accuracy(
         checks.number("threshold", threshold, 0, 1, without=(0,))
     fill = _constant(fill)
     judge, patch_size = Judge(model), checks.pair(patch_size, "patch_size")
-    vote = _voting(model, judge, threshold, drop_tokens)
+    vote = _Voting(model, judge, threshold, drop_tokens)
     cut = functools.partial(Ablations, size=size, kind=ablation, stride=stride)
     settings = {"model": model, "ablation": ablation, "size": size, "stride": stride, "fill": fill}
     settings |= {"threshold": threshold, "drop_tokens": drop_tokens}
@@ -164,7 +164,7 @@ def _measured(vote, ablations, x, y, fill, drop_tokens, batch_size):
     return {"counts": counts, "correct": correct, "seconds": np.full(len(x), seconds)}
 
 
-class _voting:
+class _Voting:
     """Votes ``(k, M)``, bools, of ablated images ``(k, H, W, C)`` and their tokens ``(k, t)``."""
 
     def __init__(self, model, judge, threshold, drop_tokens):

@@ -37,14 +37,16 @@ settings.load_profile("tests")
 def pytest_collection_modifyitems(items):
     cases = collections.defaultdict(list)
     for item in items:
-        samples = item.get_closest_marker("samples")
-        if samples and not item.get_closest_marker("slow"):
-            cases[item.fspath, item.originalname, *samples.args].append(item)
-    for (*_, count), each in cases.items():
-        by_default = {int((n + 0.5) * len(each) / count) for n in range(count)}
+        if samples := item.get_closest_marker("samples"):
+            is_slow = item.get_closest_marker("slow") is not None
+            count = samples.kwargs.get("slow") if is_slow else next(iter(samples.args), None)
+            if count:
+                cases[item.fspath, item.originalname, is_slow, count].append(item)
+    for (*_, is_slow, count), each in cases.items():
+        kept = {int((n + 0.5) * len(each) / count) for n in range(count)}
         for n, item in enumerate(each):
-            if n not in by_default:
-                item.add_marker(pytest.mark.slow)
+            if n not in kept:
+                item.add_marker(pytest.mark.long if is_slow else pytest.mark.slow)
     if keras.backend.backend() != "tensorflow":
         skip = pytest.mark.skip(reason="TensorFlow only")
         for item in items:

@@ -190,7 +190,7 @@ def test_average_pooling_to_a_size(pixels, cells):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["alexnet", pytest.param("googlenet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["alexnet", pytest.param("googlenet", marks=pytest.mark.long)])
 def test_trains_and_reloads(name, tmp_path):
     model = SMALL[name](dropout=0.3, mean=(0.5,) * 3, std=(0.2,) * 3)
     x = np.random.default_rng(0).uniform(size=(2, *model.input_shape[1:])).astype("float32")

@@ -85,6 +85,7 @@ def test_pixels_up_to_255_are_attacked_as_those_up_to_1(name):
     np.testing.assert_allclose(result.norms["l2"] / 255, expected.norms["l2"], rtol=1e-2)
 
 
+@pytest.mark.samples(slow=8)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_bounds_of_each_channel(name):
@@ -155,6 +156,7 @@ def test_what_no_gradient_reaches_is_refused(name):
     attack_of(name)(rounded, x, (y + 1) % 4)  # fooled before
 
 
+@pytest.mark.samples(slow=6)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_weights_that_became_nan_are_refused(name):
@@ -168,6 +170,7 @@ def test_weights_that_became_nan_are_refused(name):
         evaluate.robust_accuracy(model, attack_of(name), (x, y))
 
 
+@pytest.mark.samples(slow=6)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BY_GRADIENTS)
 def test_callables_that_leave_the_graph_are_refused(name):
@@ -239,6 +242,7 @@ def test_random_starts_depend_on_the_number_of_an_image_alone():
 HEADS = {"softmax": "logits", "sigmoid": "two logits of a sigmoid"}
 
 
+@pytest.mark.samples(slow=14)
 @pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("name", KINDS)

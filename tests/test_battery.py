@@ -7,7 +7,7 @@ import pytest
 NAMES = [*battery.explainers(), *battery.attack_classes()]
 
 
-@pytest.mark.samples(6)
+@pytest.mark.samples(6, slow=40)
 @pytest.mark.parametrize(
     "kind",
     [battery.STAND_FOR_ALL[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in battery.STAND_FOR_ALL[1:])],

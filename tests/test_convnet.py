@@ -93,7 +93,7 @@ def test_mixed_precision(name, policy):
     assert np.isfinite(found).all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_reload_in_a_fresh_process(fresh_process, tmp_path):
     expected = {}
     for name in NAMES:

@@ -201,7 +201,7 @@ def test_a_new_model_starts_without_its_residual_branches(x):
     assert not any("dist" in layer.name for layer in model.layers)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_trained_and_reloaded(x, tmp_path):
     small = {"widths": (8, 10), "depths": (1, 1), "num_heads": (2, 2)}
     model = shaken(levit(**small, drop_path=0.2, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3)))

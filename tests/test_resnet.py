@@ -119,9 +119,8 @@ def test_standardised_kernels():
     np.testing.assert_allclose(layer(x), [convolved(image, standard) for image in x], atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "make", [pytest.param(ResNet18, marks=pytest.mark.slow), pytest.param(ResNet50, marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("make", [ResNet18, ResNet50])
 def test_group_norm_and_weight_standardisation_train_and_reload(make, tmp_path):
     x = np.random.default_rng(0).uniform(size=(2, 33, 21, 3)).astype("float32")
     model = make(

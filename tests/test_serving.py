@@ -281,6 +281,7 @@ def test_served_model_has_the_contract_of_the_live_one(both):
     }
 
 
+@pytest.mark.samples(slow=1)
 @pytest.mark.slow
 @tensorflow_only
 @pytest.mark.parametrize(

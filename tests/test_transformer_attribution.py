@@ -159,6 +159,7 @@ def test_twins_have_the_same_maps(kind, twin):
     np.testing.assert_allclose(kind(TWINS[twin](model))(255 * x, 1), kind(model)(x, 1), atol=1e-5)
 
 
+@pytest.mark.samples(slow=1)
 @pytest.mark.slow
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("kind", EXPLAINERS, ids=named)

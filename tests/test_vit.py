@@ -145,6 +145,7 @@ def test_high_temperature_is_uniform_attention(x):
     np.testing.assert_allclose(taps.tap(model, "attention_1")(x), 1 / 13, atol=1e-5)
 
 
+@pytest.mark.samples(slow=1)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "make",

@@ -13,6 +13,7 @@ Where it is interrupted, the same command goes on after the last batch. Writes O
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -67,6 +68,11 @@ def model_of(args):
     return load_model(args.model) if args.model.suffix == ".keras" else serving.load(args.model)
 
 
+def attacked(model, kind, precision):
+    """The objective of one of OBJECTIVES, None for the natural one, in a precision."""
+    return attacks.in_precision(getattr(attacks, kind)(model) if kind else model, precision)
+
+
 def main():
     args = parse()
     model = model_of(args)
@@ -81,16 +87,11 @@ def main():
         args.epsilon * scale, norm=args.norm, version=args.version, bounds=(low, high), seed=args.seed
     )
     name = args.name or args.model.stem
-
-    def objective(model):
-        attacked = getattr(attacks, args.objective)(model) if args.objective else model
-        return attacks.in_precision(attacked, args.precision)
-
     report = evaluate.auto_attack(
         model,
         attack,
         (x, y),
-        objective=objective,
+        objective=functools.partial(attacked, kind=args.objective, precision=args.precision),
         batch_size=args.batch_size,
         work=place(
             args.out, "work", name, args.norm, args.version, args.epsilon, args.objective or "natural", args.precision

@@ -61,6 +61,24 @@ def test_attack_benchmark_compares_with_what_is_installed():
     assert names[last + 1 : last + 5] == ["gradients alone", "APGD linf", "APGD l2", "APGD l1"]
 
 
+@pytest.mark.slow
+@pytest.mark.tensorflow
+def test_autoattack_writes_a_record(tmp_path):
+    layers = [keras.layers.Rescaling(1.0), keras.layers.Flatten(), keras.layers.Dense(10)]
+    model = keras.Sequential([keras.Input((28, 28, 1)), *layers])
+    model.save(tmp_path / "linear.keras")
+    command = ["autoattack.py", tmp_path / "linear.keras", "--dataset", "digits", "--epsilon", 0.2, "--examples", 30]
+    command += ["--precision", "bfloat16", "--range", 0, 1, "--out", tmp_path / "out"]
+    printed = run(*command)
+    text = (tmp_path / "out" / "linear.json").read_text()
+    assert printed.endswith(text)
+    record = json.loads(text)
+    assert (record["n"], record["eps"], record["threat"], record["precision"]) == (30, 0.2, "Linf", "bfloat16")
+    assert record["autoattack_acc"] < record["clean_acc"] == record["after"]["clean"]
+    run(*command, "--reported", 0.5)  # which reads what was measured
+    assert json.loads((tmp_path / "out" / "linear.json").read_text()) == {**record, "reported": 50.0}
+
+
 SMALL = ("--epochs", 1, "--image-size", 12, "--filters", 8, "--num-types", 2, "--examples", 8)
 
 

@@ -148,7 +148,7 @@ def test_of_a_network_inside_another(kind):
         kind(keras.Sequential([keras.Input((12, 12, 1)), inner, layers.Dense(4)]))
 
 
-@pytest.mark.samples(1)
+@pytest.mark.slow
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("name", ["gracapsnet", "dynamic"])
 def test_of_a_served_network(name, tmp_path):

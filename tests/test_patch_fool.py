@@ -135,6 +135,7 @@ def test_a_patch_fools_more_images_than_noise_does(vit):
 
 @settings(max_examples=4)
 @given(st.integers(0, 10**6), st.sampled_from([None, 0.0, 0.1]), st.sampled_from(["attention", "saliency", "random"]))
+@pytest.mark.slow
 def test_a_batch_is_its_images_one_by_one_within_bounds(seed, epsilon, select):
     keras.utils.set_random_seed(0)
     attack = PatchFool(steps=1, epsilon=epsilon, seed=seed, select=select, patches=2)

@@ -74,7 +74,7 @@ def test_nested_subclassed_and_functional_models_are_the_same(functional, expect
         np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.samples(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("explainer", [explain.LRP, explain.CLRP])
 def test_saved_models_are_bit_identical(functional, tmp_path, explainer):
     expected = explainer(functional, input_range=(0, 1))(X, 1)
@@ -174,7 +174,7 @@ FAMILIES = {
 LARGE = ("ResNet50", "InceptionV3", "DenseNet121", "EfficientNetB0", "ConvNeXtTiny")
 
 
-@pytest.mark.samples(2)
+@pytest.mark.samples(1)
 @pytest.mark.parametrize(
     "family", [pytest.param(name, marks=[pytest.mark.long] if name in LARGE else []) for name in FAMILIES]
 )

@@ -111,6 +111,7 @@ def test_perfect_maps_have_larger_areas_than_others():
 
 
 @pytest.mark.tensorflow
+@pytest.mark.slow
 def test_aopc_of_live_and_served_models_agree(small_model, digits, resized, tmp_path):
     model, x = small_model(), resized(4, 12)
     maps = rng.uniform(size=(4, 12, 12))

@@ -207,6 +207,7 @@ def test_digits_model_is_made_by_its_script(serve_main, tmp_path):
     assert f"-e MODEL_NAME={tmp_path.name} tensorflow/serving" in printed
 
 
+@pytest.mark.slow
 def test_serve_benchmark_compares_with_keras(serve_main, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "examples" / "benchmarks")
     options = ("--models", "affcapsnet", "--timed", "affcapsnet", "--batch-sizes", 2, "--rounds", 2)

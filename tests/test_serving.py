@@ -364,6 +364,7 @@ def _png(image):
 
 
 @tensorflow_only
+@pytest.mark.slow
 def test_warm_up_asks_every_endpoint(both, tmp_path):
     log_pb2 = pytest.importorskip("tensorflow_serving.apis.prediction_log_pb2")
     tf = importlib.import_module("tensorflow")

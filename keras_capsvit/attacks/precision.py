@@ -55,7 +55,7 @@ def in_precision(objective, precision="auto", *, images=None):
     lowered = living(("bfloat16", id(objective)), lambda: _Lowered(objective))
     if precision == "bfloat16":
         return lowered
-    seconds = _seconds([objective, lowered], _noise(objective, images))
+    seconds = _seconds([objective, lowered], _noise(objective) if images is None else images)
     return lowered if seconds[1] < seconds[0] else objective
 
 
@@ -91,9 +91,6 @@ class _Lowered(Objective):
         with taps.computing_in_bfloat16(self.model):
             return keras.ops.cast(self._full(x), "float32")
 
-    def loss(self, x, y):
-        return self.loss_and_scores(x, y)[0]
-
     def loss_and_scores(self, x, y):
         with taps.computing_in_bfloat16(self.model):
             return self._full.loss_and_scores(x, y)
@@ -107,9 +104,8 @@ def _lowered_of(remake, *owners):
     return in_precision(remake(*owners), "bfloat16")
 
 
-def _noise(objective, images):
-    if images is not None:
-        return images
+def _noise(objective):
+    """Images ``(b, H, W, C)`` of the size and the range of pixels that an objective's model takes."""
     shape = objective.input_shape
     if shape is None or None in shape:
         raise ValueError(

@@ -13,6 +13,7 @@ from keras_capsvit.attacks import precision
 from keras_capsvit.models import CapsNet, VisionTransformer
 
 layers = keras.layers
+TENSORFLOW = keras.backend.backend() == "tensorflow"
 SHAPE = (8, 8, 1)
 
 
@@ -52,26 +53,72 @@ def test_gradients_are_those_of_a_twin_in_bfloat16():
     assert np.abs(lowered - full).max() > 1e-4 * np.abs(full).max()
 
 
-@pytest.mark.samples(3)
-@pytest.mark.parametrize(
-    ("make", "of"),
-    [
-        (network, attacks.logits),
-        (capsnet, attacks.capsules),
-        (capsnet, attacks.votes),
-        (capsnet, lambda model: attacks.combined(attacks.capsules(model), attacks.votes(model))),
-        (transformer, attacks.natural),
-    ],
-)
-def test_gradients_point_where_those_in_float32_do(make, of):
-    model, x = make(), images()
-    y = np.arange(6) % model.output_shape[-1]
-    full, lowered = (
-        gradient_of(each, x, y).reshape(6, -1) for each in (of(model), attacks.in_precision(of(model), "bfloat16"))
-    )
+OBJECTIVES = [
+    (network, attacks.logits),
+    (capsnet, attacks.capsules),
+    (capsnet, attacks.votes),
+    (capsnet, lambda model: attacks.combined(attacks.capsules(model), attacks.votes(model))),
+    (transformer, attacks.natural),
+]
+
+
+def served(model, folder):
+    serving = pytest.importorskip("keras_capsvit.serving")
+    serving.export(model, folder / "model", input_range=(0, 1))
+    return serving.load(folder / "model")
+
+
+def check_gradients(objective):
+    x, y = images(), np.arange(6) % 3
+    lowered = attacks.in_precision(objective, "bfloat16")
+    assert (objective.precision, lowered.precision) == ("float32", "bfloat16")
+    full, lowered = (gradient_of(each, x, y).reshape(6, -1) for each in (objective, lowered))
     assert not np.array_equal(full, lowered)
     cosine = (full * lowered).sum(1) / np.linalg.norm(full, axis=1) / np.linalg.norm(lowered, axis=1)
     assert cosine.min() > 0.95
+
+
+@pytest.mark.samples(3)
+@pytest.mark.parametrize(("make", "of"), OBJECTIVES)
+def test_gradients_point_where_those_in_float32_do(make, of):
+    check_gradients(of(make()))
+
+
+@pytest.mark.skipif(not TENSORFLOW, reason="serving is TensorFlow's")
+@pytest.mark.samples(1)
+@pytest.mark.parametrize(("make", "of"), OBJECTIVES)
+def test_gradients_of_served_models_do(make, of, tmp_path):
+    check_gradients(of(served(make(), tmp_path)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TENSORFLOW, reason="serving is TensorFlow's")
+def test_attacks_on_a_served_model_are_in_bfloat16(tmp_path, recwarn):
+    model, x, y = served(transformer(), tmp_path), images(), np.arange(6) % 3
+    objective = attacks.in_precision(model, "bfloat16")
+    scores = objective.scored(x)
+    examples, exact = (attacks.PGD(0.1, steps=5)(each, x, y) for each in (objective, model))
+    assert 0 < np.abs(examples - exact).max() <= 0.2
+    assert "differ from call to call" not in "".join(str(warning.message) for warning in recwarn)
+    assert attacks.PatchFool(steps=3).run(objective, x, y).images.shape == x.shape
+    np.testing.assert_array_equal(objective.scored(x), scores)
+    np.testing.assert_array_equal(attacks.natural(model).scored(x), scores)
+
+
+class Raised(attacks.Objective):
+    """An objective with a loss of its own."""
+
+    def loss(self, x, y):
+        return -2 * self(x)[:, 0]
+
+
+@pytest.mark.skipif(not TENSORFLOW, reason="serving is TensorFlow's")
+def test_a_loss_of_ones_own_on_a_served_model(tmp_path):
+    model = served(network(), tmp_path)
+    check_gradients(Raised(attacks.logits(model).scores, model))
+    lowered = attacks.in_precision(Raised(attacks.logits(model).scores, model), "bfloat16")
+    loss, scores = lowered.loss_and_scores(ops.convert_to_tensor(images()), np.zeros(6, int))
+    np.testing.assert_array_equal(loss, -2 * scores[:, 0])
 
 
 def test_nothing_is_left_on_the_model():
@@ -133,7 +180,7 @@ def test_an_attack_in_bfloat16_fools_as_many():
 def test_what_has_no_layers_is_refused():
     with pytest.raises(ValueError, match=r"precision must be one of .*; received 'float16'"):
         attacks.in_precision(network(), "float16")
-    with pytest.raises(ValueError, match=r"needs a live Keras model, .* received function"):
+    with pytest.raises(ValueError, match=r"needs a Keras model, .* or a served one; received function"):
         attacks.in_precision(lambda x: x[:, 0, 0], "bfloat16")
     with pytest.raises(ValueError, match=r"which network does not tell; pass images=\."):
         attacks.in_precision(network(size=(None, None, 1)))

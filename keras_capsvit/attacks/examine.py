@@ -97,8 +97,9 @@ def _examined(objective, x):
         raise ValueError(f"An objective must return scores of shape ({len(x)}, classes); received {scores.shape}.")
     if not np.isfinite(scores).all():
         raise ValueError("The objective returned NaN or infinite scores on the clean images.")
+    same_precision = function is not None and objective.precision == "float32"
     if _are_others(scores, objective, x) and (
-        function is not None or _are_others(objective(ops.convert_to_tensor(x)), objective, x)
+        same_precision or _are_others(objective(ops.convert_to_tensor(x)), objective, x)
     ):
         _warn("the scores of the same images differ from call to call; average over several calls")
     if not objective.normalized and scores.min() >= 0 and np.allclose(scores.sum(axis=1), 1, atol=1e-4):

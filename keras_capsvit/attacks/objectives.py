@@ -85,9 +85,10 @@ class Objective:
         scores = self.scores(x)
         if type(self).loss is not Objective.loss:  # of a subclass that has another one
             return self.loss(x, y), scores
-        return self._cross_entropy(scores, y), scores
+        return self.cross_entropy(scores, y), scores
 
-    def _cross_entropy(self, scores, y):
+    def cross_entropy(self, scores, y):
+        """Cross-entropy ``(b,)`` of scores ``(b, M)`` for class ids ``y (b,)``."""
         log_probabilities = scores if self.normalized else ops.log_softmax(scores, axis=-1)
         return -ops.sum(ops.one_hot(y, scores.shape[-1], dtype=scores.dtype) * log_probabilities, axis=-1)
 
@@ -141,7 +142,7 @@ class _OfModel(Objective):
     def loss_and_attention(self, x, y):
         """Cross-entropy ``(b,)``, and the attentions ``(b, heads, t, t)`` on the way; of what has a ``subject``."""
         scores, _, attention = self.subject.recorded(x, attention=True)
-        return self._cross_entropy(self._transform(scores), y), attention
+        return self.cross_entropy(self._transform(scores), y), attention
 
     @property
     def variables(self):
@@ -158,6 +159,7 @@ class _Combined(Objective):
     def __init__(self, objectives):
         super().__init__(objectives[0].scores, objectives[0].model, normalized=objectives[0].normalized)
         self.objectives = objectives
+        self.precision = "bfloat16" if "bfloat16" in [each.precision for each in objectives] else "float32"
 
     @property
     def variables(self):

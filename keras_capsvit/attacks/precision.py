@@ -1,5 +1,6 @@
 """Objectives whose gradients are computed in bfloat16, which some processors do faster, and judged in float32."""
 
+import copy
 import functools
 import statistics
 import time
@@ -8,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_capsvit import autodiff, checks, taps
-from keras_capsvit.attacks.objectives import Objective, living, natural
+from keras_capsvit.attacks.objectives import Objective, combined, living, natural
 
 PRECISIONS = ("float32", "bfloat16", "auto")
 _ROUNDS, _IMAGES = 5, 32  # that "auto" measures
@@ -18,11 +19,12 @@ def in_precision(objective, precision="auto", *, images=None):
     """An objective that attacks work on in another precision.
 
     Scores, losses and gradients on the way of an attack are those of the model with every layer that computes in
-    float32 computing in bfloat16; variables, and the model itself, stay as they are. What an attack returns is judged
-    in the model's own precision: by ``AutoAttack`` after each of its attacks, and by ``evaluate`` always.
+    float32 computing in bfloat16; of a served model, with every convolution and matrix product doing so. Variables, and
+    the model itself, stay as they are. What an attack returns is judged in the model's own precision: by ``AutoAttack``
+    after each of its attacks, and by ``evaluate`` always.
 
     Args:
-        objective: Objective, or a live Keras model, whose ``natural`` one is taken.
+        objective: Objective, or a model, live or served, whose ``natural`` one is taken.
         precision: ``"bfloat16"``; ``"auto"``, bfloat16 if a gradient of 32 images takes less time so on this machine,
             which is measured at once; or ``"float32"``, the objective as it is.
         images: array ``(b, H, W, C)``, what ``"auto"`` measures with; None for noise of the model's size.
@@ -31,8 +33,8 @@ def in_precision(objective, precision="auto", *, images=None):
         Objective. Its ``precision`` says which it is, ``"float32"`` or ``"bfloat16"``.
 
     Raises:
-        ValueError: for another precision; for what is no live Keras model (save for ``"float32"``); for images of
-            another size; and where ``"auto"`` knows no size of images.
+        ValueError: for another precision; for what is no Keras model and no served one (save for ``"float32"``); for
+            images of another size; and where ``"auto"`` knows no size of images.
 
     Example::
 
@@ -47,12 +49,7 @@ def in_precision(objective, precision="auto", *, images=None):
         checks.of_size(images, objective.input_shape, getattr(objective.model, "name", "the model"))
     if precision == "float32":
         return objective
-    if not isinstance(objective.model, keras.Layer):
-        raise ValueError(
-            f"precision={precision!r} needs a live Keras model, whose layers can compute in another precision; "
-            f"received {type(objective.model).__name__}. Attack the model that it was exported from, or in 'float32'."
-        )
-    lowered = living(("bfloat16", id(objective)), lambda: _Lowered(objective))
+    lowered = living(("bfloat16", id(objective)), lambda: _kind_of(objective, precision)(objective))
     if precision == "bfloat16":
         return lowered
     seconds = _seconds([objective, lowered], _noise(objective) if images is None else images)
@@ -98,6 +95,43 @@ class _Lowered(Objective):
     def loss_and_attention(self, x, y):
         with taps.computing_in_bfloat16(self.model):
             return self._full.loss_and_attention(x, y)
+
+
+class _LoweredGraph(_Lowered):
+    """An objective of a served model, the graph of which is computed in bfloat16."""
+
+    def __init__(self, objective):
+        super().__init__(objective)
+        shape = taps.served_function(objective.model)[1].shape[1:]
+        self._run = functools.cache(lambda: taps.in_bfloat16(objective.scores, shape))
+        self._graph = copy.copy(objective)  # whose loss is of these scores, whatever its kind
+        self._graph.scores = lambda x: self._run()(x)[0]
+
+    def __call__(self, x):
+        return self._graph(x)
+
+    def loss_and_scores(self, x, y):
+        return self._graph.loss_and_scores(x, y)
+
+    def loss_and_attention(self, x, y):
+        scores, attention = self._run()(x, attention=True)
+        return self._graph.cross_entropy(scores, y), attention
+
+
+def _combined_in_bfloat16(objective):
+    return combined(*(in_precision(each, "bfloat16") for each in objective.objectives))
+
+
+def _kind_of(objective, precision):
+    """What makes an objective in bfloat16 of one."""
+    if isinstance(objective.model, keras.Layer):
+        return _Lowered
+    if taps.served_function(objective.model) is None:
+        raise ValueError(
+            f"precision={precision!r} needs a Keras model, whose layers can compute in another precision, or a served "
+            f"one; received {type(objective.model).__name__}. Pass the model that it calls, or attack in 'float32'."
+        )
+    return _combined_in_bfloat16 if hasattr(objective, "objectives") else _LoweredGraph
 
 
 def _lowered_of(remake, *owners):

@@ -13,7 +13,7 @@ from keras_capsvit.taps.compiled import compiled, is_model
 from keras_capsvit.taps.declared import names
 from keras_capsvit.taps.pixels import input_range
 from keras_capsvit.taps.points import FeatureMap, feature_map, layers, resolve, tap, tokens
-from keras_capsvit.taps.precision import computing_in_bfloat16
+from keras_capsvit.taps.precision import computing_in_bfloat16, in_bfloat16
 from keras_capsvit.taps.reading import attentions, tokens_read
 from keras_capsvit.taps.recording import eagerly
 from keras_capsvit.taps.scores import Scores, check_output, chosen_output, predictions, scores, served_function
@@ -30,6 +30,7 @@ __all__ = [
     "computing_in_bfloat16",
     "eagerly",
     "feature_map",
+    "in_bfloat16",
     "input_range",
     "is_model",
     "layers",

@@ -13,6 +13,7 @@ _PASSING = {"Identity", "IdentityN", "Cast", "Snapshot", "StopGradient", "Ensure
 _RESHAPING = {"Reshape", "Squeeze", "ExpandDims"}
 # The last steps of a model whose scores are no probabilities for sure.
 LINEAR_ENDS = {"MatMul", "BiasAdd", "BatchMatMulV2", "Conv2D"}
+_PRODUCTS = {"MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum", "Conv2D", "DepthwiseConv2dNative"}
 
 
 def before_activation(tensor):
@@ -44,16 +45,18 @@ class Program:
     Args:
         function: callable of one tensor, such as the signature of a SavedModel, whose trace is taken.
         spec: tf.TensorSpec of the images.
+        in_bfloat16: bool, whether convolutions and matrix products of float32 are computed in bfloat16.
 
     Attributes:
         activation: str or None, the activation at the end, of which ``run`` returns the argument; known after it ran.
         ends_linearly: bool, whether the last step is a linear one, so that scores are no probabilities; likewise.
     """
 
-    def __init__(self, function, spec):
+    def __init__(self, function, spec, *, in_bfloat16=False):
         with tf.init_scope():  # outside of what is being traced, where TensorFlow looks functions up by name
             traced = tf.function(lambda x: tf.identity(function(x)), autograph=False).get_concrete_function(spec)
             definition = inlined(traced.graph.as_graph_def())
+            definition = with_products_in_bfloat16(definition) if in_bfloat16 else definition
         self.spec = spec
         self._nodes = {node.name: node for node in definition.node}
         self._inputs = {name: [key_of(i) for i in node.input if i[0] != "^"] for name, node in self._nodes.items()}
@@ -180,9 +183,9 @@ class Program:
         return [known[name] if name in known else computed[name] for name in fetches]
 
 
-def program_of(function, x):
-    """Program of a function of images like ``x``, a tensor."""
-    return Program(function, tf.TensorSpec((None, *x.shape[1:]), x.dtype))
+def program_of(function, shape, dtype="float32", *, in_bfloat16=False):
+    """Program of a function of images of a shape ``(H, W, C)``, None where any is, and a dtype."""
+    return Program(function, tf.TensorSpec((None, *shape), dtype), in_bfloat16=in_bfloat16)
 
 
 def inlined(definition):
@@ -203,6 +206,31 @@ def inlined(definition):
             node.input.extend(_follow(i, inside) for i in inputs)
         definition = flat
     return definition
+
+
+def with_products_in_bfloat16(definition):
+    """A GraphDef whose convolutions and matrix products of float32 are computed in bfloat16, and cast back."""
+    lowered = tf.compat.v1.GraphDef(versions=definition.versions, library=definition.library)
+
+    def cast(name, tensor, source, target):
+        node = lowered.node.add(name=name, op="Cast", input=[tensor])
+        node.attr["SrcT"].type, node.attr["DstT"].type = source.as_datatype_enum, target.as_datatype_enum
+
+    for node in definition.node:
+        if node.op not in _PRODUCTS or node.attr["T"].type != tf.float32.as_datatype_enum:
+            lowered.node.add().CopyFrom(node)
+            continue
+        product = tf.compat.v1.NodeDef()
+        product.CopyFrom(node)
+        product.name = f"{node.name}/bfloat16"
+        product.attr["T"].type = tf.bfloat16.as_datatype_enum
+        product.ClearField("input")
+        for position, tensor in enumerate(i for i in node.input if i[0] != "^"):
+            cast(f"{product.name}/{position}", tensor, tf.float32, tf.bfloat16)
+            product.input.append(f"{product.name}/{position}:0")
+        lowered.node.add().CopyFrom(product)
+        cast(node.name, f"{product.name}:0", tf.bfloat16, tf.float32)
+    return lowered
 
 
 def ancestors(inputs, outputs):

@@ -1,6 +1,7 @@
-"""Models that compute in another precision for a while."""
+"""Models that compute in another precision: live ones for a while, functions of TensorFlow as copies."""
 
 import contextlib
+import importlib
 
 import keras
 
@@ -25,3 +26,19 @@ def computing_in_bfloat16(model):
     finally:
         for layer, policy in zip(layers, policies, strict=True):
             layer.dtype_policy = policy
+
+
+def in_bfloat16(function, shape):
+    """A function of images, such as one that calls a SavedModel, with its convolutions and products in bfloat16.
+
+    Args:
+        function: callable of a tensor ``(b, H, W, C)`` → ``(b, M)``, on TensorFlow.
+        shape: tuple ``(H, W, C)``, None where any is.
+
+    Returns:
+        Callable ``run(x, attention=False)`` → ``(scores (b, M), list of attentions (b, heads, t, t))``; it computes in
+        float32 what is no product.
+    """
+    graphs = importlib.import_module("keras_capsvit.taps.graphs")  # which needs TensorFlow
+    program = graphs.program_of(function, shape, in_bfloat16=True)
+    return lambda x, attention=False: program.run(x, program.attentions if attention else ())

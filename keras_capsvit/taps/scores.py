@@ -267,7 +267,7 @@ class _Live:
             graphs = _graphs()
             before, linear = graphs.before_activation(returned), returned.op.type in graphs.LINEAR_ENDS
             if before is None and returned.op.type in graphs.CALLS and not (layers or attention):
-                program = graphs.program_of(lambda x: self._selected(self._model(x)), x)
+                program = graphs.program_of(lambda x: self._selected(self._model(x)), x.shape[1:], x.dtype)
                 output = program.run(x)[0]
                 return _Ran(returned, output, program.activation, program.ends_linearly, [], [])
         output, activation = (returned, None) if before is None else before

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from keras_capsvit import data, evaluate, load_model, training
+from keras_capsvit.layers import Ablation
 from keras_capsvit.models import ResNet18, VisionTransformer
 
 CIFAR10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.247, 0.2435, 0.2616)}
@@ -51,15 +52,18 @@ def models(args, train, test):
     if args.models:
         return {path.stem: load_model(path) for path in args.models}
     epochs = {f"resnet_{count}": count for count in args.resnet_epochs or ()} or {"resnet": args.epochs}
-    return {name: _trained(name, count, args, train, test) for name, count in {"vit": args.epochs, **epochs}.items()}
+    return {name: trained(name, count, args, train, test) for name, count in {"vit": args.epochs, **epochs}.items()}
 
 
-def _trained(name, epochs, args, train, test):
+def trained(name, epochs, args, train, test, *, columns=None):
+    """A model that is in WORK, or else trained; with ``columns``, on columns of images so wide, its last layer."""
     path = args.work / f"{name}.keras"
     if path.exists():
         return load_model(path)
     keras.utils.set_random_seed(args.seed)
     model = _new(name, args, train.element_spec[0].shape[1:])
+    if columns is not None:
+        model = keras.Sequential([keras.Input(model.input_shape[1:]), Ablation(columns, seed=args.seed), model])
     print(f"{name}: {model.count_params():,} parameters")
     flip = args.dataset == "cifar10"
     recipe = training.Recipe(

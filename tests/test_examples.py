@@ -293,11 +293,26 @@ def test_patch_examples_compare_two_models_and_temperatures(tmp_path):
     assert "work" not in written["options"]
     assert [set(row) for row in written["models"]] == [{"model", "parameters", "test_accuracy"}] * 2
 
-    chosen = ("--models", work / "vit.keras", "--temperatures", 1, 2)
-    run("smoothed_attention.py", *small, *chosen, "--out", out)
-    found = json.loads((out / "temperature.json").read_text())
-    assert [row["temperature"] for row in found["result"]] == [1, 2]
-    assert "vit_width" not in found["options"]
+    temperatures = ("--models", work / "vit.keras", "--temperatures", 1, 2, "--patch-fool-steps", 2)
+    run("smoothed_attention.py", *small, *temperatures, "--out", out)
+    written = json.loads((out / "temperature.json").read_text())
+    assert [row["temperature"] for row in written["result"]] == [1, 2]
+    assert written["result"][0]["transferred"] == written["result"][0]["patch_fool"]
+    for row in written["result"]:
+        assert row["any"] >= max(row[name] for name in ("patch", "patch_fool", "transferred"))
+    assert "vit_width" not in written["options"]
+
+
+@pytest.mark.slow
+@pytest.mark.tensorflow
+def test_certified_patches_are_below_what_attacks_leave(tmp_path):
+    out, work = tmp_path / "out", tmp_path / "models"
+    small = ("--dataset", "digits", "--image-size", 16, "--examples", 24, "--steps", 3, "--epochs", 1, "--size", 4)
+    run("certified_patches.py", *small, "--vit-width", 16, "--vit-depth", 1, "--work", work, "--out", out)
+    plain, smoothed = json.loads((out / "certified.json").read_text())["result"]
+    assert (plain["model"], plain["certified"]) == ("plain", 0)
+    assert plain["attacked"] <= plain["accuracy"]
+    assert smoothed["certified"] <= smoothed["attacked"] <= 1
 
 
 @pytest.mark.long

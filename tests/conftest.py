@@ -165,12 +165,12 @@ def serve_main(serve_example, monkeypatch, capsys):
 
 @pytest.fixture(scope="session")
 def stand_in():
-    """URL of the stand-in for TF Serving with the model in saved_models."""
+    """URL of examples/serve/server.py with the model in saved_models."""
     pytest.importorskip("waitress")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "examples" / "serve")
         load_test = importlib.import_module("load_test")
-    with load_test.stand_in(ROOT / "saved_models" / "digits_gracapsnet") as (url, name):
+    with load_test.stand_in(ROOT / "saved_models" / "digits_gracapsnet") as (url, name, _):
         assert name == "digits_gracapsnet"
         yield url
 

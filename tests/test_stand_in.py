@@ -1,6 +1,7 @@
-"""The stand-in for TF Serving: its answers, what it refuses, and that nothing is lost or left unanswered."""
+"""server.py over REST: its answers, what it refuses, and that nothing is lost or left unanswered."""
 
 import base64
+import functools
 import json
 import pathlib
 import re
@@ -64,10 +65,11 @@ def load_test(serve_example):
 def test_no_request_of_many_clients_is_lost_and_limits_hold(stand_in, load_test, serve_example):
     endpoints = ("serve_bytes", "serving_default")
     asked = load_test.questions(serve_example("c_api").SavedModel(MODEL / "1"), 80, endpoints)
-    ends, seconds = load_test.load(stand_in, NAME, asked, clients=8)
+    connect = functools.partial(serve_example("client").Rest, stand_in, NAME)
+    ends, seconds = load_test.load(connect, asked, clients=8)
     assert ends == {"right": 80} and len(seconds) == 80
     wrong = [(name, given, {key: value + 1 for key, value in expected.items()}) for name, given, expected in asked[:1]]
-    assert load_test.load(stand_in, NAME, wrong, clients=1)[0] == {"wrong": 1}
+    assert load_test.load(connect, wrong, clients=1)[0] == {"wrong": 1}
     rows = list(load_test.beyond(stand_in, NAME))
     assert len(rows) == 4
     assert [row for row in rows if not row[-1]] == []
@@ -216,17 +218,13 @@ def hostile():
     yield 405, "expected POST", POST.replace(b"POST", b"GET") + b"\r\n"
     yield 405, "expected GET", sent(b"Content-Length: 36", body=GOOD, start=POST.replace(b":predict", b""))
     yield 405, "expected GET", POST.replace(b"POST", b"DELETE").replace(b":predict", b"/metadata") + b"\r\n"
-    for path in (
-        "",
-        "/",
-        "/v1/models/",
-        "/v1/models/digits",
-        f"/v1/models/{NAME}/versions/2",
-        f"/v1/models/{NAME}:classify",
-    ):
-        yield 404, f"served is /v1/models/{NAME}, version 1", f"GET {path or '*'} HTTP/1.1\r\n\r\n".encode()
+    for path in ("", "/", "/v1/models/", f"/v1/models/{NAME}:classify"):
+        yield 404, f"served are /v1/models/{NAME}", f"GET {path or '*'} HTTP/1.1\r\n\r\n".encode()
     for version in ("01", "1/versions/1", "-1", "9" * 1000, "%00", "%D9%A1"):
-        yield 404, "served is", f"GET /v1/models/{NAME}/versions/{version} HTTP/1.1\r\n\r\n".encode()
+        yield 404, "served are", f"GET /v1/models/{NAME}/versions/{version} HTTP/1.1\r\n\r\n".encode()
+    for address in ("digits", "digits/versions/1", f"{NAME}/versions/2", f"{NAME}/versions/2/metadata"):
+        yield 404, "Could not find", f"GET /v1/models/{address} HTTP/1.1\r\n\r\n".encode()
+    yield 404, "no version of label 'stable'", f"GET /v1/models/{NAME}/labels/stable HTTP/1.1\r\n\r\n".encode()
 
 
 def test_hostile_requests_are_answered(stand_in, load_test):
@@ -240,27 +238,34 @@ def test_hostile_requests_are_answered(stand_in, load_test):
     assert load_test.exchange(stand_in, f"GET /v1/models/{NAME} HTTP/1.0\r\n\r\n".encode())[0] == 200
 
 
-def test_the_stand_in_names_the_extra(serve_main, monkeypatch):
-    monkeypatch.delitem(sys.modules, "server", raising=False)
+def test_the_server_names_the_extra(serve_main, monkeypatch):
+    monkeypatch.delitem(sys.modules, "http_server", raising=False)
     monkeypatch.setitem(sys.modules, "waitress", None)
-    with pytest.raises(SystemExit, match=r"Serving needs waitress: pip install -e \"\.\[serving\]\""):
-        serve_main("c_api", MODEL, "--port", 0)
+    with pytest.raises(SystemExit, match=r"Serving needs waitress and .*: pip install -e \"\.\[serving\]\""):
+        serve_main("server", MODEL, "--rest-port", 0)
+
+
+def test_the_server_says_what_is_no_folder(serve_main, tmp_path):
+    with pytest.raises(SystemExit, match=r"Expected folders of SavedModels.*nothing are none"):
+        serve_main("server", tmp_path / "nothing", "--rest-port", 0)
 
 
 def test_errors_of_tensorflow_and_memory_have_their_status(serve_example):
     pytest.importorskip("waitress")
-    server, c_api = serve_example("server"), serve_example("c_api")
+    server, c_api = serve_example("http_server"), serve_example("c_api")
 
-    class Model:
+    class Models:
+        names = ("any",)
+
         def __init__(self, error):
             self.error = error
 
-        def signature(self, name):
+        def use(self, name, number, label):
             raise self.error
 
     def answered(error, method="POST"):
         said = {}
-        app = server.application(Model(error), "any", 1)
+        app = server.application(Models(error))
         body = types.SimpleNamespace(read=lambda: b'{"inputs": 1}')
         request = {"REQUEST_METHOD": method, "PATH_INFO": "/v1/models/any:predict", "CONTENT_LENGTH": "13"}
         content = app(

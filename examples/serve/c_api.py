@@ -3,10 +3,8 @@
     python examples/serve/c_api.py saved_models/digits_gracapsnet                          # lists the endpoints
     python examples/serve/c_api.py saved_models/digits_gracapsnet --signature explain images=x.npy target=ids.npy
     python examples/serve/c_api.py saved_models/digits_gracapsnet --signature serve_bytes encoded=digit.png
-    python examples/serve/c_api.py saved_models/digits_gracapsnet --port 8501              # as TF Serving's REST API
 
-The second prints the outputs as JSON, or writes them with --out. The last stands in for a TF Serving that is not
-installed (see server.py), for tries and tests: it has neither batching nor gRPC, and does not look for new versions.
+The second prints the outputs as JSON, or writes them with --out. server.py answers clients so.
 """
 
 import argparse
@@ -147,7 +145,8 @@ class SavedModel:
     Args:
         folder: path of a folder with saved_model.pb.
 
-    ``signatures`` has for every endpoint ``{"inputs": {name: info}, "outputs": {name: info}}`` (see ``tensor_info``).
+    ``signatures`` has for every endpoint ``{"inputs": {name: info}, "outputs": {name: info}}`` (see ``tensor_info``),
+    ``definitions`` its serialised SignatureDef.
 
     Raises:
         TensorFlowError: if it cannot be loaded.
@@ -166,16 +165,22 @@ class SavedModel:
         )
         self._tf.TF_DeleteSessionOptions(options)
         buffer = Buffer.from_address(meta_graph)
-        signatures = entries(ctypes.string_at(buffer.data, buffer.length), 5)
+        signatures = sorted(entries(ctypes.string_at(buffer.data, buffer.length), 5).items())
         self._tf.TF_DeleteBuffer(ctypes.c_void_p(meta_graph))
+        self.definitions = {name: definition for name, definition in signatures if name != INITIALIZER}
         self.signatures = {
             name: {
-                kind: {key: tensor_info(info) for key, info in entries(one, number).items()}
+                kind: {key: tensor_info(info) for key, info in entries(definition, number).items()}
                 for kind, number in (("inputs", 1), ("outputs", 2))
             }
-            for name, one in sorted(signatures.items())
-            if name != INITIALIZER
+            for name, definition in self.definitions.items()
         }
+
+    def close(self):
+        """Free the session and the graph; nothing may be running."""
+        self._checked(lambda status: self._tf.TF_CloseSession(self._session, status))
+        self._checked(lambda status: self._tf.TF_DeleteSession(self._session, status))
+        self._tf.TF_DeleteGraph(self._graph)
 
     def signature(self, name):
         """Inputs and outputs of an endpoint; a ValueError lists those that there are."""
@@ -313,34 +318,18 @@ def answer(model, args):
         print(json.dumps({key: array.tolist() for key, array in outputs.items()}))
 
 
-def serve(model, folder, args):
-    """Answer REST requests; the model is called like the folder of its versions."""
-    try:
-        import server
-    except ImportError as error:
-        raise ValueError(f'Serving needs waitress: pip install -e ".[serving]" ({error}).') from error
-    is_version = folder.name.isdigit()
-    name = args.name or (folder.parent if is_version else folder).name
-    server.serve(model, name, int(folder.name) if is_version else 1, args.port)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=pathlib.Path, help="folder of a SavedModel, or of its version folders")
     parser.add_argument("inputs", nargs="*", metavar="NAME=FILE", help=".npy files, or images for serve_bytes")
     parser.add_argument("--signature", default="serving_default")
     parser.add_argument("--out", type=pathlib.Path, help=".npz file for the outputs")
-    parser.add_argument("--port", type=int, help="serve on this port; 0 for any that is free")
-    parser.add_argument("--name", help="of the served model; default: that of the folder")
     args = parser.parse_intermixed_args()
     if not all("=" in one for one in args.inputs):
         parser.error(f"expected inputs as NAME=FILE; received {' '.join(args.inputs)}")
     try:
-        folder = newest(args.path)
-        model = SavedModel(folder)
-        if args.port is not None:
-            serve(model, folder.resolve(), args)
-        elif args.inputs:
+        model = SavedModel(newest(args.path))
+        if args.inputs:
             answer(model, args)
         else:
             describe(model)
@@ -349,6 +338,4 @@ def main():
 
 
 if __name__ == "__main__":
-    import c_api  # the module that server.py imports, whose classes are others than those of this script
-
-    c_api.main()
+    main()

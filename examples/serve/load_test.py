@@ -1,6 +1,7 @@
-"""Many clients at the stand-in for TF Serving at once: is every request answered, rightly, and do its limits hold?
+"""Many clients at server.py at once: is every request answered, rightly, and do its limits hold?
 
     python examples/serve/load_test.py saved_models/digits_gracapsnet --clients 64 --requests 50
+    python examples/serve/load_test.py saved_models/digits_gracapsnet --clients 32 --grpc
 
 Every client asks one endpoint after another about images of noise, never twice, and compares the answers with those of
 the SavedModel in this process. Meanwhile requests beyond the limits are sent. Prints what became of them all, and ends
@@ -11,6 +12,7 @@ import argparse
 import base64
 import collections
 import contextlib
+import functools
 import io
 import json
 import pathlib
@@ -27,29 +29,32 @@ import zlib
 
 import numpy as np
 from c_api import DTYPES, STRING, SavedModel, newest
-from client import Rest, ServingError
+from client import Grpc, Rest, ServingError
+from http_server import LIMITS, MAX_BODY
 from PIL import Image
 from rest import MAX_IMAGES
-from server import LIMITS, MAX_BODY
 
 TOLERANCE = 1e-4
-C_API = pathlib.Path(__file__).with_name("c_api.py")
+SERVER = pathlib.Path(__file__).with_name("server.py")
 
 
 @contextlib.contextmanager
-def stand_in(path):
-    """URL of the stand-in and name of the model in it, while the block runs.
+def stand_in(path, *options, grpc=False):
+    """URL of server.py, name of the model in it, and its address of gRPC or None, while the block runs.
 
     Args:
         path: of a SavedModel, or its version folders.
+        *options: further ones of the command.
+        grpc: bool, whether it answers gRPC, too.
     """
-    command = [sys.executable, str(C_API), str(path), "--port", "0"]
+    command = [sys.executable, str(SERVER), str(path), "--rest-port", "0", *options, *(["--grpc-port", "0"] * grpc)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
+            address = process.stdout.readline().strip().removeprefix("grpc://") if grpc else None
             url, _, name = process.stdout.readline().strip().partition("/v1/models/")
             if not name:
-                raise RuntimeError(f"The stand-in did not start: try {' '.join(command)}.")
-            yield url, name
+                raise RuntimeError(f"The server did not start: try {' '.join(command)}.")
+            yield url, name, address
         finally:
             process.terminate()
 
@@ -89,8 +94,13 @@ def encoded(pixels):
     return file.getvalue()
 
 
-def load(url, name, asked, clients):
+def load(connect, asked, clients):
     """Ask all questions, in as many threads as there are clients.
+
+    Args:
+        connect: callable without arguments that returns a client, see client.py.
+        asked: list, see ``questions``.
+        clients: int.
 
     Returns:
         Counter of ``right``, ``wrong`` and what was lost by its error; list of seconds per answer.
@@ -98,11 +108,11 @@ def load(url, name, asked, clients):
     ends, seconds = collections.Counter(), []
 
     def ask(own):
-        rest = Rest(url, name, timeout=60)
+        client = connect()
         for endpoint, inputs, expected in own:
             started = time.perf_counter()
             try:
-                outputs = rest.predict(endpoint, inputs)
+                outputs = client.predict(endpoint, inputs)
                 same = set(outputs) == set(expected) and all(
                     np.allclose(outputs[key], value, atol=TOLERANCE, rtol=TOLERANCE) for key, value in expected.items()
                 )
@@ -200,14 +210,16 @@ def main():
     parser.add_argument("path", type=pathlib.Path, help="folder of a SavedModel, or of its version folders")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--requests", type=int, default=50, help="of each client")
+    parser.add_argument("--grpc", action="store_true", help="ask by gRPC instead of REST")
     args = parser.parse_args()
     asked = questions(SavedModel(newest(args.path)), args.clients * args.requests)
-    with stand_in(args.path) as (url, name):
+    with stand_in(args.path, grpc=args.grpc) as (url, name, address):
         limits = []
         others = threading.Thread(target=lambda: limits.extend(beyond(url, name)))
         others.start()
         started = time.perf_counter()
-        ends, seconds = load(url, name, asked, args.clients)
+        connect = (Grpc, address, name) if args.grpc else (Rest, url, name)
+        ends, seconds = load(functools.partial(*connect, timeout=60), asked, args.clients)
         took = time.perf_counter() - started
         others.join()
         limits.append(crowd(url, name))

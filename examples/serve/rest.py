@@ -1,7 +1,7 @@
-"""TF Serving's REST API for one SavedModel in a session of the C API: predict, status and metadata.
+"""TF Serving's REST API for SavedModels in sessions of the C API: predict, status and metadata.
 
 https://www.tensorflow.org/tfx/serving/api_rest says what is asked and answered. What is wrong with a request is a
-ValueError; see server.py for the HTTP around it.
+ValueError; see http_server.py for the HTTP around it.
 """
 
 import base64
@@ -11,43 +11,59 @@ import numpy as np
 from c_api import DTYPES, STRING, check_names, dtype_name
 
 MAX_IMAGES = 128  # in one request
+ERRORS = {0: "OK", 2: "UNKNOWN", 3: "INVALID_ARGUMENT", 5: "NOT_FOUND", 13: "INTERNAL", 15: "DATA_LOSS"}
 KEYS = {"signature_name", "instances", "inputs"}  # of a request
 FLOATS, INTEGERS = {int, float}, {int}
 TYPES = {"float32": FLOATS, "float64": FLOATS, "float16": FLOATS, "bool": {bool}}  # in JSON; the others take integers
 
 
-def status(version):
-    """Answer about the model's state."""
-    state = {"version": str(version), "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
-    return {"model_version_status": [state]}
+def status(states):
+    """Answer about the states of a model's versions."""
+    return {
+        "model_version_status": [
+            {
+                "version": str(number),
+                "state": state,
+                "status": {"error_code": ERRORS.get(code, "UNKNOWN"), "error_message": message},
+            }
+            for number, state, code, message in states
+        ]
+    }
 
 
-def metadata(model, name, version):
-    """Answer about the model's signatures, in JSON as protocol buffers are written."""
+def metadata(models, version):
+    """Answer about a model's signatures, in JSON as protocol buffers are written.
+
+    Args:
+        models: Models.
+        version: dict, arguments of ``Models.use``.
+    """
 
     def described(info):
         sizes = [{"size": str(size), "name": ""} for size in info["shape"] or ()]
         shape = {"dim": sizes, "unknown_rank": info["shape"] is None}
         return {"dtype": dtype_name(info["dtype"]), "tensor_shape": shape, "name": info["name"]}
 
-    signatures = {
-        key: {kind: {one: described(info) for one, info in infos.items()} for kind, infos in signature.items()}
-        for key, signature in model.signatures.items()
-    }
+    with models.use(**version) as (number, model):
+        signatures = {
+            key: {kind: {name: described(info) for name, info in infos.items()} for kind, infos in signature.items()}
+            for key, signature in model.signatures.items()
+        }
     return {
-        "model_spec": {"name": name, "signature_name": "", "version": str(version)},
+        "model_spec": {"name": version["name"], "signature_name": "", "version": str(number)},
         "metadata": {"signature_def": {"signature_def": signatures}},
     }
 
 
-def predict(model, body):
-    """Answer to a predict request, in rows (``instances``) or in columns (``inputs``)."""
+def predict(models, version, body):
+    """Answer to a predict request, in rows (``instances``) or in columns (``inputs``); arguments as of ``metadata``."""
     request = parsed(body)
     name = request.get("signature_name") or "serving_default"  # TF Serving takes an empty one for this
-    infos = model.signature(name)["inputs"]
-    given = rows(request["instances"], infos) if "instances" in request else columns(request["inputs"], infos)
-    check_names(infos, given)
-    outputs = model.run(name, {key: tensor(key, given[key], info) for key, info in infos.items()})
+    with models.use(**version) as (_, model):
+        infos = model.signature(name)["inputs"]
+        given = rows(request["instances"], infos) if "instances" in request else columns(request["inputs"], infos)
+        check_names(infos, given)
+        outputs = model.run(name, {key: tensor(key, given[key], info) for key, info in infos.items()})
     single = len(outputs) == 1
     if "inputs" in request:
         values = {key: array.tolist() for key, array in outputs.items()}

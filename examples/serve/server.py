@@ -1,153 +1,96 @@
-"""The HTTP server of the stand-in for TF Serving: waitress, with limits, and every error as JSON.
+"""Serves SavedModels as TF Serving does, over REST and gRPC, through TensorFlow's C API; for tries and tests.
 
-Requests are read whole before one of the threads answers them, so that slow clients hold none; those that wait are as
-many as connections are let in, and further connections wait to be accepted. What is refused is answered
-``{"error": "..."}``, as TF Serving does: 400 for what is wrong with a request, 404 for another address, 405 for another
-method, 408 for a request that does not end, 411 without a length, 413 and 431 for too much, 500 and 501 for what the
-server cannot do, 503 where it runs out of memory.
+    python examples/serve/server.py saved_models/digits_gracapsnet                          # REST on port 8501
+    python examples/serve/server.py saved_models/digits_gracapsnet --grpc-port 8500
+    python examples/serve/server.py saved_models/a saved_models/b --versions 3              # the latest three of each
+
+Models are called like their folders, in which new versions are looked for every second: one is loaded, and warmed up,
+before the one before it goes. Prints an address per line when it answers. There is no batching, and Python answers:
+where it matters, run TF Serving on the same folders. REST needs NumPy, protobuf and waitress only, gRPC
+tensorflow-serving-api, too (``pip install -e ".[serving]"``).
 """
 
-import contextlib
-import http
-import json
-import re
+import argparse
+import pathlib
+import signal
+import sys
 
-import rest
-from c_api import TensorFlowError
-from waitress import create_server
-from waitress.channel import HTTPChannel
-from waitress.parser import HTTPRequestParser, ParsingError
-from waitress.task import ErrorTask
-
-MAX_BODY = 2**25  # bytes; numbers take up to twenty times as many once they are parsed
-LIMITS = {
-    "threads": 4,
-    "connection_limit": 256,
-    "backlog": 1024,  # connections that wait to be accepted
-    "channel_timeout": 30,  # seconds without a byte
-    "cleanup_interval": 5,  # seconds between looks for connections that time out
-    "max_request_header_size": 2**12,
-    "max_request_body_size": 4 * MAX_BODY,  # up to here a body is read to its end, or its sender might miss the answer
-    "outbuf_high_watermark": 2**30,  # answers go to a file, so that those who do not read theirs hold no thread
-}
-ADDRESS = re.compile(r"/v1/models/(?P<name>[^/:]+)(/versions/(?P<version>\d+))?(?P<verb>:predict|/metadata)?")
-STATUS = {3: 400, 8: 503, 11: 400, 14: 503}  # of TensorFlow's codes; others are 500
+from versions import Config, Models, NotServedError
 
 
-class RefusedError(Exception):
-    """A request that is refused with an HTTP status."""
-
-    def __init__(self, status, message, headers=()):
-        super().__init__(message)
-        self.status, self.headers = status, list(headers)
-
-
-def serve(model, name, version, port, **limits):
-    """Answer requests until interrupted; prints the address first.
-
-    Args:
-        model: SavedModel of c_api.py.
-        name: str, of the model in addresses.
-        version: int.
-        port: int; 0 for any that is free.
-        **limits: other values than those of ``LIMITS``.
-    """
-    server = create_server(application(model, name, version), host="127.0.0.1", port=port, **{**LIMITS, **limits})
-    server.channel_class = Channel
-    print(f"http://localhost:{server.effective_port}/v1/models/{name}", flush=True)
-    server.run()
+def configs(args):
+    """What is to be served, by the names of the folders."""
+    folders = [path.resolve() for path in args.paths]
+    missing = [str(path) for path in folders if not path.is_dir()]
+    if missing:
+        raise ValueError(f"Expected folders of SavedModels or of their versions; {', '.join(missing)} are none.")
+    versions = {"all": {"latest": None}}.get(args.versions) or {"latest": int(args.versions)}
+    named = [
+        (path.parent if path.name.isdigit() and (path / "saved_model.pb").is_file() else path).name for path in folders
+    ]
+    if args.name:
+        named[0] = args.name
+    return [Config(name, path, **versions) for name, path in zip(named, folders, strict=True)]
 
 
-def application(model, name, version):
-    """WSGI application; see ``serve``."""
-    verbs = {
-        None: ("GET", lambda _: rest.status(version)),
-        "/metadata": ("GET", lambda _: rest.metadata(model, name, version)),
-        ":predict": ("POST", lambda body: rest.predict(model, body)),
-    }
-
-    def answered(request):
-        method, path = request["REQUEST_METHOD"], request["PATH_INFO"]
-        address = ADDRESS.fullmatch(path)
-        if not address or address["name"] != name or address["version"] not in (None, str(version)):
-            raise RefusedError(404, f"{method} {path}: served is /v1/models/{name}, version {version}.")
-        allowed, answer = verbs[address["verb"]]
-        if method != allowed:
-            raise RefusedError(405, f"{method} {path}: expected {allowed}.", [("Allow", allowed)])
-        if method == "POST" and "CONTENT_LENGTH" not in request:
-            raise RefusedError(411, f"{method} {path}: expected a body, with Content-Length or in chunks of HTTP/1.1.")
-        if int(request.get("CONTENT_LENGTH", 0)) > MAX_BODY:
-            raise RefusedError(413, f"Expected a body of at most {MAX_BODY} bytes; received more. Send fewer images.")
-        return answer(request["wsgi.input"].read())
-
-    def respond(request, start_response):
-        status, headers = 200, []
-        try:
-            answer = answered(request)
-        except RefusedError as error:
-            status, headers, answer = error.status, error.headers, told(error)
-        except TensorFlowError as error:
-            status, answer = STATUS.get(error.code, 500), told(error)
-        except (ValueError, RecursionError) as error:
-            status, answer = 400, told(error)
-        except MemoryError:
-            status, answer = 503, told("There is not enough memory for the request. Send fewer images.")
-        content = encoded(answer)
-        start_response(f"{status} {http.HTTPStatus(status).phrase}", [*headers, *about(content)])
-        return [] if request["REQUEST_METHOD"] == "HEAD" else [content]
-
-    return respond
+def counted(text):
+    """What ``--versions`` may be."""
+    if text != "all" and not (text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"expected a number from 1, or all; received {text}")
+    return text
 
 
-def told(error):
-    """What is answered to a request that is refused."""
-    return {"error": str(error)}
+def troubles(models, name):
+    """Lines about versions that are not served."""
+    try:
+        states = models.states(name)
+    except NotServedError as error:
+        return [f"{error} It is looked for."]
+    return [f"version {number} is not served: {message}" for number, state, _, message in states if state == "END"]
 
 
-def encoded(answer):
-    """Bytes of JSON."""
-    return json.dumps(answer).encode()
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("paths", nargs="+", type=pathlib.Path, help="folders of SavedModels, or of version folders")
+    parser.add_argument("--rest-port", type=int, default=8501, help="0 for any that is free")
+    parser.add_argument("--grpc-port", type=int, help="0 for any that is free; no gRPC if not given")
+    parser.add_argument("--name", help="of the first model; default: that of its folder")
+    parser.add_argument("--versions", type=counted, default="1", help="how many, the highest ones; or all")
+    parser.add_argument("--poll", type=float, default=1.0, help="seconds between looks for new versions")
+    args = parser.parse_args()
+    try:
+        import http_server
+
+        if args.grpc_port is not None:
+            import grpc_server
+    except ImportError as error:
+        raise SystemExit(
+            f'Serving needs waitress and tensorflow-serving-api: pip install -e ".[serving]" ({error}).'
+        ) from error
+    try:
+        models = Models(configs(args), None if args.grpc_port is None else grpc_server.warm_up)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    for name in models.names:
+        for line in troubles(models, name):
+            print(f"{name}: {line}", file=sys.stderr, flush=True)
+    models.watch(args.poll)
+    grpc = None
+    if args.grpc_port is not None:
+        grpc, port = grpc_server.start(models, args.grpc_port)
+        print(f"grpc://localhost:{port}", flush=True)
+    http = http_server.start(models, args.rest_port)
+    for name in models.names:
+        print(f"http://localhost:{http.effective_port}/v1/models/{name}", flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        http.run()  # until it is interrupted, or terminated
+    finally:
+        http.close()
+        if grpc is not None:
+            grpc.stop(grace=1).wait()
+        models.close()
 
 
-def about(content):
-    """Headers of an answer."""
-    return [("Content-Type", "application/json"), ("Content-Length", str(len(content)))]
-
-
-class Refusal(ErrorTask):
-    """What waitress refuses before the application sees it, told as JSON instead of text."""
-
-    def execute(self):
-        error = self.request.error
-        content = encoded(told(f"{error.reason}: {error.body}"))
-        self.status = f"{error.code} {error.reason}"
-        self.response_headers.extend(about(content))
-        self.set_close_on_finish()
-        self.content_length = len(content)
-        self.write(content)
-
-
-class Parser(HTTPRequestParser):
-    """A parser that refuses the addresses that Python's own raises errors for."""
-
-    def parse_header(self, header_plus):
-        try:
-            super().parse_header(header_plus)
-        except ValueError as error:
-            raise ParsingError(str(error)) from error
-
-
-class Channel(HTTPChannel):
-    """A connection with the two, which tells before it is closed that a request did not end."""
-
-    error_task_class = Refusal
-    parser_class = Parser
-
-    def handle_close(self):
-        if self.request is not None and not self.requests:
-            content = encoded(told("Expected the rest of the request, as long as its headers say; received none."))
-            lines = ["HTTP/1.1 408 Request Timeout", "Connection: close", *map(": ".join, about(content))]
-            with contextlib.suppress(OSError):  # of those who are gone
-                self.socket.send("\r\n".join([*lines, "", ""]).encode() + content)
-            self.request = None
-        super().handle_close()
+if __name__ == "__main__":
+    main()

@@ -58,21 +58,50 @@ def metadata(models, version):
 def predict(models, version, body):
     """Answer to a predict request, in rows (``instances``) or in columns (``inputs``); arguments as of ``metadata``."""
     request = parsed(body)
-    name = request.get("signature_name") or "serving_default"  # TF Serving takes an empty one for this
     with models.use(**version) as (_, model):
-        infos = model.signature(name)["inputs"]
-        given = rows(request["instances"], infos) if "instances" in request else columns(request["inputs"], infos)
-        check_names(infos, given)
-        outputs = model.run(name, {key: tensor(key, given[key], info) for key, info in infos.items()})
+        outputs, name = run(model, request)
     single = len(outputs) == 1
     if "inputs" in request:
         values = {key: array.tolist() for key, array in outputs.items()}
         return {"outputs": next(iter(values.values())) if single else values}
+    predictions = in_rows(outputs, name)
+    return {"predictions": [next(iter(row.values())) for row in predictions] if single else predictions}
+
+
+def run(model, request, usual="serving_default", absent=None):
+    """Outputs by name of what a request asks a SavedModel for, and the endpoint.
+
+    Args:
+        model: SavedModel of c_api.py.
+        request: dict, see ``checked``.
+        usual: str, the endpoint that an empty name stands for.
+        absent: dict from names of inputs to the value for each image that takes their place where they are not given.
+    """
+    name = request.get("signature_name") or usual
+    infos = model.signature(name)["inputs"]
+    asked = {key: info for key, info in infos.items() if key not in (absent or {}) or names(request, key)}
+    given = rows(request["instances"], asked) if "instances" in request else columns(request["inputs"], asked)
+    check_names(asked, given)
+    inputs = {key: tensor(key, given[key], info) for key, info in asked.items()}
+    for key in set(infos) - set(asked):
+        length = len(next(iter(inputs.values()), ()))
+        inputs[key] = tensor(key, [absent[key]] * length, infos[key])
+    return model.run(name, inputs), name
+
+
+def names(request, key):
+    """Whether a request gives a value for an input."""
+    values = request.get("inputs", request.get("instances"))
+    first = values[0] if isinstance(values, list) and values else values
+    return isinstance(first, dict) and key in first
+
+
+def in_rows(outputs, name):
+    """Outputs by name for each image, lists of JSON."""
     if len({array.shape[:1] for array in outputs.values()} | {()}) > 2 or not all(map(np.ndim, outputs.values())):
         raise ValueError(f"Expected 'inputs' instead of 'instances': outputs of {name} are not one per image.")
     lists = [array.tolist() for array in outputs.values()]
-    predictions = [dict(zip(outputs, row, strict=True)) for row in zip(*lists, strict=True)]
-    return {"predictions": lists[0] if single else predictions}
+    return [dict(zip(outputs, row, strict=True)) for row in zip(*lists, strict=True)]
 
 
 def parsed(body):
@@ -81,6 +110,11 @@ def parsed(body):
         request = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"Expected a body of JSON; received what is none: {error}.") from error
+    return checked(request)
+
+
+def checked(request):
+    """A decoded predict request, with the keys that it may have."""
     if not isinstance(request, dict) or ("instances" in request) == ("inputs" in request):
         raise ValueError("Expected a JSON object with either 'instances' or 'inputs'.")
     if not set(request) <= KEYS:
@@ -116,8 +150,12 @@ def tensor(name, value, info):
         raise ValueError(f"{name} is of {dtype_name(info['dtype'])}, which is not known here.")
     if isinstance(value, list) and len(value) > MAX_IMAGES:
         raise ValueError(f"Expected at most {MAX_IMAGES} images in a request; received {len(value)} of {name}.")
-    cells = np.array(value, "object")  # which keeps every value as it is
-    if info["dtype"] == STRING:
+    return numbers(name, np.array(value, "object"), dtype)  # which keeps every value as it is
+
+
+def numbers(name, cells, dtype):
+    """Array of a dtype from one of objects out of JSON; bytes of a dtype ``object``."""
+    if dtype == DTYPES[STRING]:
         return np.asarray(np.frompyfunc(text, 1, 1)(cells), "object")
     if not set(map(type, cells.ravel())) <= TYPES.get(dtype, INTEGERS):
         raise ValueError(f"Expected {dtype} values in lists of equal lengths for {name}; received others.")

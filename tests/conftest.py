@@ -15,11 +15,15 @@ import sys
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from hypothesis import settings
 from sklearn.datasets import load_digits
 
 from keras_capsvit import GraCapsNet
+
+try:
+    import tensorflow as tf
+except ImportError:  # with JAX alone
+    tf = None
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -27,7 +31,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 gc.collect()
 gc.freeze()
 gc.set_threshold(50_000, 20, 100)
-tf.random.set_seed(0)
+if tf:
+    tf.random.set_seed(0)
 
 settings.register_profile("tests", max_examples=25, deadline=None, derandomize=True)
 settings.load_profile("tests")
@@ -60,7 +65,8 @@ def seed(request, monkeypatch):
     with monkeypatch.context() as patch:
         # Which nothing draws from, here or in the package, and which takes every kernel along that was made: a fifth of
         # the time of small tests.
-        patch.setattr(tf.random, "set_seed", lambda seed: None)
+        if tf:
+            patch.setattr(tf.random, "set_seed", lambda seed: None)
         keras.utils.set_random_seed(0)
     if hasattr(request.module, "rng"):
         monkeypatch.setattr(request.module, "rng", np.random.default_rng(0))

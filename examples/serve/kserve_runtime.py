@@ -6,10 +6,10 @@
 The highest version in the folder is served: inference in the Open Inference Protocol (V2) over REST and gRPC, binary
 tensors too, and in V1, ``:predict`` and ``:explain``. The parameter ``signature_name`` of a request of V2, or the key
 of this name in V1, is the endpoint that answers, so explanations can be asked for in both. ``:explain`` answers
-``{"predictions": [...], "explanations": [...]}`` by the endpoint of ``--explainer``, of the classes in ``target``, or
-of the predicted ones. ``/v2/models/NAME`` tells inputs and outputs, and ``/v2/models/NAME/card`` is the model card. Image
-files go over gRPC, or in V1 as ``{"b64": ...}``: KServe's REST of V2 takes texts only. KServe's own options (``--help``)
-hold. Needs ``pip install kserve tensorflow``; kserve.yaml is a manifest.
+``{"predictions": [...], "explanations": [...]}`` by the endpoint of ``--explainer``, of classes in ``target``, or of
+the predicted ones. ``/v2/models/NAME`` tells inputs and outputs, ``/v2/models/NAME/card`` is the model card. Image
+files go over gRPC, or in V1 as ``{"b64": ...}``: KServe's REST of V2 takes texts only. KServe's own options
+(``--help``) hold. Needs ``pip install kserve tensorflow``; kserve.yaml is a manifest.
 """
 
 import argparse

@@ -8,7 +8,7 @@ from keras import ops
 from keras_capsvit import CapsNet, ConvNetAvg, MarginLoss, SubsetAccuracy, training
 from keras_capsvit.autodiff import compile
 from keras_capsvit.losses import BinaryCrossEntropy, CrossEntropy
-from keras_capsvit.ops import as_multi_hot
+from keras_capsvit.ops import as_multi_hot, check_labels
 
 NONE_IN_COMPILED_STEPS = [
     np.array([1, -1], "int32"),
@@ -103,6 +103,12 @@ def test_types_that_are_no_labels_are_refused_when_compiled_too(labels):
     if labels.dtype.kind != "U":
         with pytest.raises(ValueError, match="Labels must be integers, or floats that are; received"):
             known()(labels)
+
+
+def test_whether_rows_are_shares_is_said_by_a_bool():
+    assert check_labels(np.array([[0.5, 0.5]]), 2, shares=True) == "multi-hot"
+    with pytest.raises(ValueError, match="shares must be True or False; received 'no'"):
+        check_labels(np.array([[1.0, 1.0]]), 2, shares="no")
 
 
 def test_a_stream_with_labels_that_are_none_has_a_loss_of_nan():

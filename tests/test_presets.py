@@ -28,6 +28,36 @@ def test_every_preset_attacks():
         assert name.endswith(attack.norm) or not name.endswith(("l2", "linf"))
 
 
+# Steps, size of a step (of radius .3) and random start: Foolbox 3.3, ART 1.20, and the code of the thesis for chapter 6.
+PUBLISHED = {
+    "foolbox_bim": (10, 0.06, False),
+    "foolbox_mim": (10, 0.06, False),
+    "foolbox_pgd": (40, 0.01, True),
+    "foolbox_bim_l2": (10, 0.06, False),
+    "foolbox_pgd_l2": (50, 0.0075, True),
+    "vote_attack_bim": (10, 0.01, False),
+    "vote_attack_mim": (10, 0.01, False),
+    "vote_attack_pgd": (40, 0.01, True),
+    "art_bim": (100, 0.1, False),
+    "art_mim": (100, 0.1, False),
+    "art_pgd": (100, 0.1, False),
+}
+
+
+def test_settings_are_the_published_ones():
+    for name, expected in PUBLISHED.items():
+        attack = attacks.preset(name, 0.3)
+        assert (attack.steps, attack.random_start) == expected[::2], name
+        assert attack.step == pytest.approx(expected[1]), name
+        assert attack.keep == "last"
+    assert attacks.preset("vote_attack_carlini_wagner_l2").confidence == 0.5
+    deepfool = attacks.preset("art_deepfool_l2")
+    assert (deepfool.steps, deepfool.overshoot) == (100, 1e-6)
+    carlini = attacks.preset("art_carlini_wagner_l2")
+    assert (carlini.steps, carlini.binary_search_steps, carlini.initial_const) == (10, 10, 0.01)
+    assert attacks.preset("art_carlini_wagner_linf").steps == 10
+
+
 @pytest.mark.peers
 def test_settings_are_those_of_foolbox():
     library = pytest.importorskip("foolbox").attacks

@@ -1,6 +1,7 @@
-"""Versions that the tests ran on, and a warning under others."""
+"""Versions that the tests ran on, and a warning under others; and what needs TensorFlow where it is not installed."""
 
 import importlib.metadata
+import importlib.util
 import sys
 import warnings
 
@@ -24,6 +25,23 @@ def warn_of_untested():
         given = ", ".join(f"{name} {version}" for name, version in untested.items())
         tested = ", ".join(f"{name} {TESTED[name][0]} to {TESTED[name][1]}" for name in untested)
         warnings.warn(f"keras_capsvit is not tested with {given}; its tests ran on {tested}.", stacklevel=2)
+
+
+def require_tensorflow(name):
+    """Refuse to import a part of the package that is TensorFlow's where that is not installed.
+
+    Args:
+        name: str, of the part.
+
+    Raises:
+        ModuleNotFoundError: without TensorFlow.
+    """
+    if importlib.util.find_spec("tensorflow") is None:
+        raise ModuleNotFoundError(
+            f"{name} needs TensorFlow, whichever backend Keras has, and it is not installed: pip install tensorflow. "
+            "Without it, on JAX, there are models, layers, losses, attacks, gradient explainers and measurements.",
+            name="tensorflow",
+        )
 
 
 def _installed(name):

@@ -28,7 +28,7 @@ def test_every_preset_attacks():
         assert name.endswith(attack.norm) or not name.endswith(("l2", "linf"))
 
 
-# Steps, size of a step (of radius .3) and random start: Foolbox 3.3, ART 1.20, and the code of the thesis for chapter 6.
+# Steps, their size at radius .3, and random start: Foolbox 3.3, ART 1.20, and the code of the thesis for chapter 6.
 PUBLISHED = {
     "foolbox_bim": (10, 0.06, False),
     "foolbox_mim": (10, 0.06, False),

@@ -1,7 +1,9 @@
 """Settings that make nonsense are refused, by name, before anything is computed or allocated."""
 
+import importlib
 import pathlib
 import re
+import sys
 import warnings
 
 import keras
@@ -349,6 +351,16 @@ def test_versions_that_no_test_ran_on(monkeypatch):
     monkeypatch.setattr(versions, "_installed", {name: newest for name, (_, newest) in versions.TESTED.items()}.get)
     with warnings.catch_warnings(action="error"):
         versions.warn_of_untested()
+
+
+def test_what_needs_tensorflow_says_so_where_it_is_not_installed(monkeypatch):
+    versions.require_tensorflow("anything")
+    monkeypatch.setattr(versions.importlib.util, "find_spec", lambda name: None)
+    for name in ("data", "serving"):
+        module = f"keras_capsvit.{name}"
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        with pytest.raises(ModuleNotFoundError, match=f"{module} needs TensorFlow, .* pip install tensorflow"):
+            importlib.import_module(module)
 
 
 def test_the_lowest_versions_are_those_of_setup_cfg():

@@ -2,6 +2,7 @@
 
 from keras_capsvit.training.adversarial import adversarial_fit
 from keras_capsvit.training.fitting import StopAt, fit
+from keras_capsvit.training.processes import share
 from keras_capsvit.training.randomness import set_deterministic
 from keras_capsvit.training.recipes import LOSSES, RECIPES, Recipe, loss_for
 
@@ -14,4 +15,5 @@ __all__ = [
     "fit",
     "loss_for",
     "set_deterministic",
+    "share",
 ]

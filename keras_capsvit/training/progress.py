@@ -9,6 +9,7 @@ import keras
 
 from keras_capsvit import files
 from keras_capsvit.training.checkpoints import Checkpoints
+from keras_capsvit.training.processes import count_and_number
 from keras_capsvit.training.randomness import random_state, set_random_state
 
 
@@ -17,7 +18,8 @@ class Progress(keras.callbacks.Callback):
 
     The state is all that later epochs depend on: weights, the optimizer's variables, the seeds of the model's layers
     and of Python, NumPy and Keras, the epochs done, their rows of ``epochs.csv``, and whether the training has ended
-    early. The order of the data follows from the number of epochs, see ``streams``.
+    early. The order of the data follows from the number of epochs, see ``streams``. Of processes that train together
+    the first writes and all read.
 
     Args:
         work: path of the folder, which gets ``epochs.csv`` and ``checkpoint/``.
@@ -27,7 +29,9 @@ class Progress(keras.callbacks.Callback):
     def __init__(self, work, kind):
         super().__init__()
         self.rows = []
-        files.remove_abandoned(work)
+        self._writes = count_and_number()[1] == 0
+        if self._writes:
+            files.remove_abandoned(work)
         self._table = pathlib.Path(work) / "epochs.csv"
         self._checkpoints = Checkpoints(pathlib.Path(work) / "checkpoint")
         self._kind = json.loads(json.dumps(kind))
@@ -71,7 +75,8 @@ class Progress(keras.callbacks.Callback):
 
     def delete(self):
         """Delete the checkpoints of a training that has ended."""
-        self._checkpoints.delete()
+        if self._writes:
+            self._checkpoints.delete()
 
     def history(self, history):
         """Put all epochs, also those before an interruption, into a keras.callbacks.History."""
@@ -80,6 +85,8 @@ class Progress(keras.callbacks.Callback):
         return history
 
     def _save(self, stopped):
+        if not self._writes:
+            return
         about = {
             "kind": self._kind,
             "model": _described(self.model),
@@ -96,6 +103,8 @@ class Progress(keras.callbacks.Callback):
 
     def _write_table(self):
         """After the checkpoint, which holds the rows: a table that was not written yet is written when it is read."""
+        if not self._writes:
+            return
         if not self.rows:
             self._table.unlink(missing_ok=True)
             return

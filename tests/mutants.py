@@ -37,8 +37,8 @@ PARTS = {
     "rules": ("explain/relevance/rules.py", "relevance relevance_signs relevance_inputs relevance_models settings"),
     "evaluate": (
         "evaluate",
-        "robustness saliency_metrics fidelity deletion patch_metrics certified attack_tables auto_attack representation "
-        "detection compare progress table checks explain",
+        "robustness saliency_metrics fidelity deletion patch_metrics certified attack_tables auto_attack "
+        "representation detection compare progress table checks explain",
     ),
 }
 OPERATORS = {

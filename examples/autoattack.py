@@ -21,12 +21,12 @@ import pathlib
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import any_model
 import numpy as np
 
-import keras_capsvit
-from keras_capsvit import attacks, data, evaluate, load_model, load_weights, load_weights_from, serving, taps
+from keras_capsvit import attacks, data, evaluate
 from keras_capsvit.evaluate.progress import place
-from keras_capsvit.files import read_json, write_text
+from keras_capsvit.files import write_text
 
 OBJECTIVES = ("capsules", "votes")
 
@@ -34,8 +34,7 @@ OBJECTIVES = ("capsules", "votes")
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=pathlib.Path, metavar="MODEL")
-    parser.add_argument("--network", help="class of this package that a file of weights is of")
-    parser.add_argument("--settings", type=pathlib.Path, help="JSON file of the settings of its constructor")
+    any_model.add_options(parser)
     parser.add_argument("--dataset", required=True, help="digits, mnist, fashion_mnist, cifar10, ...")
     parser.add_argument("--data-dir", help="where the TFDS folders are")
     parser.add_argument("--epsilon", type=float, required=True, help="radius of the ball, in pixels of [0, 1]")
@@ -45,27 +44,13 @@ def parse():
     parser.add_argument("--precision", default="float32", choices=attacks.PRECISIONS, help="of gradients")
     parser.add_argument("--examples", type=int, default=1000, help="test images")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="of the pixels that MODEL takes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", help="of the record; default: that of MODEL")
     parser.add_argument("--reported", type=float, help="published robust accuracy, in [0, 1]")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("saved_models") / "autoattack")
     args = parser.parse_args()
-    if args.settings and not args.network:
-        parser.error("--settings are those of a --network")
+    any_model.check_options(parser, args)
     return args
-
-
-def model_of(args):
-    """The model, live or served."""
-    if args.network:
-        about = data.info(args.dataset)
-        settings = read_json(args.settings, "a JSON file of settings") if args.settings else {}
-        model = getattr(keras_capsvit, args.network)(about.image_shape, about.num_classes, **settings)
-        # An .npz of this package's own names, or what others wrote.
-        (load_weights if args.model.suffix == ".npz" else load_weights_from)(model, args.model)
-        return model
-    return load_model(args.model) if args.model.suffix == ".keras" else serving.load(args.model)
 
 
 def attacked(model, kind, precision):
@@ -75,11 +60,8 @@ def attacked(model, kind, precision):
 
 def main():
     args = parse()
-    model = model_of(args)
-    pixels = args.range or taps.input_range(model) or getattr(model, "card", {}).get("input", {}).get("range")
-    if pixels is None:
-        raise SystemExit(f"{args.model} does not tell the range of its pixels; pass --range LOW HIGH.")
-    low, high = map(float, pixels)
+    model = any_model.model_of(args, args.dataset)
+    low, high = any_model.pixel_range(args, model)
     test = data.load(args.dataset, split="test", data_dir=args.data_dir)
     x, y = data.take(test, args.examples)
     x, scale = (low + np.asarray(x) * (high - low)).astype("float32"), high - low

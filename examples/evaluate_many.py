@@ -1,0 +1,330 @@
+"""Attacks, explains and measures many images, in this process or in several by Ray Data, with the same figures.
+
+    python examples/evaluate_many.py digits --model saved_models/digits_gracapsnet --attack PGD --epsilon 0.1
+    python examples/evaluate_many.py PICTURES --model model.keras --explain GradCAM --metrics aopc --workers 8
+    python examples/evaluate_many.py cifar10 --model model.keras --attack APGD --epsilon 0.03137 --workers 4 \
+        --address auto                                                              # on a Ray cluster that is running
+
+SOURCE is a data set of TFDS (or digits), or a folder with a folder of pictures for each class, named by its number or
+in the order of the names. MODEL is as in autoattack.py. Images are read, attacked and explained in blocks, each by the
+process that gets it, so that nothing but records goes between processes, and memory does not grow with the number of
+images. What an attack draws for an image depends on the seed and the image's number, and batches are the same for any
+number of workers; so are the records. A worker that dies is replaced, and its block done again. Interrupted, the same
+command goes on after the blocks that are there.
+
+Writes OUT/records.jsonl, or .parquet, a record for each image in order, and OUT/summary.json, and prints that. Several
+processes need ``pip install "ray[data]"``.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import time
+
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import any_model
+import keras
+import numpy as np
+
+from keras_capsvit import attacks, data, evaluate, explain, taps
+from keras_capsvit.evaluate.table import versions
+from keras_capsvit.files import read_json, write_text
+
+ATTACKS = ("FGSM", "BIM", "MIM", "PGD", "APGD", "FAB", "Square")
+METRICS = {
+    "aopc": lambda model, x, y, maps: evaluate.aopc(model, x, maps, target=y).area,
+    "insertion": lambda model, x, y, maps: evaluate.insertion(model, x, maps, target=y).area,
+    "deletion": lambda model, x, y, maps: evaluate.deletion(model, x, maps, target=y).area,
+    "sparseness": lambda model, x, y, maps: evaluate.sparseness(maps),
+    "complexity": lambda model, x, y, maps: evaluate.complexity(maps),
+}
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+# Options that say where and how fast, not what: an interrupted run may go on with others.
+ELSEWHERE = ("out", "workers", "address", "format", "data_dir")
+
+
+def parse(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="SOURCE", help="digits, mnist, cifar10, ..., or a folder of folders")
+    parser.add_argument("--model", type=pathlib.Path, required=True)
+    any_model.add_options(parser)
+    parser.add_argument("--split", default="test", help="of a data set")
+    parser.add_argument("--data-dir", help="where the TFDS folders are")
+    parser.add_argument("--examples", type=int, help="the first so many; all if not given")
+    parser.add_argument("--attack", choices=ATTACKS)
+    parser.add_argument("--epsilon", type=float, help="radius, in pixels of [0, 1]")
+    parser.add_argument("--attack-settings", type=json.loads, default={}, help="JSON of further ones, such as steps")
+    parser.add_argument("--explain", metavar="EXPLAINER", help="class of keras_capsvit.explain, such as GradCAM")
+    parser.add_argument("--explain-settings", type=json.loads, default={}, help="JSON of its settings")
+    parser.add_argument("--metrics", nargs="+", choices=list(METRICS), default=["aopc"], help="of the explanations")
+    parser.add_argument("--batch-size", type=int, default=100)
+    parser.add_argument("--block", type=int, default=500, help="images that a worker gets at a time")
+    parser.add_argument("--workers", type=int, default=0, help="processes of Ray; 0 for this one alone")
+    parser.add_argument("--address", help="of a Ray cluster, or auto; one is started here if not given")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--format", choices=("jsonl", "parquet"), default="jsonl")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("saved_models") / "evaluate_many")
+    args = parser.parse_args(arguments)
+    any_model.check_options(parser, args)
+    if (args.attack is None) != (args.epsilon is None):
+        parser.error("give both --attack and --epsilon, or none")
+    if args.explain is not None and not isinstance(getattr(explain, args.explain, None), type):
+        parser.error(f"{args.explain} is no explainer; there are {', '.join(explain.__all__)}")
+    if args.attack is None and args.explain is None:
+        parser.error("give --attack or --explain, or both")
+    if args.block < 1 or args.block % args.batch_size:
+        parser.error("give a --block of whole batches")
+    return args
+
+
+class Folder:
+    """Pictures in a folder for each class.
+
+    Args:
+        path: of the folder.
+    """
+
+    def __init__(self, path):
+        classes = sorted(child for child in pathlib.Path(path).iterdir() if child.is_dir())
+        if all(child.name.isdigit() for child in classes):
+            numbered = [(int(child.name), child) for child in classes]
+        else:
+            numbered = list(enumerate(classes))
+        self._files = [
+            (file, number)
+            for number, child in sorted(numbered)
+            for file in sorted(child.iterdir())
+            if file.suffix.lower() in PICTURES
+        ]
+        if not self._files:
+            raise SystemExit(f"Expected a folder with a folder of pictures for each class; {path} has none.")
+
+    def __len__(self):
+        return len(self._files)
+
+    def read(self, first, count, shape):
+        """Images ``(b, H, W, C)`` in [0, 1], resized to a shape, and class ids ``(b,)``."""
+        files = self._files[first : first + count]
+        height, width, channels = shape
+        mode = "grayscale" if channels == 1 else "rgb"
+        pictures = [
+            keras.utils.load_img(file, color_mode=mode, target_size=(height, width), interpolation="bilinear")
+            for file, _ in files
+        ]
+        x = np.stack([keras.utils.img_to_array(picture, dtype="float32") for picture in pictures]) / 255
+        return x, np.array([number for _, number in files])
+
+
+class DataSet:
+    """A data set by name."""
+
+    def __init__(self, args):
+        self._args = args
+        stream = data.load(args.source, split=args.split, data_dir=args.data_dir, batch_size=1000)
+        self._length = sum(len(y) for _, y in stream.as_numpy_iterator())
+
+    def __len__(self):
+        return self._length
+
+    def read(self, first, count, shape):
+        """See Folder."""
+        where = {"data_dir": self._args.data_dir, "batch_size": count}
+        if self._args.source == "digits":
+            stream = data.load("digits", split=self._args.split, **where).unbatch().skip(first).batch(count)
+        else:
+            stream = data.load(self._args.source, split=f"{self._args.split}[{first}:{first + count}]", **where)
+        x, y = next(stream.as_numpy_iterator())
+        if x.shape[1:] != tuple(shape):
+            raise SystemExit(
+                f"Expected images {tuple(shape)}, which the model takes; {self._args.source} has {x.shape[1:]}."
+            )
+        return x, y
+
+
+def source_of(args):
+    """Where images come from."""
+    return Folder(args.source) if pathlib.Path(args.source).is_dir() else DataSet(args)
+
+
+def images_of(args, source):
+    """How many images are to be measured."""
+    return min(len(source), args.examples or len(source))
+
+
+class Measure:
+    """Everything that is measured of a block of images; what a worker holds."""
+
+    def __init__(self, args):
+        self._args = args
+        self._source = source_of(args)
+        self._model = any_model.model_of(args, args.source)
+        self._low, self._high = any_model.pixel_range(args, self._model)
+        self._shape = tuple(self._model.input_shape[1:])
+        self._attack = self._explainer = None
+        if args.attack:
+            radius, bounds = args.epsilon * (self._high - self._low), (self._low, self._high)
+            kind, settings = getattr(attacks, args.attack), {"bounds": bounds, **args.attack_settings}
+            if "seed" in kind.__dataclass_fields__:
+                settings = {"seed": args.seed, **settings}
+            self._attack = kind(radius, **settings)
+        if args.explain:
+            self._explainer = getattr(explain, args.explain)(self._model, **args.explain_settings)
+
+    def block(self, first):
+        """Records of a block by the number of its first image: a dict of arrays."""
+        count = min(self._args.block, images_of(self._args, self._source) - first)
+        x, y = self._source.read(first, count, self._shape)
+        x = (self._low + x * (self._high - self._low)).astype("float32")
+        numbers, size = first + np.arange(count), self._args.batch_size
+        parts = [self._batch(*(each[k : k + size] for each in (x, y, numbers))) for k in range(0, count, size)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _batch(self, x, y, numbers):
+        predicted = taps.predictions(self._model, x)
+        records = {"number": numbers, "label": y, "predicted": predicted, "correct": predicted == y}
+        if self._attack is not None:
+            records |= self._attacked(x, y, numbers, predicted == y)
+        if self._explainer is not None:
+            maps = np.asarray(self._explainer(x, predicted))
+            records |= {name: METRICS[name](self._model, x, predicted, maps) for name in self._args.metrics}
+        return records
+
+    def _attacked(self, x, y, numbers, right):
+        images, fooled = x.copy(), np.zeros(len(x), bool)
+        if right.any():
+            images[right] = self._attack(self._model, x[right], y[right], numbers=numbers[right])
+            fooled[right] = taps.predictions(self._model, images[right]) != y[right]
+        norms = evaluate.perturbation_norms(x, images)
+        return {"fooled": fooled, "l2": norms["l2"], "linf": norms["linf"]}
+
+
+class Worker:
+    """Measure as Ray Data calls it: a batch of one block's number gives its records."""
+
+    def __init__(self, args):
+        self._measure = Measure(args)
+
+    def __call__(self, batch):
+        (first,) = batch["first"]
+        return self._measure.block(int(first))
+
+
+def by_ray(args, firsts):
+    """Records of blocks, in the order in which workers of Ray finish them."""
+    try:
+        import ray
+    except ImportError as error:
+        raise SystemExit('--workers needs Ray: pip install "ray[data]".') from error
+    # With as many logical processors as actors nothing would be left to feed them, and Ray Data would wait for ever.
+    started = {"num_cpus": args.workers + 1, "include_dashboard": False, "log_to_driver": False}
+    folder = str(pathlib.Path(__file__).parent)  # where the workers find this file
+    paths = [folder, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(paths), "TF_CPP_MIN_LOG_LEVEL": "2"}}
+    ray.init(address=args.address, runtime_env=environment, **({} if args.address else started))
+    try:
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        blocks = ray.data.from_items([{"first": first} for first in firsts], override_num_blocks=len(firsts))
+        pool = ray.data.ActorPoolStrategy(size=args.workers)
+        results = blocks.map_batches(Worker, fn_constructor_args=(args,), batch_size=1, compute=pool)
+        yield from results.iter_batches(batch_size=None, prefetch_batches=0)
+    finally:
+        ray.shutdown()
+
+
+def here(args, firsts):
+    """Records of blocks, in this process."""
+    measure = Measure(args)
+    for first in firsts:
+        yield measure.block(first)
+
+
+def lines(records):
+    """Records as text of JSON lines."""
+    columns = {name: values.tolist() for name, values in records.items()}
+    return "".join(
+        json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in zip(*columns.values(), strict=True)
+    )
+
+
+def summary(args, path):
+    """What the records say, read one by one."""
+    sums, count = {}, 0
+    with path.open() as file:
+        for line in file:
+            count += 1
+            for name, value in json.loads(line).items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+    means = {name: total / count for name, total in sums.items()}
+    report = {"images": count, "accuracy": means["correct"]}
+    if args.attack:
+        withstood = (sums["correct"] - sums["fooled"]) / count
+        report |= {"robust_accuracy": withstood, "attack": args.attack, "epsilon": args.epsilon}
+    if args.explain:
+        report |= {"explainer": args.explain, **{name: means[name] for name in args.metrics}}
+    return report
+
+
+def settings_of(args):
+    """What the records depend on, as JSON keeps it."""
+    settings = {name: value for name, value in vars(args).items() if name not in ELSEWHERE}
+    return json.loads(json.dumps({**settings, "versions": versions()}, default=str))
+
+
+def begin(args, folder):
+    """Make the folder of blocks, or refuse one of another run."""
+    about, settings = folder / "settings.json", settings_of(args)
+    if about.exists():
+        before = read_json(about, "the settings of a run")
+        differing = [name for name in settings if settings[name] != before.get(name)]
+        if differing:
+            raise SystemExit(
+                f"Expected to go on with the run in {folder}, which has other {', '.join(differing)}. Give another "
+                "--out, or delete it."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(about, json.dumps(settings, indent=1))
+
+
+def main():
+    args = parse()
+    folder = args.out / "blocks"
+    begin(args, folder)
+    count = images_of(args, source_of(args))
+    firsts = range(0, count, args.block)
+    paths = {first: folder / f"{first:09d}.jsonl" for first in firsts}
+    left = [first for first in firsts if not paths[first].exists()]
+    bar, started = keras.utils.Progbar(count, unit_name="image"), time.perf_counter()
+    done = count - sum(min(args.block, count - first) for first in left)
+    bar.update(done)
+    for records in (by_ray if args.workers else here)(args, left) if left else ():
+        write_text(paths[int(records["number"][0])], lines(records))
+        done += len(records["number"])
+        bar.update(done)
+    seconds = time.perf_counter() - started
+    whole = args.out / "records.jsonl"
+    with whole.open("w") as file:
+        for first in firsts:
+            file.write(paths[first].read_text())
+    report = {
+        **summary(args, whole),
+        "seconds": round(seconds, 1),
+        "workers": args.workers,
+        "options": settings_of(args),
+    }
+    if args.format == "parquet":
+        import pyarrow.json
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.json.read_json(whole), args.out / "records.parquet")
+        whole.unlink()
+    write_text(args.out / "summary.json", json.dumps(report, indent=1) + "\n")
+    shutil.rmtree(folder)
+    print(json.dumps({name: value for name, value in report.items() if name != "options"}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

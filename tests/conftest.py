@@ -34,6 +34,8 @@ gc.set_threshold(50_000, 20, 100)
 if tf:
     tf.random.set_seed(0)
 
+_CASES_ON_JAX = 2  # of a parametrised test, by default
+
 settings.register_profile("tests", max_examples=25, deadline=None, derandomize=True)
 settings.load_profile("tests")
 
@@ -41,18 +43,22 @@ settings.load_profile("tests")
 @pytest.hookimpl(tryfirst=True)  # before marks select
 def pytest_collection_modifyitems(items):
     cases = collections.defaultdict(list)
+    is_tensorflow = keras.backend.backend() == "tensorflow"
     for item in items:
-        if samples := item.get_closest_marker("samples"):
-            is_slow = item.get_closest_marker("slow") is not None
+        is_slow, samples = item.get_closest_marker("slow") is not None, item.get_closest_marker("samples")
+        count = None
+        if samples:
             count = samples.kwargs.get("slow") if is_slow else next(iter(samples.args), None)
-            if count:
-                cases[item.fspath, item.originalname, is_slow, count].append(item)
+        if not is_tensorflow and not is_slow:  # cases differ in settings, which are the same on all backends
+            count = min(count or _CASES_ON_JAX, _CASES_ON_JAX)
+        if count:
+            cases[item.fspath, item.originalname, is_slow, count].append(item)
     for (*_, is_slow, count), each in cases.items():
         kept = {int((n + 0.5) * len(each) / count) for n in range(count)}
         for n, item in enumerate(each):
             if n not in kept:
                 item.add_marker(pytest.mark.long if is_slow else pytest.mark.slow)
-    if keras.backend.backend() != "tensorflow":
+    if not is_tensorflow:
         skip = pytest.mark.skip(reason="TensorFlow only")
         for item in items:
             if item.get_closest_marker("tensorflow"):

@@ -278,6 +278,7 @@ def test_batch_normalisation_between_features_and_capsules(tmp_path):
     assert np.abs(moved - x).max() == pytest.approx(0.1, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_relevance_goes_through_the_batch_normalisation():
     model = with_batch_norm()

@@ -101,7 +101,7 @@ def rates(dataset, **settings):
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_measurements_depend_neither_on_the_form_nor_on_the_batches():
     expected = rates(data())
     assert 0 < expected[1] < expected[0] < 1

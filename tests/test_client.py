@@ -27,6 +27,7 @@ def png(pixels):
     return encoded.getvalue()
 
 
+@pytest.mark.slow
 def test_client_asks_over_rest(stand_in, enlarged_digits, served_digits, serve_example, serve_main, tmp_path):
     x = enlarged_digits
     client = serve_example("client")

@@ -82,7 +82,7 @@ def check(lines, families):
     assert len({line.split()[-1] for line in lines}) == families  # and not all of them nothing
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_families_train_the_same(fresh_process):
     check(fresh_process(RUNS, "GraCapsNet", "CapsNet", "DeiT").splitlines(), 3)
 

@@ -154,7 +154,7 @@ def test_squeezenet_reads_its_weights(tmp_path, monkeypatch):
         importer.squeezenet(tmp_path / "less.npz")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.tensorflow
 def test_explain_cnn_draws_saved_models(tmp_path):
     keras.utils.save_img(tmp_path / "one.png", np.random.default_rng(0).uniform(size=(40, 50, 3)))
@@ -169,7 +169,7 @@ def test_explain_cnn_draws_saved_models(tmp_path):
     assert (tmp_path / "maps.png").stat().st_size > 20_000
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.tensorflow
 def test_compare_explanations_on_a_capsule_network(tmp_path, small_model):
     small_model().save(tmp_path / "model.keras")
@@ -211,7 +211,7 @@ def test_compare_explanations_on_squeezenet(tmp_path, squeezenet_weights):
     assert len((tmp_path / "comparison.csv").read_text().splitlines()) == 6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.tensorflow
 def test_compare_explanations_on_a_model_of_ones_own(tmp_path, squeezenet_weights):
     layers = keras.layers

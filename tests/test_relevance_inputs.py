@@ -147,7 +147,7 @@ def two_inputs():
     return keras.Model([x, meta], layers.Dense(3, name="head")(joined))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fixed_inputs_are_batched_and_broadcast(two_inputs, tmp_path):
     x, rows = images(5, 4, 4, 3), images(5, 2, seed=1)
     weight = two_inputs.get_layer("head").get_weights()[0][:48, 1].reshape(4, 4, 3)

@@ -172,7 +172,7 @@ def test_resnet18_computes_what_loops_compute(x, saved):
     np.testing.assert_allclose(model(x), logits, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_batches_of_another_size_leave_memory_alone(fresh_process):
     # As strided convolutions, the shortcuts crashed the process here.
     code = """

@@ -104,8 +104,7 @@ MOMENTS = {
 @pytest.mark.parametrize(
     ("kind", "moment"),
     [
-        ("fit", "in the third epoch"),
-        *(pytest.param("fit", moment, marks=pytest.mark.slow) for moment in MOMENTS if moment != "in the third epoch"),
+        *(pytest.param("fit", moment, marks=pytest.mark.slow) for moment in MOMENTS),
         pytest.param("mixed", "in the third epoch", marks=pytest.mark.slow),
         pytest.param("pgd", "in the third epoch", marks=pytest.mark.slow),
         pytest.param("deepfool", "before a checkpoint", marks=pytest.mark.long),

@@ -59,6 +59,7 @@ def png(pixels):
     return encoded.getvalue()
 
 
+@pytest.mark.slow
 def test_c_api_answers_and_refuses_without_python_tensorflow(enlarged_digits, served_digits, tmp_path, fresh_process):
     x = enlarged_digits
     np.save(tmp_path / "x.npy", x)
@@ -156,6 +157,7 @@ def test_the_saved_model_is_what_its_readme_says(served_digits):
     assert ignored.returncode
 
 
+@pytest.mark.slow
 def test_the_saved_model_is_explained_and_attacked(served_digits):
     x, y = data.take(data.load("digits", split="test"), 16)
     maps = explain.GraphAttention(served_digits)(x)
@@ -173,6 +175,7 @@ def test_the_saved_model_is_explained_and_attacked(served_digits):
     assert result.robust_accuracy < result.accuracy - 0.3
 
 
+@pytest.mark.slow
 def test_python_in_the_readme_of_saved_models_runs(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "saved_models" / "README.md").read_text(), re.DOTALL)
@@ -180,6 +183,7 @@ def test_python_in_the_readme_of_saved_models_runs(monkeypatch, capsys):
     assert 0 <= float(capsys.readouterr().out) < 0.9
 
 
+@pytest.mark.slow
 def test_export_writes_endpoints_card_and_warm_up(small_model, serve_main, tmp_path):
     pytest.importorskip("tensorflow_serving")
     from keras_capsvit import serving

@@ -149,9 +149,10 @@ print(len(found))
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "families",
-    [pytest.param(("gracapsnet", "vit"), marks=pytest.mark.slow), pytest.param(FAMILIES, marks=pytest.mark.long)],
+    [("gracapsnet", "vit"), FAMILIES],
     ids=["two", "all"],
 )
 @tensorflow_only
@@ -301,7 +302,8 @@ def test_attacks_find_what_they_find_on_the_live_model(both, name, goal):
     )
 
 
-@pytest.mark.samples(1)
+@pytest.mark.samples(slow=2)
+@pytest.mark.slow
 @tensorflow_only
 @pytest.mark.parametrize(
     "name, explainer",
@@ -326,7 +328,7 @@ def test_explanations_are_those_of_the_live_model(both, name, explainer):
     np.testing.assert_allclose(two, one, atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @tensorflow_only
 def test_saved_model_cli_shows_and_runs_every_endpoint(exported, tmp_path, capsys, monkeypatch):
     model, folder = exported("gracapsnet")

@@ -99,6 +99,7 @@ def test_any_model_answers_as_the_live_one(kind, tmp_path):
     np.testing.assert_array_equal(taps.predictions(loaded, x), classes)
 
 
+@pytest.mark.slow
 def test_the_forward_pass_is_exported_once(tf, tmp_path):
     for model in (network(), with_end(1, "sigmoid"), with_end(4, "softmax")):
         raw = tf.saved_model.load(str(serving.export(model, tmp_path, input_range=None))).signatures["serving_default"]
@@ -250,7 +251,7 @@ def test_mixed_precision_answers_in_float32(policy, tmp_path):
         np.testing.assert_allclose(received, expected, atol=4 * rounding * np.abs(expected).max())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_taps_of_any_name(tmp_path):
     x = images(3, 12) / 255
     model = nested(vit(), layers.Softmax())
@@ -274,7 +275,7 @@ def test_taps_of_any_name(tmp_path):
         served(model, tmp_path, taps=["attention_7"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_taps_of_a_model_of_ours_inside_another(tmp_path):
     capsules = GraCapsNet((12, 12, 3), 4, **CAPSULES)
     scaled = keras.Sequential([keras.Input((12, 12, 3)), layers.Rescaling(1 / 255), capsules])
@@ -293,7 +294,7 @@ def test_taps_of_a_model_of_ours_inside_another(tmp_path):
     assert explained["outputs"].shape == (3, 3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_scores_of_a_model_inside_are_not_taken_for_those_of_the_exported_one(tmp_path):
     """A served model is asked for its tap ``logits``, if it has one."""
     inner, x = ResNet20((8, 8, 3), 4, filters=4), images() / 255
@@ -312,6 +313,7 @@ def test_scores_of_a_model_inside_are_not_taken_for_those_of_the_exported_one(tm
         served(misleading, tmp_path, taps=["logits"])
 
 
+@pytest.mark.slow
 def test_bytes_are_scaled_to_the_range_that_the_model_takes(tf, tmp_path):
     x, twin = images(), network()
     files = [tf.io.encode_png(image).numpy() for image in x.astype("uint8")]
@@ -388,6 +390,7 @@ def exported_by_keras(model, path):
     return path
 
 
+@pytest.mark.slow
 def test_saved_models_of_keras_are_found_their_way_round(tf, tmp_path):
     x, plain = images() / 255, network()
     z = ops.convert_to_numpy(plain(x))
@@ -497,7 +500,7 @@ def test_explanations_of_served_models_are_those_of_their_logits(tf, tmp_path):
         taps.scores(ours)(x)
 
 
-@pytest.mark.samples(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["softmax", "one sigmoid"])
 def test_served_models_are_attacked_and_judged_as_their_logits(tf, tmp_path, kind):
     x, model = images() / 255, MODELS[kind]()

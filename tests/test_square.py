@@ -270,7 +270,7 @@ def test_scores_that_are_not_finite_are_refused():
             attacks.Square(0.3, queries=30)(function, x, y)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.tensorflow
 def test_a_served_model_is_attacked_like_the_live_one(small_model, tmp_path):
     from keras_capsvit import serving

@@ -384,6 +384,7 @@ def test_intermediates_of_a_saved_model(tmp_path):
     np.testing.assert_allclose(gradient, np.broadcast_to(model.layers[-1].kernel[:, 2] / 16, gradient.shape), atol=1e-7)
 
 
+@pytest.mark.slow
 @TENSORFLOW
 def test_attention_of_a_saved_model(tmp_path):
     model, x = vit(), images(12)

@@ -51,12 +51,12 @@ def test_trains_and_writes_its_log(streams, small_model, tmp_path):
     assert float(model.optimizer.learning_rate) < 1e-6  # the end of the cosine
 
 
-@pytest.mark.samples(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "loss"),
     [
         (GraCapsNet, "log_lengths"),
-        pytest.param(GraCapsNet, "binary_cross_entropy", marks=pytest.mark.slow),
+        (GraCapsNet, "binary_cross_entropy"),
         (ConvNetCR, "binary_cross_entropy"),
     ],
 )
@@ -79,6 +79,7 @@ def test_other_losses_train_on_class_ids_from_the_stock_streams(build, loss):
     np.testing.assert_allclose(history["val_loss"][-1], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_stops_at_the_accuracy(streams):
     recipe = training.Recipe(epochs=50, learning_rate=0.01, loss="cross_entropy", stop_at=0.3)
     history = training.fit(convnet(), *streams, recipe, verbose=0).history["val_accuracy"]

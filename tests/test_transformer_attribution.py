@@ -160,7 +160,7 @@ def test_twins_have_the_same_maps(kind, twin):
 
 
 @pytest.mark.samples(slow=1)
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("kind", EXPLAINERS, ids=named)
 def test_served_models_have_the_maps_of_live_ones(kind, tmp_path):
@@ -241,7 +241,8 @@ def hub(family, **settings):
     return getattr(models, f"{family}Backbone")(**sizes, **settings)
 
 
-@pytest.mark.samples(1)
+@pytest.mark.samples(slow=1)
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The structure of `inputs`")
 @pytest.mark.parametrize(
     ("family", "settings", "prefix"),

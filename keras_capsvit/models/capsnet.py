@@ -16,6 +16,7 @@ from keras_capsvit.layers import (
     TrainableRouting,
     UniformRouting,
 )
+from keras_capsvit.layers.chunks import InChunks
 from keras_capsvit.models.checks import check_images, check_positive
 from keras_capsvit.models.primary import primary_capsules, smallest_size
 from keras_capsvit.models.reconstruction import CapsuleModel
@@ -46,6 +47,9 @@ class CapsNet(CapsuleModel):
         strides: pair of ints, of the first and the second convolution.
         backbone: model whose features replace the first convolution, such as ``ResNet20(...)`` (Table 3.2); the second
             is then a "same" convolution of stride 1.
+        images_at_once: int, or None for the whole batch: how many images vote and are routed at a time, also in the
+            backward pass, which computes their votes again. Thousands of classes fit into memory so, see
+            docs/models.md.
         reconstruction: None, ``"conditional"`` or ``"unconditional"``, the decoder (see ``CapsuleModel``).
         reconstruction_weight: float, weight of the summed squared error.
         reconstruction_units: ints, hidden widths of the decoder.
@@ -91,6 +95,7 @@ class CapsNet(CapsuleModel):
         kernel_size=9,
         strides=(1, 2),
         backbone=None,
+        images_at_once=None,
         **kwargs,
     ):
         smallest = smallest_size(kernel_size, strides, backbone)
@@ -110,13 +115,23 @@ class CapsNet(CapsuleModel):
             squash=squash and not has_activations,
             batch_norm=batch_norm,
         )
-        votes, per_input = _votes(primary, route, num_classes, capsule_dim, shared_transform)
-        if has_activations:
-            per_input = [*per_input, _activations(features, primary, kernel_size, strides, backbone)]
+        voting, poses = _voting(primary, route, num_classes, capsule_dim, shared_transform)
+        votes, per_input = voting(primary), [] if poses is None else [poses(primary)]
+        activations = [_activations(features, primary, kernel_size, strides, backbone)] if has_activations else []
+        per_input += activations
         capsules, coupling = route(votes, *per_input, return_coupling=True)
+        routed = capsules
+        if images_at_once is not None:
+
+            def function(primary, *activations):
+                per_input = [] if poses is None else [poses(primary)]
+                return route(voting(primary), *per_input, *activations)
+
+            parts = [layer for layer in (voting, poses, route) if layer is not None]
+            routed = InChunks(function, parts, images_at_once, capsules, name="routed")(primary, *activations)
         super().__init__(
             images,
-            capsules,
+            routed,
             taps={
                 "primary_capsules": primary,
                 "votes": votes,
@@ -143,12 +158,12 @@ def _routing_layer(routing, num_classes, squash):
     return DynamicRouting(rolled=routing == "rolled", squash=squash, name="routing")
 
 
-def _votes(primary, route, num_classes, capsule_dim, shared):
-    """Votes ``(b, i, j, e)``, and what the routing needs of every input capsule besides."""
+def _voting(primary, route, num_classes, capsule_dim, shared):
+    """Layers from primary capsules to votes ``(b, i, j, e)``, and to what else the routing needs of them, or None."""
     inputs, dim = math.prod(primary.shape[1:4]), primary.shape[-1]
     if isinstance(route, SelfRouting):
-        poses = keras.layers.Reshape((inputs, dim), name="poses")(primary)
-        return keras.layers.Reshape((inputs, 1, dim), name="votes")(primary), [poses]
+        votes = keras.layers.Reshape((inputs, 1, dim), name="votes")
+        return votes, keras.layers.Reshape((inputs, dim), name="poses")
     # Class capsules start as sums of N votes over M; this gives them lengths of about .1 to .4 for any N, M and dims.
     # Independent votes add up as the square root of N (but for many classes the agreement finds a few that add up
     # faster, hence not M^2); votes by one shared matrix add up over the grid.
@@ -167,7 +182,7 @@ def _votes(primary, route, num_classes, capsule_dim, shared):
         kernel_initializer=CapsuleInitializer(scale),
         name="votes",
     )
-    return votes(primary), []
+    return votes, None
 
 
 def _contributions(primary, votes, coupling, capsules, per_input):

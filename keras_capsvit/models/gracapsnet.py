@@ -10,6 +10,7 @@ from keras_capsvit.layers import (
     NodeContributions,
     TopKGraphPool,
 )
+from keras_capsvit.layers.chunks import InChunks
 from keras_capsvit.layers.graph_pooling import gaussian_adjacency, relative_reach
 from keras_capsvit.models.checks import check_images, check_positive
 from keras_capsvit.models.primary import primary_capsules, smallest_size
@@ -42,6 +43,8 @@ class GraCapsNet(CapsuleModel):
         shared_transform: bool, one projection for all nodes instead of one for each.
         backbone: model whose features replace the first convolution, such as ``ResNet20(...)`` (Table 3.2); the second
             is then a "same" convolution of stride 1, or left out if ``kernel_size`` is None.
+        images_at_once: int, or None for the whole batch: how many images are pooled at a time, also in the backward
+            pass, which computes their attention again, see docs/models.md.
         reconstruction: None, ``"conditional"`` or ``"unconditional"``, the decoder (see ``CapsuleModel``).
         reconstruction_weight: float, weight of the summed squared error.
         reconstruction_units: ints, hidden widths of the decoder.
@@ -85,6 +88,7 @@ class GraCapsNet(CapsuleModel):
         pooling="attention",
         shared_transform=False,
         backbone=None,
+        images_at_once=None,
         **kwargs,
     ):
         smallest = smallest_size(kernel_size, strides, backbone)
@@ -120,9 +124,12 @@ class GraCapsNet(CapsuleModel):
         capsules, attention = pool(nodes, return_attention_scores=True)
         votes = keras.layers.Reshape((height * width * num_heads, 1, capsule_dim), name="votes")(nodes)
         contributions = NodeContributions((height, width, num_heads), mean=True, name="contributions")
+        pooled = capsules
+        if images_at_once is not None:
+            pooled = InChunks(pool, [pool], images_at_once, capsules, name="pooled")(nodes)
         super().__init__(
             images,
-            capsules,
+            pooled,
             taps={
                 "primary_capsules": primary,
                 "attention": attention,

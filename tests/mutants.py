@@ -24,7 +24,7 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).parent.parent
 PARTS = {
-    "ops": ("ops.py", "ops losses metrics labels layers nan routing transformer_attribution vit"),
+    "ops": ("ops.py", "ops losses metrics labels layers nodes nan routing transformer_attribution vit"),
     "layers": (
         "layers",
         "layers routing capsnet gracapsnet nodes vit levit certified resnet convnet constructors nan settings labels",

@@ -157,6 +157,24 @@ def test_equal_cleverhans(smooth, norm, targeted):
             np.testing.assert_allclose(last(objective, X, Y, targeted), expected, atol=1e-6, err_msg=str(attack))
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
+def test_momentum_decays(decay):
+    """Dong et al. 2018, Eq. 6 and 7, of scores whose gradients turn from step to step."""
+    weights = np.random.default_rng(5).normal(size=(2, 144, 3)).astype("float32")
+
+    def scores(x):
+        flat = ops.reshape(x, (-1, 144))
+        return flat @ weights[0] + ops.square(flat) @ weights[1]
+
+    attack = attacks.MIM(0.2, step_size=0.05, steps=4, decay=decay, keep="last")
+    x, momentum = X.copy(), np.zeros_like(X)
+    for _ in range(4):
+        gradient = ops.convert_to_numpy(autodiff.gradient(attacks.logits(scores).loss)(ops.convert_to_tensor(x), Y)[1])
+        momentum = decay * momentum + gradient / np.abs(gradient).mean(axis=(1, 2, 3), keepdims=True)
+        x = np.clip(np.clip(x + 0.05 * np.sign(momentum), X - 0.2, X + 0.2), 0, 1)
+    np.testing.assert_allclose(attack(scores, X, Y), x, atol=1e-6)
+
+
 @pytest.mark.samples(2)
 @pytest.mark.parametrize("attack", ALL, ids=NAMES)
 def test_attacks_move_the_loss_and_leave_their_input_alone(attack, capsnet):

@@ -128,6 +128,20 @@ def test_dilated_convolution():
         np.testing.assert_allclose(found[0].reshape(len(b), -1), expected, atol=2e-4 * np.abs(expected).max())
 
 
+def test_relevance_of_what_was_broadcast_is_the_sum_over_all_places():
+    """Of linear functions without biases relevance is the input times the gradient."""
+    weights = np.random.default_rng(2).uniform(0.1, 1, size=(4 * 4 * 2, 3)).astype("float32")
+
+    def function(x):
+        mean = tf.reduce_mean(x, axis=(1, 2), keepdims=True)
+        return tf.reshape(x + 2 * mean, (-1, 32)) @ weights
+
+    x = np.random.default_rng(3).uniform(0.1, 1, size=(2, 4, 4, 2)).astype("float32")
+    maps = explain.LRP(function, "epsilon", input_shape=(4, 4, 2), channels=True)(x, 1)
+    slope = weights[:, 1].reshape(4, 4, 2)
+    np.testing.assert_allclose(maps, x * (slope + 2 * slope.mean(axis=(0, 1))), rtol=1e-4)
+
+
 def test_flat_is_even_over_the_receptive_field():
     model = one_layer("convolution", False)
     x = np.ones((1, 4, 4, 2), "float32")

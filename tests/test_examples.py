@@ -353,3 +353,18 @@ def test_ci_finds_the_test_command_in_the_readme():
     assert len(commands) == 2
     assert commands[0].endswith(".venv/bin/python examples/quickstart.py")
     assert commands[1].endswith(".venv/bin/python -m pytest")
+
+
+@pytest.mark.long
+@pytest.mark.tensorflow
+def test_the_accelerator_benchmark_rehearses_on_jax(tmp_path, monkeypatch):
+    pytest.importorskip("jax")
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    run("benchmarks/accelerator.py", "rehearse", "--out", tmp_path / "accelerator.json")
+    report = json.loads((tmp_path / "accelerator.json").read_text())
+    assert report["platform"] and report["rehearsal"]
+    networks = {"CapsNet", "GraCapsNet", "CapsNet on ResNet18", "DeiT-Ti"}
+    assert {row["network"] for row in report["steps"]} == networks
+    assert all(row["ms"] > 0 and row["floor_ms"] > 0 for row in report["steps"])
+    assert {row["attack"] for row in report["attacks"]} == {"PGD", "APGD"}
+    assert [len(report[name]["val_accuracy"]) for name in ("mnist", "cifar10")] == [1, 1]

@@ -20,14 +20,14 @@ ALLOWED = {
     "autodiff": {"private"},
     "taps": {"private", "autodiff", "caches", "checks", "taps"},
     "patches": {"checks"},
-    "data": {"files", "checks", "patches", "data"},
+    "data": {"files", "checks", "patches", "versions", "data"},
     "plot": {"checks", "plot"},
-    "serving": {"files", "ops", "taps", "autodiff", "checks", "serving"},
+    "serving": {"files", "ops", "taps", "autodiff", "checks", "versions", "serving"},
     "losses": {"ops", "checks"},
     "metrics": {"ops", "checks"},
     "schedules": {"checks"},
     "training": {"losses", "metrics", "schedules", "taps", "autodiff", "checks", "files", "private", "training"},
-    "layers": {"ops", "checks", "layers"},
+    "layers": {"ops", "autodiff", "checks", "layers"},
     "models": {"files", "ops", "taps", "checks", "private", "layers", "models"},
     "evaluate": {"files", "ops", "taps", "autodiff", "batches", "caches", "checks", "patches", "evaluate"},
     "attacks": {"ops", "taps", "autodiff", "batches", "caches", "checks", "patches", "attacks"},
@@ -40,10 +40,11 @@ BASES = {
     "ConfiguredModel",
     "Routing",
     "TemperedAttention",
-}  # of registered classes, not made themselves
+    "InChunks",
+}  # of registered classes, not made themselves, or part of models that make it anew from their own arguments
 KNOWS_TENSORFLOW = {
     *("private", "autodiff", "taps/graphs", "data", "serving", "explain/relevance"),
-    *("training/streams", "training/randomness"),
+    *("training/streams", "training/randomness", "training/processes"),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -18,7 +18,7 @@ import time
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-# 64x64 pixels give 10x10 nodes so; with 32 types the transformations to 1,000 classes alone have 410 million weights, and
+# 64x64 pixels give 10x10 nodes so; with 32 types the transformations to 1,000 classes have 410 million weights, and
 # 8 types are a quarter of that.
 CAPSNET = {"strides": (2, 2), "num_types": 8}
 NETWORKS = {

@@ -711,6 +711,7 @@ MODELS = {
     ),
     "backbone": among([None], [made("linear", lambda: zoo.linear)]),
     "pooling": among(["attention", "top_k"]),
+    "images_at_once": values.whole(1, [1, 2]).or_none(),
     "routing": among(["dynamic", "uniform", "em", "self", "rolled", "trainable"]),
     "reconstruction": among([None, "conditional", "unconditional"], [True]),
     "reconstruction_weight": values.number([0.0005, 1.0], 0),

@@ -37,6 +37,7 @@ ROOMS = (
 )
 DATA = ("data.affine", "data.affine_sets", "data.corruptions", "data.multidigit")
 NOT_CALLED = {
+    "taps.in_bfloat16": "makes a function of a function, which attacks.in_precision calls on served models",
     "attacks.Attack": "base class",
     "attacks.GradientAttack": "base class",
     "attacks.Objective": "made by the functions beside it",

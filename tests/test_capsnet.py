@@ -176,7 +176,7 @@ def test_two_digits_are_reconstructed_one_by_one(reconstruction, resized):
         model.fit(x, {**y, "classes": y["classes"] + 5}, verbose=0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_reload_in_a_fresh_process(tmp_path, fresh_process):
     one_more = {**CAPS, "primary_dim": 9}
     built = [

@@ -240,7 +240,7 @@ def test_compare_explanations_on_a_model_of_ones_own(tmp_path, squeezenet_weight
     assert result["objects"] == 2 and result["options"]["model"] == "model.keras"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.tensorflow
 def test_neurons_are_drawn(tmp_path, squeezenet_weights):
     options = ("--squeezenet", squeezenet_weights, "--layer", "fire2.conv1x1_1", "--neurons", 3)

@@ -110,7 +110,7 @@ def test_one_patch_serves_all_images_and_positions():
     assert apply_patch((X * 255).astype("uint8"), np.full((1, 1, 2), 7), (0, 0)).dtype == "uint8"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_saved_patch_needs_nothing_else(tmp_path, fresh_process):
     np.save(tmp_path / "patch.npy", np.ones((2, 2, 3)))
     code = """

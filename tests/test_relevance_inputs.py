@@ -369,8 +369,7 @@ print("done")
 """
 
 
-@pytest.mark.samples(slow=1)
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("onednn", "dtype"), [("0", "float32"), ("1", "float32"), ("0", "float64")])
 def test_grouped_convolutions_on_all_machines(onednn, dtype, fresh_process, monkeypatch):
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", onednn)

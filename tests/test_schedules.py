@@ -56,7 +56,7 @@ def test_recipes_warm_up_and_end_where_they_do_without(schedule):
     np.testing.assert_allclose(measured[12:], expected, rtol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_model_with_a_warm_up_is_reloaded_in_a_fresh_process(tmp_path, fresh_process):
     model = models.ConvNetAvg((6, 6, 1), 3, kernel_size=3, filters=2)
     recipes.compile_by(model, training.Recipe(**FOUR_EPOCHS, optimizer="adamw", weight_decay=0.05), 3)

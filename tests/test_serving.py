@@ -231,8 +231,13 @@ def trained(small_model, resized, digits):
     return model
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["keras", pytest.param("saved_model", marks=tensorflow_only)])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("keras", marks=pytest.mark.slow),
+        pytest.param("saved_model", marks=[pytest.mark.long, tensorflow_only]),
+    ],
+)
 def test_reload_in_a_fresh_process(trained, resized, tmp_path, fresh_process, kind):
     x = resized(8, 12)
     np.save(tmp_path / "x.npy", x)
@@ -302,7 +307,7 @@ def test_attacks_find_what_they_find_on_the_live_model(both, name, goal):
     )
 
 
-@pytest.mark.samples(slow=2)
+@pytest.mark.samples(slow=1)
 @pytest.mark.slow
 @tensorflow_only
 @pytest.mark.parametrize(

@@ -244,6 +244,7 @@ def test_files_of_keras(tmp_path, file):
         load_weights_from(model, tmp_path / file)
 
 
+@pytest.mark.samples(slow=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("file", SAVED)
 def test_files_of_keras_that_do_not_fit_change_nothing(tmp_path, file):

@@ -3,6 +3,7 @@
 import csv
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,8 @@ NETWORKS = {
         *("--recipe", "resnet18", "--learning-rate", "0.01"),
     ),
 }
+# Some virtual machines lose wake-ups of processes with many threads, which then wait for ever.
+_ATTEMPTS, _SECONDS = 2, 180
 BATCHES = ("--batch-size", "128", "--dataset", "digits", "--deterministic")  # 11 steps per epoch
 
 
@@ -36,10 +39,18 @@ def command(backend, name, work, *options, epochs=1):
 
 def trained(backend, name, work, *options, epochs=1):
     """Rows of epochs.csv of a training."""
-    done = subprocess.run(
-        **command(backend, name, work, *options, epochs=epochs), capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    asked = command(backend, name, work, *options, epochs=epochs)
+    for attempt in range(_ATTEMPTS):
+        with subprocess.Popen(**asked, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+            try:
+                errors = process.communicate(timeout=_SECONDS * epochs)[1]
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                shutil.rmtree(work, ignore_errors=True)
+                assert attempt + 1 < _ATTEMPTS, f"no end after {_SECONDS * epochs} seconds"
+                continue
+        assert process.returncode == 0, errors[-3000:]
+        break
     return rows(work)
 
 

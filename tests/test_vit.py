@@ -4,7 +4,7 @@ import pytest
 from keras import ops
 
 from keras_capsvit import DeiT, MLPMixer, VisionTransformer, autodiff, explain, taps
-from keras_capsvit.layers import MultiHeadSelfAttention, PatchEmbedding, TransformerBlock, gelu
+from keras_capsvit.layers import MLP, MultiHeadSelfAttention, PatchEmbedding, TransformerBlock, gelu
 
 SMALL = {"width": 32, "depth": 2, "num_heads": 4}
 
@@ -83,6 +83,11 @@ def test_published_sizes():
         (MLPMixer("S/16"), 18_528_264),
     ]:
         assert model.count_params() == count
+
+
+def test_without_dropout_training_changes_nothing():
+    layer, x = MLP(4), np.random.default_rng(0).normal(size=(2, 3)).astype("float32")
+    np.testing.assert_array_equal(layer(x, training=True), layer(x))
 
 
 def test_computes_what_loops_compute(x):

@@ -278,6 +278,20 @@ ACCOUNTED = {
 }
 
 
+def test_report_accounts_for_the_stabilizers_of_products(double):
+    weights = np.random.default_rng(4).normal(size=(8, 3))
+
+    def function(x):
+        flat = tf.reshape(x, (-1, 8))
+        return tf.linalg.matmul(flat * flat[:, ::-1], weights)
+
+    lrp = explain.LRP(function, [("*", "epsilon", {"epsilon": 0.1})], input_shape=(2, 2, 2))
+    rows = [row for row in lrp.report(images(3, 2, 2, 2), 1).rows if row.stabilizer]
+    assert {row.rule for row in rows} == {"epsilon", "constant"}
+    for row in rows:
+        np.testing.assert_allclose(row.passed + row.lost + row.bias + row.stabilizer, row.arrived, rtol=1e-6)
+
+
 @pytest.mark.samples(3)
 @pytest.mark.parametrize("rule", ACCOUNTED)
 def test_report_accounts_for_biases_and_stabilizers(rule, double):

@@ -72,10 +72,19 @@ def check_processes(tmp_path, name, *options, epochs=1):
     assert_same(trained("jax", name, tmp_path / "shared", *options, "--here", 2, epochs=epochs), expected)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.tensorflow
 def test_two_processes_train_what_one_does(tmp_path):
     check_processes(tmp_path, "GraCapsNet")
+
+
+@pytest.mark.slow
+@pytest.mark.tensorflow
+def test_two_devices_on_jax_train_what_one_does(tmp_path, monkeypatch):
+    pytest.importorskip("jax")
+    expected = trained("jax", "GraCapsNet", tmp_path / "alone")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    assert_same(trained("jax", "GraCapsNet", tmp_path / "shared"), expected)
 
 
 @pytest.mark.slow

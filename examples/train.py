@@ -132,16 +132,17 @@ def streams(args, recipe, devices):
     size = recipe.batch_size
     if size % devices:
         raise SystemExit(f"Expected a batch that {devices} devices share evenly; received {size}.")
-    train, test = data.load(args.dataset, batch_size=size, data_dir=args.data_dir, seed=args.seed)
-    images = sum(len(y) for _, y in train.as_numpy_iterator())
-    train = train.take(images // size)
+    load = {"batch_size": size, "data_dir": args.data_dir, "seed": args.seed}
+    # Counted in streams of their own, because reading one changes the order in which it comes next.
+    counts = [sum(len(y) for _, y in stream.as_numpy_iterator()) for stream in data.load(args.dataset, **load)]
+    train, test = data.load(args.dataset, **load)
+    train = train.take(counts[0] // size)
     train = data.augment(train, shift=recipe.shift, flip=recipe.flip, seed=args.seed)
     if recipe.mixes:
         classes = data.info(args.dataset).num_classes
         train = data.mix(train, classes, mixup=recipe.mixup, cutmix=recipe.cutmix, seed=args.seed)
-    images = sum(len(y) for _, y in test.as_numpy_iterator())
-    if images % devices:
-        images -= images % devices
+    if counts[1] % devices:
+        images = counts[1] - counts[1] % devices
         test = test.unbatch().take(images).batch(size)
         test = test.apply(tf.data.experimental.assert_cardinality(-(-images // size)))
     return training.share(train), training.share(test)

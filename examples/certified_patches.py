@@ -70,9 +70,8 @@ def main():
 
     rows = []
     for name, scores in subjects.items():
-        started, step, numbers = time.perf_counter(), batch_sizes[name], np.arange(len(x))
-        parts = [slice(start, start + step) for start in range(0, len(x), step)]
-        images = np.concatenate([attack(scores, x[part], y[part], numbers=numbers[part]) for part in parts])
+        started = time.perf_counter()
+        images = patch_models.attacked(scores, attack, x, y, batch_sizes[name])
         measured = of_plain(plain, x, images, y) if name == "plain" else of_smoothed(backbone, x, images, y, args)
         seconds = round(time.perf_counter() - started)
         measured = {kind: float(share) for kind, share in measured.items()}

@@ -100,6 +100,13 @@ def examples(args, networks, test):
     return x, y
 
 
+def attacked(model, attack, x, y, batch_size):
+    """Adversarial images of all of ``x``, made batch by batch."""
+    numbers = np.arange(len(x))
+    parts = [slice(start, start + batch_size) for start in range(0, len(x), batch_size)]
+    return np.concatenate([attack(model, x[part], y[part], numbers=numbers[part]) for part in parts])
+
+
 def clean(networks, test):
     """How large the models are and how accurate."""
     rows = []

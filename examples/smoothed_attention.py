@@ -40,15 +40,6 @@ def patch_attacks(args, shape):
     }
 
 
-def attacked(model, attack, x, y, batch_size):
-    """Adversarial images of all of ``x``."""
-    starts = range(0, len(x), batch_size)
-    parts = (slice(start, start + batch_size) for start in starts)
-    return np.concatenate(
-        [attack(model, x[part], y[part], numbers=np.arange(len(x))[part]) for part in parts],
-    )
-
-
 def main():
     parser = patch_models.options(__doc__, out="smoothed_attention")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.5, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0])
@@ -59,11 +50,13 @@ def main():
     x, y = correct_at_all(args, model, test)
     perturbations = patch_attacks(args, x.shape[1:])
     model.temperature = min(args.temperatures, key=lambda temperature: abs(temperature - 1))
-    transferred = attacked(model, perturbations["patch_fool"], x, y, args.batch_size)
+    transferred = patch_models.attacked(model, perturbations["patch_fool"], x, y, args.batch_size)
     rows, started = [], time.perf_counter()
     for temperature in args.temperatures:
         model.temperature = temperature
-        images = {name: attacked(model, attack, x, y, args.batch_size) for name, attack in perturbations.items()}
+        images = {
+            name: patch_models.attacked(model, attack, x, y, args.batch_size) for name, attack in perturbations.items()
+        }
         fooled = {
             name: taps.predictions(model, perturbed) != y
             for name, perturbed in {**images, "transferred": transferred}.items()

@@ -125,17 +125,24 @@ def check_dtype(name, array, expected):
         raise ValueError(f"Expected {name} of bytes; received other objects.")
 
 
+def version_folders(path):
+    """The folders of versions in ``path``, a pathlib.Path, by number; that of a SavedModel is one itself."""
+    if (path / "saved_model.pb").is_file():
+        return {int(path.name) if path.name.isdigit() else 1: path}
+    return {int(child.name): child for child in path.glob("*") if child.name.isdigit() and child.is_dir()}
+
+
 def newest(path):
     """Folder of the highest version in ``path``, or ``path`` if it is one itself.
 
     Raises:
         FileNotFoundError: if there is no SavedModel.
     """
-    path = pathlib.Path(path)
-    versions = [one for one in path.glob("*") if one.name.isdigit()]
-    folder = path if (path / "saved_model.pb").is_file() or not versions else max(versions, key=lambda p: int(p.name))
-    if not (folder / "saved_model.pb").is_file():
-        raise FileNotFoundError(f"Expected a SavedModel, or version folders of one, in {path.resolve()}; found none.")
+    versions = version_folders(pathlib.Path(path))
+    folder = versions[max(versions)] if versions else None
+    if folder is None or not (folder / "saved_model.pb").is_file():
+        where = pathlib.Path(path).resolve()
+        raise FileNotFoundError(f"Expected a SavedModel, or version folders of one, in {where}; found none.")
     return folder
 
 

@@ -24,13 +24,13 @@ def configs(args):
     missing = [str(path) for path in folders if not path.is_dir()]
     if missing:
         raise ValueError(f"Expected folders of SavedModels or of their versions; {', '.join(missing)} are none.")
-    versions = {"all": {"latest": None}}.get(args.versions) or {"latest": int(args.versions)}
+    latest = None if args.versions == "all" else int(args.versions)
     named = [
         (path.parent if path.name.isdigit() and (path / "saved_model.pb").is_file() else path).name for path in folders
     ]
     if args.name:
         named[0] = args.name
-    return [Config(name, path, **versions) for name, path in zip(named, folders, strict=True)]
+    return [Config(name, path, latest) for name, path in zip(named, folders, strict=True)]
 
 
 def counted(text):

@@ -10,7 +10,7 @@ import dataclasses
 import pathlib
 import threading
 
-from c_api import SavedModel, TensorFlowError
+from c_api import SavedModel, TensorFlowError, version_folders
 
 STATES = {"START": 10, "LOADING": 20, "AVAILABLE": 30, "UNLOADING": 40, "END": 50}  # of TF Serving's API
 NOT_FOUND, INVALID, UNKNOWN = 5, 3, 2  # codes of TensorFlow and gRPC
@@ -40,9 +40,9 @@ class Config:
 
     def folders(self):
         """Folders of the versions that are there and are to be served, by number."""
-        if (self.path / "saved_model.pb").is_file():
-            return {int(self.path.name) if self.path.name.isdigit() else 1: self.path}
-        there = {int(child.name): child for child in self.path.glob("*") if child.name.isdigit() and child.is_dir()}
+        there = version_folders(self.path)
+        if (self.path / "saved_model.pb").is_file():  # one version alone, whatever the policy
+            return there
         if self.specific:
             numbers = [number for number in self.specific if number in there]
         else:

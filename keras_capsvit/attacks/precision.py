@@ -102,10 +102,12 @@ class _LoweredGraph(_Lowered):
 
     def __init__(self, objective):
         super().__init__(objective)
-        shape = taps.served_function(objective.model)[1].shape[1:]
-        self._run = functools.cache(lambda: taps.in_bfloat16(objective.scores, shape))
         self._graph = copy.copy(objective)  # whose loss is of these scores, whatever its kind
-        self._graph.scores = lambda x: self._run()(x)[0]
+        self._graph.scores = lambda x: self._run(x)[0]
+
+    @functools.cached_property
+    def _run(self):
+        return taps.in_bfloat16(self._full.scores, taps.served_function(self.model)[1].shape[1:])
 
     def __call__(self, x):
         return self._graph(x)
@@ -114,7 +116,7 @@ class _LoweredGraph(_Lowered):
         return self._graph.loss_and_scores(x, y)
 
     def loss_and_attention(self, x, y):
-        scores, attention = self._run()(x, attention=True)
+        scores, attention = self._run(x, attention=True)
         return self._graph.cross_entropy(scores, y), attention
 
 

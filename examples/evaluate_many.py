@@ -17,6 +17,7 @@ processes need ``pip install "ray[data]"``.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import pathlib
@@ -268,10 +269,22 @@ def summary(args, path):
     return report
 
 
+def model_digest(path):
+    """SHA-256 of a model's file, or of all files of its folder with their names."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update(str(file.relative_to(path)).encode())
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
 def settings_of(args):
-    """What the records depend on, as JSON keeps it."""
+    """What the records depend on, as JSON keeps it: the model as it is now, not only where it lies."""
     settings = {name: value for name, value in vars(args).items() if name not in ELSEWHERE}
-    return json.loads(json.dumps({**settings, "versions": versions()}, default=str))
+    about = {"model_sha256": model_digest(args.model), "versions": versions()}
+    return json.loads(json.dumps({**settings, **about}, default=str))
 
 
 def begin(args, folder):

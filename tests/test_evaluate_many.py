@@ -104,6 +104,17 @@ def test_a_folder_of_pictures(run, tmp_path):
         run(tmp_path / "other", tmp_path / "none", *options[1:])
 
 
+def test_another_model_in_the_same_place_is_another_run(evaluate_many, tmp_path):
+    model, other = tmp_path / "model.keras", keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
+    other.save(model)
+    args = evaluate_many.parse(["digits", "--model", str(model), "--explain", "Saliency"])
+    evaluate_many.begin(args, tmp_path / "blocks")
+    evaluate_many.begin(args, tmp_path / "blocks")  # nothing changed: it goes on
+    keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.ReLU()]).save(model)
+    with pytest.raises(SystemExit, match="has other model_sha256"):
+        evaluate_many.begin(args, tmp_path / "blocks")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -299,6 +299,10 @@ def test_configs_with_policies_and_labels(growing):
     config.version_labels["canary"] = 7
     code, message = refused(client.configure, config)
     assert code == "INVALID_ARGUMENT" and "label 'canary'" in message
+    del config.version_labels["stable"]
+    assert refused(client.configure, config)[0] == "INVALID_ARGUMENT"
+    assert factor(client, label="stable") == 1  # labels change all or none
+    assert refused(client.status, label="canary")[0] == "NOT_FOUND"
     other = model_server_config_pb2.ModelConfig(name="other", base_path=str(folder))
     other.model_version_policy.specific.versions.append(1)
     client.configure(other)

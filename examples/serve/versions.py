@@ -71,17 +71,17 @@ class Models:
     def __init__(self, configs, warm_up=None):
         self._warm_up = warm_up
         self._lock = threading.Condition()  # of all that follows
-        self._versions = {}
+        self._configs, self._labels, self._versions = {}, {}, {}
         self._looking = threading.Lock()  # one look at a time
         self._closed = threading.Event()
         self.configure(configs)
 
     def configure(self, configs):
-        """Serve these models instead, and load what is there.
+        """Serve these models instead, and load what is there; as in TF Serving, labels change all or none.
 
         Raises:
-            ValueError: for two models of one name, labels of versions that are not available afterwards, and folders
-                that are none.
+            ValueError: for two models of one name and folders that are none, before anything changes; and for labels
+                of versions that are not available afterwards: the models are served then, under the labels of before.
         """
         by_name = {config.name: config for config in configs}
         if len(by_name) != len(configs):
@@ -101,6 +101,8 @@ class Models:
                             f"Expected the label {label!r} to name a version of {config.name} that is available; "
                             f"received {number}."
                         )
+        with self._lock:
+            self._labels = {config.name: config.labels for config in configs}
 
     @property
     def names(self):
@@ -171,7 +173,7 @@ class Models:
             raise NotServedError(f"Could not find model {name!r}; served are {served}.")
 
     def _labelled(self, name, label):
-        labels = self._configs[name].labels
+        labels = self._labels.get(name, {})
         if label not in labels:
             raise NotServedError(f"Model {name} has no version of label {label!r}; it has {sorted(labels)}.")
         return labels[label]

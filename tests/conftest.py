@@ -35,6 +35,7 @@ if tf:
     tf.random.set_seed(0)
 
 _CASES_ON_JAX = 2  # of a parametrised test, by default
+_SLOW_CASES = 3  # of a parametrised test; more are long
 
 settings.register_profile("tests", max_examples=25, deadline=None, derandomize=True)
 settings.load_profile("tests")
@@ -45,24 +46,30 @@ def pytest_collection_modifyitems(items):
     cases = collections.defaultdict(list)
     is_tensorflow = keras.backend.backend() == "tensorflow"
     for item in items:
-        is_slow, samples = item.get_closest_marker("slow") is not None, item.get_closest_marker("samples")
-        count = None
-        if samples:
-            count = samples.kwargs.get("slow") if is_slow else next(iter(samples.args), None)
-        if not is_tensorflow and not is_slow:  # cases differ in settings, which are the same on all backends
-            count = min(count or _CASES_ON_JAX, _CASES_ON_JAX)
-        if count:
-            cases[item.fspath, item.originalname, is_slow, count].append(item)
-    for (*_, is_slow, count), each in cases.items():
-        kept = {int((n + 0.5) * len(each) / count) for n in range(count)}
-        for n, item in enumerate(each):
-            if n not in kept:
-                item.add_marker(pytest.mark.long if is_slow else pytest.mark.slow)
+        cases[item.fspath, item.originalname].append(item)
+    for each in cases.values():
+        samples = each[0].get_closest_marker("samples")
+        slow = [item for item in each if item.get_closest_marker("slow") is not None]
+        quick = [item for item in each if item not in slow]
+        count = next(iter(samples.args), len(quick)) if samples else len(quick)
+        if not is_tensorflow:  # cases differ in settings, which are the same on all backends
+            count = min(count, _CASES_ON_JAX)
+        slow += _left_over(quick, count, pytest.mark.slow)
+        _left_over(slow, samples.kwargs.get("slow", _SLOW_CASES) if samples else _SLOW_CASES, pytest.mark.long)
     if not is_tensorflow:
         skip = pytest.mark.skip(reason="TensorFlow only")
         for item in items:
             if item.get_closest_marker("tensorflow"):
                 item.add_marker(skip)
+
+
+def _left_over(items, count, mark):
+    """The items but for so many, spread over all; they get the mark."""
+    kept = {int((n + 0.5) * len(items) / count) for n in range(min(count, len(items)))}
+    left = [item for n, item in enumerate(items) if n not in kept]
+    for item in left:
+        item.add_marker(mark)
+    return left
 
 
 @pytest.fixture(autouse=True)

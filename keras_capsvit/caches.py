@@ -54,10 +54,10 @@ class Cache:
         place = (*map(identity, owners), key)
         state = [fingerprint(owner) for owner in owners]
         with self._lock:
-            kept = self._entries.get(place)
-            if kept is not None and kept[1] == state:
+            entry = self._entries.get(place)
+            if entry is not None and entry[1] == state:
                 self._entries.move_to_end(place)
-                return kept[2]
+                return entry[2]
         value = make()
         with self._lock:
             references = [weakly(owner, lambda _: self._entries.pop(place, None)) for owner in owners]
@@ -107,32 +107,32 @@ def fingerprint(owner):
         List that equals another one if the object's attributes, and those of the layers inside, are the same: numbers,
         strings and callables, such as ``rate``, ``strides`` and ``activation``.
     """
-    found, seen, waiting = [], set(), _roots(owner)
+    state, seen, waiting = [], set(), _roots(owner)
     while waiting:
         part = waiting.pop()
         if id(part) in seen:
             continue
         seen.add(id(part))
-        found.append(_reference(part))
+        state.append(_reference(part))
         attributes = getattr(part, "__dict__", {})
         for name in _that_matter(type(part).__module__.startswith("keras."), *attributes):
             value = attributes[name]
             kind = _KINDS.get(type(value)) or _kind(value)
             if kind == "plain":
-                found.append(value)
+                state.append(value)
             elif kind == "layer":
                 waiting.append(value)
             elif kind == "callable":
-                found.append(_reference(value))
+                state.append(_reference(value))
             elif kind != "other":
                 for element in value.values() if kind == "mapping" else value:
                     if isinstance(element, _PLAIN):
-                        found.append(element)
+                        state.append(element)
                     elif isinstance(element, keras.Layer):
                         waiting.append(element)
         if isinstance(part, keras.Model):
             waiting.extend(part.layers)
-    return found
+    return state
 
 
 _KINDS = {}  # by type

@@ -126,11 +126,11 @@ def random_positions(image_shape, patch_size, batch, num_patches=1, *, seed=0):
     room = np.array(grid.image_shape) - grid.patch_size + 1
     # More do not fit side by side, so no number of tries would find places.
     checks.integer("num_patches", num_patches, 0, math.prod(grid.image_shape) // math.prod(grid.patch_size))
-    found = np.zeros((len(generators), num_patches, 2), int)
+    positions = np.zeros((len(generators), num_patches, 2), int)
     for k, random in enumerate(generators):
         for _ in range(_TRIES):
-            found[k] = random.integers(room, size=(num_patches, 2))
-            apart = np.any(np.abs(found[k][:, None] - found[k]) >= grid.patch_size, axis=-1)
+            positions[k] = random.integers(room, size=(num_patches, 2))
+            apart = np.any(np.abs(positions[k][:, None] - positions[k]) >= grid.patch_size, axis=-1)
             if np.all(apart | np.eye(num_patches, dtype=bool)):
                 break
         else:
@@ -138,7 +138,7 @@ def random_positions(image_shape, patch_size, batch, num_patches=1, *, seed=0):
                 f"{num_patches} patches of {grid.patch_size} on images of {grid.image_shape} overlapped {_TRIES} times "
                 "in a row; take fewer or smaller ones, or positions of a PatchGrid."
             )
-    return found
+    return positions
 
 
 def apply_patch(images, patch, positions):
@@ -172,15 +172,15 @@ def apply_patch(images, patch, positions):
         )
     size = patch.shape[-3:-1]
     positions = check_positions(positions, size, images.shape)
-    wanted = (*positions.shape[:2], *patch.shape[-3:])
+    shape = (*positions.shape[:2], *patch.shape[-3:])
     try:
-        patches = np.broadcast_to(patch, wanted)
+        patches = np.broadcast_to(patch, shape)
     except ValueError:
         raise ValueError(
-            f"Expected a patch for each of {wanted[1]} positions, and if each image has its own, for {wanted[0]} "
+            f"Expected a patch for each of {shape[1]} positions, and if each image has its own, for {shape[0]} "
             f"images; received patches {patch.shape}."
         ) from None
-    for k in range(wanted[1]):
+    for k in range(shape[1]):
         images[_pixels(positions[:, k], size)] = patches[:, k]
     return images
 
@@ -203,10 +203,10 @@ def cut_patches(images, positions, patch_size):
     if images.ndim != 4:
         raise ValueError(f"Images must have shape (batch, height, width, channels); received {images.shape}.")
     positions = check_positions(positions, size, images.shape)
-    found = np.empty((*positions.shape[:2], *size, images.shape[-1]), images.dtype)
+    patches = np.empty((*positions.shape[:2], *size, images.shape[-1]), images.dtype)
     for k in range(positions.shape[1]):
-        found[:, k] = images[_pixels(positions[:, k], size)]
-    return found
+        patches[:, k] = images[_pixels(positions[:, k], size)]
+    return patches
 
 
 def check_positions(positions, patch_size, shape):
@@ -215,23 +215,23 @@ def check_positions(positions, patch_size, shape):
     Raises:
         ValueError: for other shapes, numbers that are no integers, and patches that cross the border.
     """
-    found = checks.numbers(positions, "positions")
-    if not np.issubdtype(found.dtype, np.integer) or found.ndim not in (1, 2, 3) or found.shape[-1] != 2:
+    array = checks.numbers(positions, "positions")
+    if not np.issubdtype(array.dtype, np.integer) or array.ndim not in (1, 2, 3) or array.shape[-1] != 2:
         raise ValueError(
             f"Positions must be integers of shape (2,), (n, 2) or ({shape[0]}, n, 2), the pixel (top, left) of each "
-            f"patch; received {found.dtype} of shape {found.shape}."
+            f"patch; received {array.dtype} of shape {array.shape}."
         )
-    found = found[None] if found.ndim == 1 else found
-    if found.ndim == 3 and len(found) != shape[0]:
-        raise ValueError(f"Expected positions for {shape[0]} images; received {len(found)}.")
+    array = array[None] if array.ndim == 1 else array
+    if array.ndim == 3 and len(array) != shape[0]:
+        raise ValueError(f"Expected positions for {shape[0]} images; received {len(array)}.")
     room = np.array(shape[1:3]) - patch_size
-    outside = np.any((found < 0) | (found > room), axis=-1)
+    outside = np.any((array < 0) | (array > room), axis=-1)
     if outside.any():
         raise ValueError(
             f"Patches of {tuple(patch_size)} must lie within images of {tuple(shape[1:3])}; received the position "
-            f"{tuple(found[outside][0].tolist())}."
+            f"{tuple(array[outside][0].tolist())}."
         )
-    return np.broadcast_to(found, (shape[0], *found.shape[-2:]))
+    return np.broadcast_to(array, (shape[0], *array.shape[-2:]))
 
 
 def _pixels(positions, size):

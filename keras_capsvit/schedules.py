@@ -38,8 +38,8 @@ class LinearWarmup(keras.optimizers.schedules.LearningRateSchedule):
         return ops.cast(self.schedule(step) if callable(self.schedule) else self.schedule, "float32")
 
     def get_config(self):
-        kept = callable(self.schedule)
-        schedule = keras.optimizers.schedules.serialize(self.schedule) if kept else self.schedule
+        is_schedule = callable(self.schedule)
+        schedule = keras.optimizers.schedules.serialize(self.schedule) if is_schedule else self.schedule
         return {"schedule": schedule, "steps": self.steps}
 
     @classmethod

@@ -22,9 +22,9 @@ def warn_of_untested():
         if version is not None and not _release(lowest) <= _release(version) <= _release(newest):
             untested[name] = version
     if untested:
-        given = ", ".join(f"{name} {version}" for name, version in untested.items())
+        installed = ", ".join(f"{name} {version}" for name, version in untested.items())
         tested = ", ".join(f"{name} {TESTED[name][0]} to {TESTED[name][1]}" for name in untested)
-        warnings.warn(f"keras_capsvit is not tested with {given}; its tests ran on {tested}.", stacklevel=2)
+        warnings.warn(f"keras_capsvit is not tested with {installed}; its tests ran on {tested}.", stacklevel=2)
 
 
 def require_tensorflow(name):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 from keras_capsvit import attacks, autodiff, caches
-from keras_capsvit.attacks import objectives
+from keras_capsvit.attacks import base_objective
 from keras_capsvit.attacks.losses import LOSSES
 from keras_capsvit.attacks.norms import NORMS
 
@@ -43,8 +43,8 @@ def run_eagerly(monkeypatch):
     def eagerly(function, variables):
         return lambda *args: function(*map(ops.convert_to_tensor, args))
 
-    monkeypatch.setattr(autodiff, "compile", eagerly)
-    monkeypatch.setattr(objectives, "_COMPILED", caches.Cache(64))
+    monkeypatch.setattr(autodiff, "compiled", eagerly)
+    monkeypatch.setattr(base_objective, "_COMPILED", caches.Cache(64))
 
 
 def ours(monkeypatch, attack, x, y, start):
@@ -158,7 +158,7 @@ def projected(change, room, epsilon):
     return np.sign(change) * np.clip(np.abs(change) - threshold, 0, room)
 
 
-@autodiff.compile
+@autodiff.compiled
 def into_the_ball(x, images, epsilon):
     return NORMS["l1"].region(x, epsilon, np.float32([-2, 5]))(images)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 from keras_capsvit import CapsNet, ConvNetAvg, attacks, autodiff, caches, taps
-from keras_capsvit.attacks import objectives
+from keras_capsvit.attacks import base_objective
 from keras_capsvit.attacks.objectives import ORDERS
 
 X = np.random.default_rng(0).uniform(size=(6, 12, 12, 1)).astype("float32")
@@ -227,8 +227,8 @@ def test_eager_and_compiled_find_the_same(attack, smooth, monkeypatch):
     def eagerly(function, variables):
         return lambda *args: function(*map(ops.convert_to_tensor, args))
 
-    monkeypatch.setattr(autodiff, "compile", eagerly)
-    monkeypatch.setattr(objectives, "_COMPILED", caches.Cache(64))
+    monkeypatch.setattr(autodiff, "compiled", eagerly)
+    monkeypatch.setattr(base_objective, "_COMPILED", caches.Cache(64))
     objective = attacks.capsules(smooth)
     np.testing.assert_allclose(attack(objective, X, Y), compiled, atol=1e-5)
 

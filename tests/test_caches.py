@@ -11,7 +11,7 @@ import pytest
 from keras import ops
 
 from keras_capsvit import attacks, autodiff, caches, evaluate
-from keras_capsvit.attacks import objectives
+from keras_capsvit.attacks import base_objective
 
 ATTACKS = [
     attacks.FGSM(0.1),
@@ -227,7 +227,7 @@ def test_a_sweep_costs_no_trace_and_finds_what_single_attacks_find(name, monkeyp
     found = [variant(model, images(), LABELS) for variant in variants]
     assert model.layers[0].traces == [] and autodiff.traces() == before
     for variant, result in list(zip(variants, found, strict=True))[-3:]:
-        monkeypatch.setattr(objectives, "_COMPILED", caches.Cache(64))
+        monkeypatch.setattr(base_objective, "_COMPILED", caches.Cache(64))
         np.testing.assert_allclose(variant(model, images(), LABELS), result, atol=1e-6)
 
 

@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from keras_capsvit import CapsNet, ConvNetAvg, MarginLoss, SubsetAccuracy, training
-from keras_capsvit.autodiff import compile
+from keras_capsvit.autodiff import compiled
 from keras_capsvit.losses import BinaryCrossEntropy, CrossEntropy
 from keras_capsvit.ops import as_multi_hot, check_labels
 
@@ -41,7 +41,7 @@ class Stream(keras.utils.PyDataset):
 
 
 def known():
-    return compile(lambda labels: as_multi_hot(labels, 3))
+    return compiled(lambda labels: as_multi_hot(labels, 3))
 
 
 @pytest.mark.parametrize("labels", NONE_IN_COMPILED_STEPS, ids=lambda labels: f"{labels.dtype} {labels[1]}")
@@ -66,7 +66,7 @@ def test_ids_of_every_type(dtype):
     np.testing.assert_array_equal(known()(labels[:, None]), expected)
     np.testing.assert_array_equal(as_multi_hot(labels, 3), expected)
     np.testing.assert_array_equal(
-        compile(lambda labels: as_multi_hot(labels, 300))(np.array([255], "uint8"))[0, 255], 1
+        compiled(lambda labels: as_multi_hot(labels, 300))(np.array([255], "uint8"))[0, 255], 1
     )
 
 
@@ -81,7 +81,7 @@ def test_rows_that_are_no_multi_hot(rows):
 
 def test_cross_entropy_takes_shares_that_sum_to_one_and_no_others():
     logits, loss = np.random.default_rng(0).normal(size=(2, 3)).astype("float32"), CrossEntropy()
-    measured = compile(lambda labels: loss(labels, logits))
+    measured = compiled(lambda labels: loss(labels, logits))
     log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     shares = np.float32([[0.3, 0.7, 0], [0, 0, 1]])
     expected = -np.mean(np.sum(shares * log_probabilities, axis=1))
@@ -151,12 +151,12 @@ def test_losses_of_recipes_take_no_label_for_another(name):
     logits, loss = np.random.default_rng(0).normal(size=(2, 3)).astype("float32"), training.loss_for(model, name)
     for labels in ([1, -1], [1, 3], [1, 1.7], [[0, 1, 0], [0, 2, 0]]):
         labels = np.float32(labels)
-        assert np.isnan(float(compile(lambda labels: loss(labels, logits))(labels))), labels
+        assert np.isnan(float(compiled(lambda labels: loss(labels, logits))(labels))), labels
         with pytest.raises(ValueError, match=r"class ids|multi-hot entries|not all of them integers"):
             loss(labels, logits)
-    assert np.isfinite(float(compile(lambda labels: loss(labels, logits))(np.array([1, 2]))))
+    assert np.isfinite(float(compiled(lambda labels: loss(labels, logits))(np.array([1, 2]))))
     with pytest.raises(ValueError, match="Labels must be integers, or floats that are; received bool"):
-        compile(lambda labels: loss(labels, logits))(np.array([True, False]))
+        compiled(lambda labels: loss(labels, logits))(np.array([True, False]))
 
 
 def test_classes_of_parts_that_are_none():

@@ -17,7 +17,7 @@ ALLOWED = {
     "batches": set(),
     "files": {"files"},
     "checks": {"checks"},
-    "autodiff": {"private"},
+    "autodiff": {"private", "autodiff"},
     "taps": {"private", "autodiff", "caches", "checks", "taps"},
     "patches": {"checks"},
     "data": {"files", "checks", "patches", "versions", "data"},

@@ -72,7 +72,7 @@ def test_scores_are_those_before_the_end(end):
     expected = ops.convert_to_numpy(plain(x))
     assert np.abs(expected).max() > 0.01
     np.testing.assert_allclose(ops.convert_to_numpy(scores(x)), expected, atol=1e-6)
-    compiled = autodiff.compile(scores, scores.variables)
+    compiled = autodiff.compiled(scores, scores.variables)
     np.testing.assert_allclose(ops.convert_to_numpy(compiled(x)), expected, atol=1e-6)
     gradient = autodiff.value_and_gradient(lambda x: scores(x)[:, 1], scores.variables)(x)[1]
     twin = autodiff.value_and_gradient(lambda x: plain(x)[:, 1], plain.variables)(x)[1]

@@ -59,7 +59,7 @@ def test_what_is_shared_goes_with_its_model_and_sees_changed_weights():
 
 
 def test_traces_are_counted():
-    function = autodiff.compile(lambda x: x + 1)
+    function = autodiff.compiled(lambda x: x + 1)
     before = autodiff.traces()
     for count in (3, 3, 3):
         function(np.zeros(count, "float32"))

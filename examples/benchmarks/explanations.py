@@ -29,9 +29,9 @@ TARGET = 3
 def attention(model, x):
     """Rows of the built-in explanation, the forward pass first, and what of it the attention needs."""
     size = len(x)
-    forward = autodiff.compile(lambda x: model(x, training=False), model.variables)
+    forward = autodiff.compiled(lambda x: model(x, training=False), model.variables)
     primary = taps.tap(model, "primary_capsules")
-    capsules = autodiff.compile(lambda x: keras.ops.sum(primary(x, training=False), axis=(1, 2, 3)), model.variables)
+    capsules = autodiff.compiled(lambda x: keras.ops.sum(primary(x, training=False), axis=(1, 2, 3)), model.variables)
     explainer = explain.GraphAttention(model, batch_size=size)
     return {
         "model.predict": lambda: model.predict(x, batch_size=size, verbose=0),

@@ -41,7 +41,7 @@ class Subject:
         self.maps = self.explainer(self.x, self.y)
         self.masks = np.zeros(self.maps.shape, bool)
         self.masks[:, 7:21, 7:21] = True
-        self._forward = autodiff.compile(lambda x: self.model(x, training=False), self.model.variables)
+        self._forward = autodiff.compiled(lambda x: self.model(x, training=False), self.model.variables)
         self._judged = keras.Sequential([keras.Input(SHAPE), self.model, keras.layers.Activation("linear")])
         sys.modules["zennit"] = None  # Quantus imports it for explanations that are not needed here
         try:

@@ -43,7 +43,7 @@ def ours(size, threads):
     model(images(1, size))
     target = keras.ops.one_hot(1, CLASSES)
     gradient = autodiff.value_and_gradient(lambda x: keras.ops.sum(model(x, training=False) * target, axis=-1))
-    forward = autodiff.compile(lambda x: model(x, training=False))
+    forward = autodiff.compiled(lambda x: model(x, training=False))
     started = time.perf_counter()
     lrp = explain.LRP(model, **RULES)
     built = time.perf_counter() - started

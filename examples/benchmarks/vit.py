@@ -102,7 +102,7 @@ def _for_keras_hub(variable, ours):
 
 def compiled(tokens):
     """Forward pass of a Keras model, and input gradient of the summed cubes of what it returns."""
-    forward = autodiff.compile(tokens, tokens.variables)
+    forward = autodiff.compiled(tokens, tokens.variables)
     gradient = autodiff.value_and_gradient(lambda x: ops.sum(tokens(x) ** 3, axis=(1, 2)), tokens.variables)
     return lambda x: ops.convert_to_numpy(forward(x)), lambda x: ops.convert_to_numpy(gradient(x)[1])
 
@@ -123,8 +123,8 @@ def with_attention(model, names):
         first, *rest = tapped(x) if names else [tapped(x)]
         return ops.sum(ops.square(first)), rest
 
-    forward = autodiff.compile(tapped, model.variables)
-    gradient = autodiff.compile(autodiff.gradient(loss, has_aux=True), model.variables)
+    forward = autodiff.compiled(tapped, model.variables)
+    gradient = autodiff.compiled(autodiff.gradient(loss, has_aux=True), model.variables)
     return (
         lambda x: [ops.convert_to_numpy(one) for one in (forward(x) if names else [forward(x)])],
         lambda x: ops.convert_to_numpy(gradient(x)[1]),

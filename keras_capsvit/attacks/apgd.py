@@ -8,11 +8,10 @@ from keras import ops
 
 from keras_capsvit import autodiff, checks
 from keras_capsvit.attacks.base import Attack
-from keras_capsvit.attacks.borders import rivals
+from keras_capsvit.attacks.borders import fools, rivals
 from keras_capsvit.attacks.examine import NOT_FINITE, examine
 from keras_capsvit.attacks.losses import LOSSES, check_classes
 from keras_capsvit.attacks.norms import NORMS, per_image, select
-from keras_capsvit.attacks.objectives import fools
 from keras_capsvit.batches import fewest, generators, numbered
 
 KEEP = ("best", "first")
@@ -102,14 +101,14 @@ class APGD(Attack):
                 f"eot_iter={self.eot_iter} averages over what a model draws, which on this backend is the same at "
                 "every call of a compiled model; expected eot_iter=1, or KERAS_BACKEND=tensorflow."
             )
-        others, fooled = y[:, None], np.zeros(len(x), bool)
+        candidates, fooled = y[:, None], np.zeros(len(x), bool)
         if self.keep == "first" or self.loss == "dlr_targeted":
             scores = objective.scored(x)
-            others = ops.convert_to_numpy(rivals(scores, y, scores.shape[1] - 1))  # most probable first
+            candidates = ops.convert_to_numpy(rivals(scores, y, scores.shape[1] - 1))  # most probable first
             if self.keep == "first":
                 fooled = (scores.argmax(axis=1) == y) == targeted
         result, loss = x.copy(), np.full(len(x), -np.inf)
-        towards = min(self.targets, others.shape[1]) if self.loss == "dlr_targeted" and not targeted else 1
+        towards = min(self.targets, candidates.shape[1]) if self.loss == "dlr_targeted" and not targeted else 1
         numbers = numbered(len(x), numbers)
         for attempt in range(towards * self.restarts):
             left = np.flatnonzero(~fooled)
@@ -117,8 +116,8 @@ class APGD(Attack):
                 break
             few = fewest(len(left), len(x))
             rows, start = left[few], self.begin(x[left], attempt, numbers[left])[few]
-            other = others[rows, attempt // self.restarts]
-            images, losses, fooling = self._attempt(objective, x[rows], y[rows], other, start, targeted, len(left))
+            target = candidates[rows, attempt // self.restarts]
+            images, losses, fooling = self._attempt(objective, x[rows], y[rows], target, start, targeted, len(left))
             if not np.isfinite(losses).all():
                 raise ValueError(NOT_FINITE)
             better = fooling | (losses > loss[left])
@@ -147,7 +146,7 @@ class APGD(Attack):
             return (x + self.unit(x) * np.reshape(moves, x.shape)).astype("float32")  # which _attempt brings back
         return np.clip(x + np.reshape(moves, x.shape), *self.limits(x)).astype("float32")
 
-    def _attempt(self, objective, x, y, other, start, targeted, count):
+    def _attempt(self, objective, x, y, target, start, targeted, count):
         """Images of one attempt, their losses and whether they fool, of the first ``count``; NumPy."""
         run, limits = self.compiled(objective, "_run"), self.limits(x).astype(x.dtype)
         phases = self._phases()
@@ -158,7 +157,7 @@ class APGD(Attack):
                 times[1] = 0
             may_end = self.keep == "first" and number == len(phases) - 1
             whole = np.int32([steps, *times, self.eot_iter, may_end])
-            images, losses, fooling, start = run(x, y, other, start, whole, settings, limits)
+            images, losses, fooling, start = run(x, y, target, start, whole, settings, limits)
         return (ops.convert_to_numpy(values)[:count] for values in (images, losses, fooling))
 
     def _phases(self):
@@ -171,23 +170,23 @@ class APGD(Attack):
         gradient = self._gradient(objective)
         control = _Sparsity() if self.norm == "l1" else _Halving(NORMS[self.norm])
 
-        def run(x, y, other, start, whole, settings, limits):
+        def run(x, y, target, start, whole, settings, limits):
             steps, first, shorter, shortest, draws, may_end = (whole[k] for k in range(6))
             epsilon, rho, sign = (settings[k] for k in range(3))
             back = NORMS[self.norm].region(x, epsilon, limits)
             start = back(start) if self.norm == "l1" else start
 
             def step(i, check, length, images, before, best, best_slope, best_loss, kept, kept_loss, fooled, *state):
-                (losses, scores), slope = gradient(images, y, other, draws)
+                (losses, scores), slope = gradient(images, y, target, draws)
                 losses, slope, fooling = sign * losses, sign * slope, fools(scores, y, sign)
                 is_nan = ops.logical_or(ops.isnan(losses), ops.isnan(best_loss))
                 higher = losses > best_loss
                 best, best_slope = select(higher, images, best), select(higher, slope, best_slope)
                 best_loss = ops.where(is_nan, float("nan"), ops.where(higher, losses, best_loss))
-                taken = ops.logical_and(fooling, ops.logical_not(fooled))
+                better = ops.logical_and(fooling, ops.logical_not(fooled))
                 if self.keep == "best":
-                    taken = ops.logical_or(taken, ops.logical_and(fooling, losses > kept_loss))
-                kept, kept_loss = select(taken, images, kept), ops.where(taken, losses, kept_loss)
+                    better = ops.logical_or(better, ops.logical_and(fooling, losses > kept_loss))
+                kept, kept_loss = select(better, images, kept), ops.where(better, losses, kept_loss)
                 fooled = ops.logical_or(fooled, fooling)
 
                 state = control.seen(i, losses, *state)
@@ -220,17 +219,17 @@ class APGD(Attack):
         """Losses, scores and gradients of images: with random numbers, the mean of several gradients."""
         gradient = autodiff.gradient(LOSSES[self.loss](objective), has_aux=True)
 
-        def mean(images, y, other, draws):
+        def mean(images, y, target, draws):
             def more(i, losses, scores, slope):
-                (losses, scores), new = gradient(images, y, other)
+                (losses, scores), new = gradient(images, y, target)
                 return i + 1, losses, scores, slope + new
 
-            (losses, scores), slope = gradient(images, y, other)
+            (losses, scores), slope = gradient(images, y, target)
             state = ops.while_loop(lambda i, *_: i < draws, more, (0 * draws + 1, losses, scores, slope))
             # Losses and scores are the last ones, as in the authors' code.
             return state[1:3], state[3] / ops.cast(draws, slope.dtype)
 
-        return mean if self.eot_iter > 1 else lambda images, y, other, draws: gradient(images, y, other)
+        return mean if self.eot_iter > 1 else lambda images, y, target, draws: gradient(images, y, target)
 
 
 class _Halving:

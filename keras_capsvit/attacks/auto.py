@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_capsvit import checks
 from keras_capsvit.attacks.apgd import APGD
-from keras_capsvit.attacks.base import Attack
+from keras_capsvit.attacks.base import Attack, AttackWithResult
 from keras_capsvit.attacks.examine import examine, judged
 from keras_capsvit.attacks.fab import FAB
 from keras_capsvit.attacks.square import Square
@@ -41,7 +41,7 @@ class AutoAttackResult:
 
 
 @dataclasses.dataclass(frozen=True)
-class AutoAttack(Attack):
+class AutoAttack(AttackWithResult):
     """Attacks with nothing to choose, one after the other, each on the images that are not fooled yet (Croce and Hein
     2020; L1: 2021). Versions are those of the authors:
 
@@ -140,17 +140,7 @@ class AutoAttack(Attack):
         return {name: attacks[name] for name in _ORDERS[self.version]}
 
     def run(self, objective, x, y, targeted=False, *, numbers=None):
-        """Attack images.
-
-        Args:
-            objective: see Attack, as are the others.
-            x: images ``(b, H, W, C)``.
-            y: class ids ``(b,)``.
-            targeted: bool.
-            numbers: ints ``(b,)``.
-
-        Returns:
-            AutoAttackResult.
+        """Attack images, see ``AttackWithResult.run``; returns an AutoAttackResult.
 
         Raises:
             ValueError: as Attack; with no gradient only if no attack can do without.
@@ -236,5 +226,5 @@ _ORDERS = {
 }
 
 
-def _warn(what):
-    warnings.warn(f"Robust accuracy may be lower than it looks: {what}.", stacklevel=4)
+def _warn(reason):
+    warnings.warn(f"Robust accuracy may be lower than it looks: {reason}.", stacklevel=4)

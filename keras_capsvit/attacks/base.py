@@ -6,7 +6,8 @@ import numpy as np
 
 from keras_capsvit import checks
 from keras_capsvit.attacks.examine import check_result, examine
-from keras_capsvit.attacks.objectives import loss_and_scores, natural
+from keras_capsvit.attacks.losses import loss_and_scores
+from keras_capsvit.attacks.objectives import natural
 
 _MOST = 2**31 - 1  # counts are 32-bit arguments of compiled functions
 
@@ -37,8 +38,7 @@ class Attack:
     uses_gradients = True  # else scores alone, also of callables that leave the graph
 
     def __call__(self, objective, x, y, targeted=False, *, numbers=None):
-        """Adversarial images; of attacks that define ``run``, which returns more than images."""
-        return self.run(objective, x, y, targeted, numbers=numbers).images
+        raise NotImplementedError
 
     def prepare(self, objective, x, y, targeted=False, numbers=None):
         """The Objective that ``objective`` stands for, and checked arrays of images and labels."""
@@ -63,9 +63,9 @@ class Attack:
         Returns:
             Callable of tensors or arrays.
         """
-        attack, others = self.weak()
+        attack, owners = self.weak()
         key = (type(self), make, self.structure(), np.ndim(self.bounds[0]))  # of what traces of one rank serve
-        return objective.compiled(key, getattr(attack, make), others)
+        return objective.compiled(key, getattr(attack, make), owners)
 
     def structure(self):
         """Hashable of the settings that are compiled, which are all but those that ``numeric`` names."""
@@ -106,3 +106,29 @@ class Attack:
             checks.integer("seed", self.seed)
         checks.choice("norm", self.norm, self.norms)
         object.__setattr__(self, "bounds", checks.bounds(self.bounds))
+
+
+class AttackWithResult(Attack):
+    """An attack that returns more than images by its ``run``; called, it returns the ``images`` of that."""
+
+    def __call__(self, objective, x, y, targeted=False, *, numbers=None):
+        return self.run(objective, x, y, targeted, numbers=numbers).images
+
+    def run(self, objective, x, y, targeted=False, *, numbers=None):
+        """Attack images.
+
+        Args:
+            objective: see Attack, as are the others.
+            x: images ``(b, H, W, C)``.
+            y: class ids ``(b,)``.
+            targeted: bool.
+            numbers: ints ``(b,)``.
+
+        Returns:
+            Result, whose ``images (b, H, W, C)`` are what a call returns, and whose ``fooled (b,)`` says which of them
+            fool the objective.
+
+        Raises:
+            ValueError: as Attack.
+        """
+        raise NotImplementedError

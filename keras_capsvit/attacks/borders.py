@@ -1,6 +1,21 @@
-"""Borders between classes, where two scores are equal, as attacks see them that step over the nearest one."""
+"""Borders between classes, where two scores are equal: on which side images are, and which border is nearest."""
 
 from keras import ops
+
+
+def fools(scores, y, sign):
+    """Whether scores ``(b, M)`` are of fooled images ``(b,)``: not of class ``y``, or for a sign below 0, of it.
+
+    Scores of NaN, of which no class is the highest, are not.
+    """
+    fooled = ops.equal(ops.equal(ops.argmax(scores, axis=-1), y), sign < 0)
+    return ops.logical_and(fooled, ops.logical_not(ops.any(ops.isnan(scores), axis=-1)))
+
+
+def lead(scores, y):
+    """By how much the scores of classes ``y (b,)`` exceed the highest of the others, ``(b,)``."""
+    own = ops.one_hot(y, scores.shape[-1], dtype=scores.dtype)
+    return ops.sum(own * scores, axis=1) - ops.max(scores - 1e30 * own, axis=1)
 
 
 def rivals(scores, y, count):

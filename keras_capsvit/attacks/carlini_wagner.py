@@ -54,10 +54,7 @@ class CarliniWagner(PixelSearch):
     def cost(self, change, limit):
         return ops.sum(ops.square(change), axis=(1, 2, 3))
 
-    def __call__(self, objective, x, y, targeted=False, *, numbers=None):
-        objective, x, y = self.prepare(objective, x, y, targeted, numbers)
-        if not len(x):
-            return x
+    def nearest(self, objective, x, y, targeted):
         best, smallest = x.copy(), np.full(len(x), np.inf, "float32")
         zeros = np.zeros(len(x))
         low, high = zeros, np.full(len(x), np.inf)
@@ -65,14 +62,13 @@ class CarliniWagner(PixelSearch):
         for number in range(self.binary_search_steps):
             if self.binary_search_steps >= LOOKS and number == self.binary_search_steps - 1:
                 const = np.minimum(high, _LARGEST)  # the last chance of those without any success
-            found, distance = self.search(objective, x, x, y, const, zeros, zeros + 1, targeted)
+            images, distance = self.search(objective, x, x, y, const, zeros, zeros + 1, targeted)
             success = np.isfinite(distance)
             better = distance < smallest
-            best[better], smallest[better] = found[better], distance[better]
+            best[better], smallest[better] = images[better], distance[better]
             low, high = np.where(success, low, const), np.where(success, const, high)
             const = np.minimum(np.where(np.isfinite(high), (low + high) / 2, const * 10), _LARGEST)
-        self.check_result(objective, x, best, y, targeted)
-        return self.cut(x, best)
+        return best
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,23 +123,19 @@ class CarliniWagnerLinf(PixelSearch):
     def cost(self, change, limit):
         return ops.sum(ops.relu(ops.abs(change) - per_image(limit)), axis=(1, 2, 3))
 
-    def __call__(self, objective, x, y, targeted=False, *, numbers=None):
-        objective, x, y = self.prepare(objective, x, y, targeted, numbers)
-        if not len(x):
-            return x
+    def nearest(self, objective, x, y, targeted):
         best, smallest = x.copy(), np.full(len(x), np.inf)
         const, limit = np.full(len(x), float(self.initial_const)), np.ones(len(x))
         running = np.ones(len(x), bool)
         while running.any():
-            found, cost = self.search(objective, best, x, y, const, limit, running, targeted)
-            size = np.abs(found - x).max(axis=(1, 2, 3)) / self.unit(x)
+            images, cost = self.search(objective, best, x, y, const, limit, running, targeted)
+            size = np.abs(images - x).max(axis=(1, 2, 3)) / self.unit(x)
             better = running & np.isfinite(cost) & (size < smallest)
-            best[better], smallest[better] = found[better], size[better]
+            best[better], smallest[better] = images[better], size[better]
             limit[better] = np.minimum(limit, size)[better] * self.decrease_factor
             const[~better] *= self.const_factor
             running &= (limit > self.smallest_limit) & (const < self.largest_const)
-        self.check_result(objective, x, best, y, targeted)
-        return self.cut(x, best)
+        return best
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,11 +184,14 @@ class CarliniWagnerBox(PixelSearch):
         return np.float32(np.mean(high - low))
 
     def __call__(self, objective, x, y, targeted=False, *, numbers=None):
-        objective, x, y = self.prepare(objective, x, y, targeted, numbers)
-        if not len(x) or not self.epsilon:
-            return x
+        if not self.epsilon:
+            return self.prepare(objective, x, y, targeted, numbers)[1]
+        return super().__call__(objective, x, y, targeted, numbers=numbers)
+
+    def nearest(self, objective, x, y, targeted):
         ones = np.ones(len(x))
         images, cost = self.search(objective, x, x, y, ones, 0 * ones, ones, targeted)
-        result = np.where(np.isfinite(cost)[:, None, None, None], np.clip(images, *self.limits(x)), x)
-        self.check_result(objective, x, result, y, targeted)
-        return result
+        return np.where(np.isfinite(cost)[:, None, None, None], np.clip(images, *self.limits(x)), x)
+
+    def cut(self, x, images):
+        return images  # which are within the ball

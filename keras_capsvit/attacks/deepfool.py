@@ -7,9 +7,9 @@ from keras import ops
 
 from keras_capsvit import autodiff, checks
 from keras_capsvit.attacks.base import Attack
-from keras_capsvit.attacks.borders import margins, nearest, rivals
+from keras_capsvit.attacks.borders import lead, margins, nearest, rivals
+from keras_capsvit.attacks.losses import margin_and_scores
 from keras_capsvit.attacks.norms import NORMS, per_image
-from keras_capsvit.attacks.objectives import lead, margin_and_scores
 
 # As in Foolbox, both for pixels between 0 and 1: how far beyond a border, on which two classes are equal; and the least
 # slope that is divided by.

@@ -179,5 +179,5 @@ def _returns_arrays(function, x):
     return None if ops.is_tensor(scores) else f"{_LEAVES} Received {type(scores).__name__} from {name}."
 
 
-def _warn(what):
-    warnings.warn(f"This attack may look weaker than it is: {what}.", stacklevel=6)
+def _warn(reason):
+    warnings.warn(f"This attack may look weaker than it is: {reason}.", stacklevel=6)

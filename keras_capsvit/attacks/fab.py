@@ -7,11 +7,11 @@ from keras import ops
 
 from keras_capsvit import autodiff, checks
 from keras_capsvit.attacks.base import Attack
-from keras_capsvit.attacks.borders import margins, nearest, rivals
+from keras_capsvit.attacks.borders import lead, margins, nearest, rivals
 from keras_capsvit.attacks.examine import NOT_FINITE
 from keras_capsvit.attacks.hyperplane import CLOSEST
+from keras_capsvit.attacks.losses import margin_and_scores
 from keras_capsvit.attacks.norms import NORMS, per_image
-from keras_capsvit.attacks.objectives import lead, margin_and_scores
 from keras_capsvit.batches import generators, numbered, padded
 
 _LEAST = 1e-8  # change that shares are computed with, for pixels between 0 and 1
@@ -86,14 +86,14 @@ class FAB(Attack):
         best, distance = x.copy(), np.full(len(x), np.inf, "float32")
         run = self.compiled(objective, "_towards" if targeted else "_away")
         epsilon, enough = (np.inf, -1.0) if self.epsilon is None else (self.epsilon, self.epsilon)
-        for turn, others in enumerate([y[:, None]] if targeted else self._turns(scores, x, y)):
+        for turn, targets in enumerate([y[:, None]] if targeted else self._turns(scores, x, y)):
             for restart in range(self.restarts):
                 if not len(left):
                     break
                 rows = left[padded(len(left), len(x))]
                 start = self._start(x[rows], np.minimum(distance[rows], epsilon), numbers[rows], turn, restart)
                 state = (*start, best[rows], distance[rows], np.int32(self.steps), self._settings(x), self.limits(x))
-                nearer = run(x[rows], y[rows], others[rows], *state)
+                nearer = run(x[rows], y[rows], targets[rows], *state)
                 best[rows], distance[rows] = map(ops.convert_to_numpy, nearer)
                 if np.isnan(distance).any():
                     raise ValueError(NOT_FINITE)
@@ -111,12 +111,12 @@ class FAB(Attack):
     def _turns(self, scores, x, y):
         """Classes ``(b, k)`` whose borders are looked at, once for each time that images are tried."""
         most = scores.shape[1] - 1
-        others = ops.convert_to_numpy(rivals(scores, y, most if self.targets is None else min(self.targets, most)))
+        targets = ops.convert_to_numpy(rivals(scores, y, most if self.targets is None else min(self.targets, most)))
         if self.targets is not None:
-            return np.split(others, others.shape[1], axis=1)
+            return np.split(targets, targets.shape[1], axis=1)
         remedy = "Set targets, such as 9, which looks at one border at a time, or take smaller batches."
         checks.memory("The gradients of all borders", (len(x), most, *x.shape[1:]), remedy, times=2)
-        return [others]
+        return [targets]
 
     def _start(self, x, farthest, numbers, turn, restart):
         """Random directions ``(b, H, W, C)``, zero for the first start, and how far to go ``(b,)``."""
@@ -132,16 +132,16 @@ class FAB(Attack):
         return np.float32(drawn), np.float32(np.where(np.isfinite(farthest), farthest, across) / 2)
 
     def _away(self, objective):
-        return self._run(objective, 1.0, lambda x, y, others: margins(objective(x), y, others))
+        return self._run(objective, 1.0, lambda x, y, targets: margins(objective(x), y, targets))
 
     def _towards(self, objective):
-        return self._run(objective, -1.0, lambda x, y, others: lead(objective(x), y)[:, None])
+        return self._run(objective, -1.0, lambda x, y, targets: lead(objective(x), y)[:, None])
 
     def _run(self, objective, sign, borders):
-        """All steps from one start; ``borders(x, y, others)`` gives margins ``(b, k)``, above 0 behind the borders."""
+        """All steps from one start; ``borders(x, y, targets)`` gives margins ``(b, k)``, above 0 behind the borders."""
         norm, closest, jacobian = NORMS[self.norm], CLOSEST[self.norm], autodiff.jacobian(borders)
 
-        def run(x, y, others, drawn, radius, best, distance, steps, settings, limits):
+        def run(x, y, targets, drawn, radius, best, distance, steps, settings, limits):
             alpha_max, eta, beta, least = (settings[k] for k in range(4))
 
             def within(images):
@@ -155,7 +155,7 @@ class FAB(Attack):
                 return gain, gain - _ROUNDING * ops.max(ops.abs(scores), axis=1), norm.size(images - x)
 
             def step(i, images, best, distance):
-                margin, gradient, _ = nearest(*jacobian(images, y, others), norm, _FLATTEST)
+                margin, gradient, _ = nearest(*jacobian(images, y, targets), norm, _FLATTEST)
                 since = ops.sum(gradient * (images - x), axis=(1, 2, 3))
                 begins, gaps = ops.concatenate([images, x]), ops.concatenate([-margin, since - margin])
                 changes = closest(begins, ops.concatenate([gradient, gradient]), gaps, limits)

@@ -1,7 +1,6 @@
-"""FGSM, BIM, MIM and PGD: one loop of gradient steps within a ball around each image."""
+"""One loop of gradient steps within a ball around each image, of which FGSM, BIM, MIM and PGD are settings."""
 
 import dataclasses
-import typing
 
 import numpy as np
 from keras import ops
@@ -9,34 +8,17 @@ from keras import ops
 from keras_capsvit import autodiff, checks
 from keras_capsvit.attacks.base import Attack
 from keras_capsvit.attacks.examine import NOT_FINITE
-from keras_capsvit.attacks.norms import NORMS, per_image, select
-from keras_capsvit.attacks.objectives import fools, natural
+from keras_capsvit.attacks.norms import NORMS, per_image
+from keras_capsvit.attacks.objectives import natural
+from keras_capsvit.attacks.state import State, better_of
 from keras_capsvit.batches import generators, numbered
 
 KEEP = ("best", "last")
 
 
-class State(typing.NamedTuple):
-    """Where a gradient attack stands, arrays.
-
-    Args:
-        images: ``(b, H, W, C)``, where the next step begins.
-        momentum: ``(b, H, W, C)``.
-        best: ``(b, H, W, C)``, of all images before, those that are kept.
-        loss: ``(b,)``, their loss (targeted: its negative).
-        fooled: bools ``(b,)``, whether they fool the objective.
-    """
-
-    images: np.ndarray
-    momentum: np.ndarray
-    best: np.ndarray
-    loss: np.ndarray
-    fooled: np.ndarray
-
-
 @dataclasses.dataclass(frozen=True)
 class GradientAttack(Attack):
-    """Steps along the gradient of the loss; the attacks below are settings of it.
+    """Steps along the gradient of the loss; FGSM, BIM, MIM and PGD are settings of it.
 
     Args:
         epsilon: float >= 0, radius of the ball, in units of the pixels.
@@ -150,7 +132,9 @@ class GradientAttack(Attack):
             The new State.
         """
         loop = self.compiled(objective, "_loop")
-        return State(*loop(x, y, *state, np.int32(steps), _sign(targeted), self._settings(), self.limits(x)))
+        return State(
+            *loop(x, y, *state, np.int32(steps), np.float32(-1 if targeted else 1), self._settings(), self.limits(x))
+        )
 
     def check_losses(self, state):
         """Refuse a State on whose way a loss was NaN."""
@@ -175,7 +159,7 @@ class GradientAttack(Attack):
             keras.random.SeedGenerator.
         """
         objective = natural(objective)
-        loop, judge, norm, sign = self._loop(objective), self._judge(objective), NORMS[self.norm], _sign(False)
+        loop, judge, norm, sign = self._loop(objective), self._judge(objective), NORMS[self.norm], np.float32(1)
 
         def attacked(x, y, seed):
             x = ops.cast(x, "float32")
@@ -211,7 +195,7 @@ class GradientAttack(Attack):
             if self.restarts == 1:
                 return result._replace(best=state.images)
             state = state._replace(best=result.best, loss=result.loss, fooled=result.fooled)
-        judged = self.compiled(objective, "_judge")(y, state.images, *state[2:], _sign(targeted))
+        judged = self.compiled(objective, "_judge")(y, state.images, *state[2:], np.float32(-1 if targeted else 1))
         best, loss, fooled = map(ops.convert_to_numpy, judged)
         if not np.isfinite(loss).all():
             raise ValueError(NOT_FINITE)
@@ -227,7 +211,7 @@ class GradientAttack(Attack):
 
     def _judge(self, objective):
         def judge(y, images, best, loss, fooled, sign):
-            return _better(images, *objective.loss_and_scores(images, y), y, sign, best, loss, fooled)
+            return better_of(images, *objective.loss_and_scores(images, y), y, sign, best, loss, fooled)
 
         return judge
 
@@ -241,7 +225,7 @@ class GradientAttack(Attack):
                 so_far = list(so_far)
                 moved, momentum, losses, scores = move(y, images, momentum, sign, settings, back)
                 if self.keep == "best":
-                    so_far = _better(images, losses, scores, y, sign, *so_far)
+                    so_far = better_of(images, losses, scores, y, sign, *so_far)
                 else:
                     so_far[1] = ops.where(ops.isnan(losses), float("nan"), so_far[1])
                 return i + 1, moved, momentum, *so_far
@@ -282,17 +266,6 @@ class GradientAttack(Attack):
         return lambda moved: back(ops.clip(moved, limits[0], limits[1]))
 
 
-def _better(images, losses, scores, y, sign, best, loss, fooled):
-    """The better of images and the best so far: what fools, then what has the higher loss; a loss of NaN stays."""
-    losses, fooling = sign * losses, fools(scores, y, sign)
-    better = ops.where(ops.equal(fooling, fooled), losses > loss, fooling)
-    return (
-        select(better, images, best),
-        ops.where(ops.logical_or(ops.isnan(losses), ops.isnan(loss)), float("nan"), ops.where(better, losses, loss)),
-        ops.logical_or(fooling, fooled),
-    )
-
-
 def _ids(y):
     """Class ids ``(b,)`` of labels as in a call, tensors, and whether they are such, ``(b,)``."""
     if len(y.shape) == 2 and y.shape[1] != 1:
@@ -308,38 +281,3 @@ def _by_l1(gradient):
     # By the mean, which is the L1 norm up to a constant that no direction depends on. A zero gradient stays zero.
     size = ops.mean(ops.abs(gradient), axis=(1, 2, 3), keepdims=True)
     return gradient / ops.where(ops.equal(size, 0), 1.0, size)
-
-
-def _sign(targeted):
-    return np.float32(-1 if targeted else 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class FGSM(GradientAttack):
-    """Fast gradient sign method (Goodfellow et al. 2015; thesis Eq. 6.3): one step of size ``epsilon``."""
-
-    steps: int = 1
-    keep: str = "last"  # a second forward pass would cost half of the attack
-
-
-@dataclasses.dataclass(frozen=True)
-class BIM(GradientAttack):
-    """Basic iterative method (Kurakin et al. 2017): steps from the image itself."""
-
-    steps: int = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class MIM(GradientAttack):
-    """Momentum iterative method (Dong et al. 2018): steps along a decaying sum of gradients."""
-
-    steps: int = 10
-    decay: float = 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class PGD(GradientAttack):
-    """Projected gradient descent (Madry et al. 2018; thesis Eq. 6.4): steps from a random point of the ball."""
-
-    steps: int = 40
-    random_start: bool = True

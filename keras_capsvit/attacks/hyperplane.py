@@ -37,8 +37,8 @@ def l1(x, normal, gap, limits):
     direction, weights, room, gap = _one_sided(x, normal, gap, limits)
     order = ops.argsort(-weights, axis=1)
     weights, room = (ops.take_along_axis(each, order, axis=1) for each in (weights, room))
-    done = ops.cumsum(weights * room, axis=1) - weights * room
-    moves = ops.clip((gap - done) / ops.maximum(weights, _TINY), 0.0, room)
+    covered = ops.cumsum(weights * room, axis=1) - weights * room
+    moves = ops.clip((gap - covered) / ops.maximum(weights, _TINY), 0.0, room)
     moves = ops.take_along_axis(moves, ops.argsort(order, axis=1), axis=1)
     return direction * ops.reshape(moves, ops.shape(x))
 

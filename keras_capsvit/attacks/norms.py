@@ -162,11 +162,11 @@ def per_image(values):
     return ops.reshape(values, (-1, 1, 1, 1))
 
 
-def select(which, images, others):
+def select(which, images, alternatives):
     """Images ``(b, H, W, C)`` where ``which (b,)``, the others elsewhere; all of them have to be finite."""
     # A product, because TensorFlow chooses between images more slowly.
-    taken = per_image(ops.cast(which, images.dtype))
-    return images * taken + others * (1 - taken)
+    mask = per_image(ops.cast(which, images.dtype))
+    return images * mask + alternatives * (1 - mask)
 
 
 def _axes(x):

@@ -1,124 +1,18 @@
-"""What an attack works on: scores of images, and the loss that it raises (untargeted) or lowers (targeted)."""
+"""The objectives of models: logits, class capsules, votes, and sums of such."""
 
 import functools
 import weakref
 
 from keras import ops
 
-from keras_capsvit import autodiff, caches, checks, taps
+from keras_capsvit import caches, checks, taps
+from keras_capsvit.attacks.base_objective import Objective
 from keras_capsvit.ops import safe_norm, squash
 
 # Lengths below this count as this: a class capsule of length 0 has no direction to grow in.
 _SHORTEST = 1e-12
 
 ORDERS = ("average_then_squash", "squash_then_average", "average_loss")
-
-
-class Objective:
-    """Logits of images, the softmax cross-entropy of which an attack changes.
-
-    A plain callable ``x (b, H, W, C) → (b, M)``, so other attack libraries can drive it too.
-
-    Args:
-        scores: callable ``x → (b, M)``.
-        model: what the scores come from; its variables are read anew at every call.
-        normalized: bool, whether the scores are log-probabilities already, whose cross-entropy needs no softmax.
-    """
-
-    precision = "float32"  # of gradients, see ``in_precision``
-    subject = None  # taps.Scores that the objective is of, whose attention can be recorded; None of others
-
-    def __init__(self, scores, model, *, normalized=False):
-        self.scores = scores
-        self.model = model
-        self.normalized = normalized
-
-    @property
-    def variables(self):
-        """Variables that the scores depend on, a list."""
-        return list(getattr(self.model, "variables", ()))
-
-    @property
-    def input_shape(self):
-        """Shape ``(H, W, C)`` of the images that the model takes, None where any is; None where it is not known."""
-        shape = getattr(self.model, "input_shape", None)
-        return tuple(shape[1:]) if isinstance(shape, tuple) and len(shape) == 4 else None
-
-    def parts(self):
-        """What remakes the objective: the objects that it belongs to, which of their objectives it is, and how.
-
-        Returns:
-            Tuple of objects, which compiled functions must not keep alive; a hashable; and a callable from the objects
-            to the objective, which refers to none of them.
-        """
-        return (self,), type(self), _itself
-
-    def compiled(self, key, make, others=()):
-        """A function of this objective, compiled once and kept until one of the objects it belongs to goes or changes.
-
-        Args:
-            key: hashable, which function.
-            make: callable from an Objective to a function of tensors that refers to no model but by that Objective.
-            others: tuple of further objects that the function belongs to.
-
-        Returns:
-            Callable of tensors or arrays.
-        """
-        owners, which, _ = self.parts()
-        return _COMPILED.get(
-            (*owners, *others), (key, which), lambda: autodiff.compile(make(Weak(self)), self.variables)
-        )
-
-    def scored(self, x):
-        """Scores ``(b, M)`` of images, a NumPy array, by the compiled objective."""
-        return ops.convert_to_numpy(self.compiled("scores", lambda objective: objective.__call__)(x))
-
-    def __call__(self, x):
-        return self.scores(x)
-
-    def loss(self, x, y):
-        """Cross-entropy ``(b,)`` of images ``x`` for class ids ``y (b,)``."""
-        return self.loss_and_scores(x, y)[0]
-
-    def loss_and_scores(self, x, y):
-        """Cross-entropy ``(b,)`` and the scores ``(b, M)`` that it is of, in one forward pass."""
-        scores = self.scores(x)
-        if type(self).loss is not Objective.loss:  # of a subclass that has another one
-            return self.loss(x, y), scores
-        return self.cross_entropy(scores, y), scores
-
-    def cross_entropy(self, scores, y):
-        """Cross-entropy ``(b,)`` of scores ``(b, M)`` for class ids ``y (b,)``."""
-        log_probabilities = scores if self.normalized else ops.log_softmax(scores, axis=-1)
-        return -ops.sum(ops.one_hot(y, scores.shape[-1], dtype=scores.dtype) * log_probabilities, axis=-1)
-
-
-class Weak(Objective):
-    """An objective that is looked up while a function is traced, so that the compiled function keeps no model alive.
-
-    Args:
-        objective: Objective.
-    """
-
-    def __init__(self, objective):
-        owners, _, self._remake = objective.parts()
-        self._owners = [caches.weakly(owner) for owner in owners]
-        self.normalized = objective.normalized
-
-    def __call__(self, x):
-        return self._there()(x)
-
-    def loss(self, x, y):
-        return self._there().loss(x, y)
-
-    def loss_and_scores(self, x, y):
-        return self._there().loss_and_scores(x, y)
-
-    def loss_and_attention(self, x, y):
-        return self._there().loss_and_attention(x, y)
-
-    def _there(self):
-        return self._remake(*(owner() for owner in self._owners))
 
 
 class _OfModel(Objective):
@@ -163,7 +57,9 @@ class _Combined(Objective):
 
     @property
     def variables(self):
-        return list({id(one): one for objective in self.objectives for one in objective.variables}.values())
+        return list(
+            {id(variable): variable for objective in self.objectives for variable in objective.variables}.values()
+        )
 
     def loss_and_scores(self, x, y):
         losses, scores = zip(*(objective.loss_and_scores(x, y) for objective in self.objectives), strict=True)
@@ -272,36 +168,6 @@ def combined(*objectives):
     return living(("combined", *map(id, objectives)), lambda: _Combined(objectives))
 
 
-def fools(scores, y, sign):
-    """Whether scores ``(b, M)`` are of fooled images ``(b,)``: not of class ``y``, or for a sign below 0, of it.
-
-    Scores of NaN, of which no class is the highest, are not.
-    """
-    fooled = ops.equal(ops.equal(ops.argmax(scores, axis=-1), y), sign < 0)
-    return ops.logical_and(fooled, ops.logical_not(ops.any(ops.isnan(scores), axis=-1)))
-
-
-def lead(scores, y):
-    """By how much the scores of classes ``y (b,)`` exceed the highest of the others, ``(b,)``."""
-    own = ops.one_hot(y, scores.shape[-1], dtype=scores.dtype)
-    return ops.sum(own * scores, axis=1) - ops.max(scores - 1e30 * own, axis=1)
-
-
-def loss_and_scores(objective):
-    """What FGSM and its like raise, a function of images and labels."""
-    return objective.loss_and_scores
-
-
-def margin_and_scores(objective):
-    """What DeepFool and its like lower: by how much the class leads, a function of images and labels."""
-
-    def margin(x, y):
-        scores = objective(x)
-        return lead(scores, y), scores
-
-    return margin
-
-
 def _log(lengths):
     return ops.log(ops.maximum(ops.cast(lengths, "float32"), _SHORTEST))
 
@@ -313,7 +179,6 @@ _TRANSFORMS = {
     "squash_then_average": lambda votes: _log(safe_norm(ops.mean(squash(votes), axis=1))),
     "average_loss": lambda votes: ops.mean(ops.log_softmax(_log(safe_norm(squash(votes))), axis=-1), axis=1),
 }
-_COMPILED = caches.Cache(64)
 _KINDS = caches.Cache(256)  # of scores, "lengths" or "logits"
 _LIVING = weakref.WeakValueDictionary()  # objectives in use; they keep their models, so identities stay what they are
 
@@ -341,7 +206,3 @@ def _combined_of(parts, *owners):
         objectives.append(remake(*owners[:count]))
         owners = owners[count:]
     return combined(*objectives)
-
-
-def _itself(objective):
-    return objective

@@ -6,8 +6,8 @@ import numpy as np
 from keras import ops
 
 from keras_capsvit import autodiff, checks
+from keras_capsvit.attacks.borders import fools
 from keras_capsvit.attacks.examine import judged
-from keras_capsvit.attacks.objectives import fools
 from keras_capsvit.attacks.patch_result import PatchResult, pixel_limits
 from keras_capsvit.attacks.patch_transforms import OverTransforms, PatchTransforms
 from keras_capsvit.batches import fewest
@@ -82,17 +82,7 @@ class PatchAttack(OverTransforms):
             raise ValueError("A patch that moves has no pixels to stay close to; leave epsilon or transforms out.")
 
     def run(self, objective, x, y, targeted=False, *, numbers=None):
-        """Attack images.
-
-        Args:
-            objective: see Attack, as are the others.
-            x: images ``(b, H, W, C)``.
-            y: class ids ``(b,)``.
-            targeted: bool.
-            numbers: ints ``(b,)``.
-
-        Returns:
-            PatchResult.
+        """Attack images, see ``AttackWithResult.run``; returns a PatchResult.
 
         Raises:
             ValueError: as Attack, and for positions that do not fit the images.
@@ -144,23 +134,23 @@ class PatchAttack(OverTransforms):
 
     def _each(self, objective, start, low, high, y, sign):
         """Images ``(b, H, W, C)`` after the steps, which are fooled, and steps taken, of a patch for each."""
-        found, fooled, iterations = start.copy(), np.zeros(len(y), bool), np.full(len(y), self.steps)
+        images, fooled, iterations = start.copy(), np.zeros(len(y), bool), np.full(len(y), self.steps)
         loop, step, left, taken = self.compiled(objective, "_loop"), self._step(start), np.arange(len(y)), 0
-        state = [ops.convert_to_tensor(one) for one in (start, low, high, y)]
+        state = [ops.convert_to_tensor(tensor) for tensor in (start, low, high, y)]
         while len(left) and taken < self.steps:
             taken, state[0], out = loop(*state, np.int32(taken), np.int32(self.steps), step, sign)
             taken, out = int(taken), ops.convert_to_numpy(out)[: len(left)]
             if out.any():
                 gone, stay = np.flatnonzero(out), np.flatnonzero(~out)
-                found[left[gone]] = ops.convert_to_numpy(ops.take(state[0], gone, axis=0))
+                images[left[gone]] = ops.convert_to_numpy(ops.take(state[0], gone, axis=0))
                 fooled[left[gone]], iterations[left[gone]] = True, taken - 1
                 left = left[stay]
                 if len(left):
-                    state = [ops.take(one, stay[fewest(len(left), len(y))], axis=0) for one in state]
+                    state = [ops.take(tensor, stay[fewest(len(left), len(y))], axis=0) for tensor in state]
         if len(left):
-            found[left] = ops.convert_to_numpy(state[0])[: len(left)]
+            images[left] = ops.convert_to_numpy(state[0])[: len(left)]
             fooled[left] = judged(objective, state[0], state[3], sign)[: len(left)]
-        return found, fooled, iterations
+        return images, fooled, iterations
 
     def _loop(self, objective):
         """Steps, up to the one at which somebody turns out to be fooled, who does not take it."""
@@ -200,10 +190,10 @@ class PatchAttack(OverTransforms):
         else:
             step, pixels = self.compiled(objective, "_common_expected_step"), pixels[None]
         random = np.random.default_rng([self.seed, 1])
-        given = self._positions(x.shape, 0) if isinstance(self.positions, tuple) else None
+        fixed = self._positions(x.shape, 0) if isinstance(self.positions, tuple) else None
         for number in range(self.steps if len(x) else 0):
             few = random.permutation(len(x))[: self.batch_size]
-            places = given[few] if given is not None else self._positions(x[few].shape, (self.seed, number + 1))
+            places = fixed[few] if fixed is not None else self._positions(x[few].shape, (self.seed, number + 1))
             if self.transforms is None:
                 shown = apply_patch(np.full((*x[few].shape[:3], 1), -1, "int32"), own, places)[..., 0]
             else:

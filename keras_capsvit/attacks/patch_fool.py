@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_capsvit import autodiff, caches, checks, taps
 from keras_capsvit.attacks.adam import adam
-from keras_capsvit.attacks.base import Attack
+from keras_capsvit.attacks.base import Attack, AttackWithResult
 from keras_capsvit.attacks.examine import judged
 from keras_capsvit.attacks.norms import per_image
 from keras_capsvit.attacks.patch_result import PatchResult, pixel_limits
@@ -22,7 +22,7 @@ _LOOKED_AT = caches.Cache(256)
 
 
 @dataclasses.dataclass(frozen=True)
-class PatchFool(Attack):
+class PatchFool(AttackWithResult):
     """Patches in place of a transformer's tokens, by Adam, that change the class and draw attention (Fu et al. 2022).
 
     Raises ``J = J_CE + α Σ_l J_l`` from random pixels; ``J_l`` is the attention in block ``l`` to their tokens,
@@ -85,17 +85,7 @@ class PatchFool(Attack):
             checks.positive_int("layer", self.layer)
 
     def run(self, objective, x, y, targeted=False, *, numbers=None):
-        """Attack images.
-
-        Args:
-            objective: see Attack, as are the others.
-            x: images ``(b, H, W, C)``.
-            y: class ids ``(b,)``.
-            targeted: bool.
-            numbers: ints ``(b,)``.
-
-        Returns:
-            PatchResult.
+        """Attack images, see ``AttackWithResult.run``; returns a PatchResult.
 
         Raises:
             ValueError: see Attack and PatchFool.

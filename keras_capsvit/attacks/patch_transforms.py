@@ -6,8 +6,8 @@ import numpy as np
 from keras import ops
 
 from keras_capsvit import autodiff, checks
-from keras_capsvit.attacks.base import Attack
-from keras_capsvit.attacks.objectives import fools
+from keras_capsvit.attacks.base import AttackWithResult
+from keras_capsvit.attacks.borders import fools
 from keras_capsvit.batches import generators, numbered, padded
 from keras_capsvit.patches import apply_patch, check_positions
 
@@ -160,7 +160,7 @@ def _neighbours(place, size):
     return (index, 1 - (place - before)), (ops.minimum(index + 1, size - 1), place - before)
 
 
-class OverTransforms(Attack):
+class OverTransforms(AttackWithResult):
     """Base of PatchAttack: steps along the gradient averaged over ``transforms``, those of the image in each step."""
 
     def each_expected(self, objective, x, y, patches, positions, step, sign, numbers):

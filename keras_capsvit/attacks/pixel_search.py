@@ -6,9 +6,10 @@ from keras import ops
 from keras_capsvit import autodiff
 from keras_capsvit.attacks.adam import adam
 from keras_capsvit.attacks.base import Attack
+from keras_capsvit.attacks.borders import lead
 from keras_capsvit.attacks.examine import NOT_FINITE
+from keras_capsvit.attacks.losses import margin_and_scores
 from keras_capsvit.attacks.norms import NORMS, per_image
-from keras_capsvit.attacks.objectives import lead, margin_and_scores
 
 # Pixels on the bounds would be infinitely far away in the space that is searched.
 _INSIDE = 0.999999
@@ -19,7 +20,8 @@ class PixelSearch(Attack):
     """Base of Carlini and Wagner's attacks: minimise ``cost(x' - x) + c max(0, margin(x') + confidence)`` by Adam.
 
     The search runs over ``w``, where ``x'`` is ``tanh w`` scaled to the bounds. The margin is by how much the own class
-    leads (targeted: the wanted one lags). Subclasses define ``cost``, and call ``search`` with different ``c``.
+    leads (targeted: the wanted one lags). Subclasses define ``cost``, and ``nearest``, which calls
+    ``search`` with different ``c``.
     """
 
     numeric = (
@@ -35,28 +37,40 @@ class PixelSearch(Attack):
         """
         raise NotImplementedError
 
+    def __call__(self, objective, x, y, targeted=False, *, numbers=None):
+        objective, x, y = self.prepare(objective, x, y, targeted, numbers)
+        if not len(x):
+            return x
+        result = self.nearest(objective, x, y, targeted)
+        self.check_result(objective, x, result, y, targeted)
+        return self.cut(x, result)
+
+    def nearest(self, objective, x, y, targeted):
+        """The nearest images that succeed, a float32 array ``(b, H, W, C)``; where none does, the image itself."""
+        raise NotImplementedError
+
     def search(self, objective, start, x, y, const, limit, running, targeted):
         """One search, of the images that are ``running (b,)``; the others only stay in the batch.
 
         Returns:
             NumPy arrays: the cheapest images that succeed, and what they cost, infinite where none does.
         """
-        per_image = (one.astype("float32") for one in (const, limit, running))
+        per_image = (array.astype("float32") for array in (const, limit, running))
         settings = np.float32([-1 if targeted else 1, self.step_size, self.confidence, self.unit(x)])
-        found = self.compiled(objective, "_search")(
+        result = self.compiled(objective, "_search")(
             start, x, y, *per_image, np.int32(self.steps), settings, self.limits(x)
         )
-        images, cost = (np.array(ops.convert_to_numpy(one)) for one in found)
+        images, cost = (np.array(ops.convert_to_numpy(array)) for array in result)
         if np.isnan(cost).any():
             raise ValueError(NOT_FINITE)
         return images, cost
 
-    def cut(self, x, found):
+    def cut(self, x, images):
         """Images whose perturbations are cut to the ball and the bounds."""
         if self.epsilon is None:
-            return found
+            return images
         # As NumPy's number, because TensorFlow keeps every Python number that it ever computed with.
-        change = NORMS[self.norm].project(ops.convert_to_tensor(found - x), np.float32(self.epsilon))
+        change = NORMS[self.norm].project(ops.convert_to_tensor(images - x), np.float32(self.epsilon))
         return np.clip(x + ops.convert_to_numpy(change), *self.limits(x))
 
     def _search(self, objective):

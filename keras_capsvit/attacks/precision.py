@@ -9,7 +9,8 @@ import keras
 import numpy as np
 
 from keras_capsvit import autodiff, checks, taps
-from keras_capsvit.attacks.objectives import Objective, combined, living, natural
+from keras_capsvit.attacks.base_objective import Objective
+from keras_capsvit.attacks.objectives import combined, living, natural
 
 PRECISIONS = ("float32", "bfloat16", "auto")
 _ROUNDS, _IMAGES = 5, 32  # that "auto" measures
@@ -158,12 +159,12 @@ def _seconds(objectives, x):
     gradients = [objective.compiled("gradient", _gradient) for objective in objectives]
     times = [[] for _ in gradients]
     for turn in range(1 + _ROUNDS):
-        for gradient, taken in zip(gradients, times, strict=True):
+        for gradient, seconds in zip(gradients, times, strict=True):
             started = time.perf_counter()
             keras.ops.convert_to_numpy(gradient(x, y)[1])
             if turn:
-                taken.append(time.perf_counter() - started)
-    return [statistics.median(taken) for taken in times]
+                seconds.append(time.perf_counter() - started)
+    return [statistics.median(seconds) for seconds in times]
 
 
 def _gradient(objective):

@@ -3,7 +3,7 @@
 from keras_capsvit import checks
 from keras_capsvit.attacks.carlini_wagner import CarliniWagner, CarliniWagnerLinf
 from keras_capsvit.attacks.deepfool import DeepFool
-from keras_capsvit.attacks.gradient import BIM, FGSM, MIM, PGD
+from keras_capsvit.attacks.pgd import BIM, FGSM, MIM, PGD
 
 # All return where the last step leads to. Steps of Foolbox are shares of epsilon, those of ART are not. Foolbox's MIM
 # sums up the signs of gradients, ours the gradients (Dong et al. 2018). Those of the Vote-Attack are what the thesis's

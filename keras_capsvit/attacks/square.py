@@ -7,10 +7,10 @@ import numpy as np
 from keras import ops
 
 from keras_capsvit import autodiff, checks
-from keras_capsvit.attacks.base import Attack
+from keras_capsvit.attacks.base import AttackWithResult
+from keras_capsvit.attacks.borders import fools, lead
 from keras_capsvit.attacks.examine import NOT_FINITE, leaves_graph
 from keras_capsvit.attacks.norms import select
-from keras_capsvit.attacks.objectives import fools, lead
 from keras_capsvit.attacks.windows import WINDOWS, Squares, draw, levels, sides
 from keras_capsvit.batches import fewest, generators, next_fewer, numbered
 
@@ -37,7 +37,7 @@ class SquareResult:
 
 
 @dataclasses.dataclass(frozen=True)
-class Square(Attack):
+class Square(AttackWithResult):
     """Random search by scores alone, no gradients (Andriushchenko et al. 2020, Alg. 1 to 3). Defaults are published.
 
     A query changes a random square window of every image, and what lowers the loss is kept. An image that fools the
@@ -88,17 +88,7 @@ class Square(Attack):
         checks.choice("loss", self.loss, LOSSES)
 
     def run(self, objective, x, y, targeted=False, *, numbers=None):
-        """Attack images.
-
-        Args:
-            objective: see Attack, as are the others.
-            x: images ``(b, H, W, C)``.
-            y: class ids ``(b,)``.
-            targeted: bool.
-            numbers: ints ``(b,)``.
-
-        Returns:
-            SquareResult.
+        """Attack images, see ``AttackWithResult.run``; returns a SquareResult.
 
         Raises:
             ValueError: as Attack, but that callables may leave the graph, and gradients do not matter.
@@ -125,7 +115,7 @@ class Square(Attack):
         """What judges images, the loop of queries, and the full size of batches that these are compiled for; as they
         are, and None, if the objective leaves the graph."""
         if leaves_graph(objective, x):
-            return self._judge(objective), self._loop(objective, _repeat, autodiff.compile), None
+            return self._judge(objective), self._loop(objective, _repeat, autodiff.compiled), None
         return self.compiled(objective, "_judge"), self.compiled(objective, "_loop"), len(x)
 
     def _attempt(self, judge, loop, x, y, sign, numbers, restart, full):
@@ -141,20 +131,20 @@ class Square(Attack):
                 break
             level = levels(first + np.arange(_CHUNK), self.queries)
             squares = draw([self.seed, restart, 1 + first // _CHUNK], numbers[left], side[level], shape)
-            done, until = 0, min(_CHUNK, self.queries - 1 - first)
-            while len(left) and done < until:
+            step, until = 0, min(_CHUNK, self.queries - 1 - first)
+            while len(left) and step < until:
                 rows = fewest(len(left), full)
                 repeated = np.arange(len(rows)) >= len(left)  # count as fooled, so that nobody waits for them
-                own, span = left[rows], np.int32([done, until, next_fewer(len(left), full)])
-                done, *state = map(
+                own, span = left[rows], np.int32([step, until, next_fewer(len(left), full)])
+                step, *state = map(
                     ops.convert_to_numpy,
                     loop(x[own], y[own], start[own], loss[own], repeated, span, sign, level, *squares.of(rows), *fixed),
                 )
-                start[left], loss[left], now, taken = (part[: len(left)] for part in state)
+                start[left], loss[left], now, queries = (part[: len(left)] for part in state)
                 if np.isnan(loss).any():
                     raise ValueError(NOT_FINITE)
-                fooled[left], done = now, int(done)
-                result.queries[left] += taken
+                fooled[left], step = now, int(step)
+                result.queries[left] += queries
                 left, squares = left[~now], squares.of(~now)
         return result
 

@@ -135,8 +135,8 @@ class _L2:
     def propose(self, x, images, side, pattern, square, epsilon, limits):
         """See the other."""
         change, places = images - x, _coordinates(x, square.corners[:, :2])
-        inside, other = _inside(*places, side), _inside(*_coordinates(x, square.corners[:, 2:]), side)
-        either = ops.maximum(inside, other)
+        inside, second = _inside(*places, side), _inside(*_coordinates(x, square.corners[:, 2:]), side)
+        either = ops.maximum(inside, second)
         own = change * inside
         signed = inside * _placed(pattern, *places, square.turned) * square.signs[:, None, None, :]
         window = signed + own * (1 / (_SHORTEST + self._length(own)))
@@ -204,8 +204,8 @@ def _placed(pattern, rows, columns, turned):
     """Values ``(b, H, W, 1)`` of a pattern whose corner is at row 0 and column 0; beyond it, any."""
     size = ops.shape(pattern)[0]
     rows, columns = (ops.clip(each, 0, size - 1) for each in (rows, columns))
-    step, other = ops.where(turned, 1, size)[:, None, None, None], ops.where(turned, size, 1)[:, None, None, None]
-    return ops.take(ops.reshape(pattern, (-1,)), rows * step + columns * other)
+    step, across = ops.where(turned, 1, size)[:, None, None, None], ops.where(turned, size, 1)[:, None, None, None]
+    return ops.take(ops.reshape(pattern, (-1,)), rows * step + columns * across)
 
 
 def _pattern(side, order, power):

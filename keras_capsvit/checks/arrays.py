@@ -28,8 +28,8 @@ def numbers(values, name):
     except (TypeError, ValueError, AttributeError):
         array = np.asarray(None)
     if array.dtype.kind not in "biuf" and array.dtype.name not in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
-        what = {"U": "strings", "S": "strings", "c": "complex numbers"}.get(array.dtype.kind, described(values))
-        raise ValueError(f"Expected {name} as an array of numbers; received {what}.")
+        kind = {"U": "strings", "S": "strings", "c": "complex numbers"}.get(array.dtype.kind, described(values))
+        raise ValueError(f"Expected {name} as an array of numbers; received {kind}.")
     return array
 
 
@@ -61,11 +61,11 @@ def tensor(name, value, axes=None):
     return value
 
 
-def of_one_batch(what, tensors):
-    """Refuse tensors of different numbers of images, where these are known; the message begins with ``what``, a str."""
+def of_one_batch(name, tensors):
+    """Refuse tensors of different numbers of images, where these are known; the message begins with ``name``."""
     shapes = [tuple(each.shape) for each in tensors]
     if len({shape[0] for shape in shapes if shape and shape[0] is not None}) > 1:
-        raise ValueError(f"{what} expects tensors of one batch; received the shapes {shapes}.")
+        raise ValueError(f"{name} expects tensors of one batch; received the shapes {shapes}.")
 
 
 def finite_array(values, name, axes, rank, *, empty=False):
@@ -299,11 +299,11 @@ def wrong_size(x, name, error):
     return ValueError(f"Expected images as {name} takes them; received {x.shape}, on which it fails: {error!s:.300}")
 
 
-def of_shape(what, shape, received):
-    """Refuse what is no array of a shape; the message begins with ``what``, a str."""
+def of_shape(expectation, shape, received):
+    """Refuse what is no array of a shape; the message begins with ``expectation``."""
     if tuple(getattr(received, "shape", ())) != shape:
         kind = getattr(received, "shape", type(received).__name__)
-        raise ValueError(f"{what}, of shape {shape}; received {kind}.")
+        raise ValueError(f"{expectation}, of shape {shape}; received {kind}.")
 
 
 def image_maps(maps):

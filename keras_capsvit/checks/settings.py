@@ -109,11 +109,11 @@ def named(name, value, of):
     return dict(value)
 
 
-def memory(what, shape, remedy, *, times=4, bytes_each=4):
+def memory(name, shape, remedy, *, times=4, bytes_each=4):
     """Refuse an array too large for this machine before anything is allocated.
 
     Args:
-        what: str, what the message calls it.
+        name: str, what the message calls it.
         shape: ints.
         remedy: str, what the message says to do.
         times: int, how many arrays of this size there are at a time; of weights that are trained four, the weights,
@@ -127,7 +127,7 @@ def memory(what, shape, remedy, *, times=4, bytes_each=4):
     if times * needed > there:
         several = f", and {times} such arrays are needed at a time" if times > 1 else ""
         raise ValueError(
-            f"{what}, of shape {tuple(shape)}, would take {needed / 2**30:.1f} GiB{several}; this machine has "
+            f"{name}, of shape {tuple(shape)}, would take {needed / 2**30:.1f} GiB{several}; this machine has "
             f"{there / 2**30:.1f} GiB. {remedy}"
         )
 

@@ -185,7 +185,7 @@ class GridExplainer(ModelExplainer):
         shape = tuple(x.shape[1:])
         if shape not in self._functions:
             on_grid = self.on_grid(x)
-            self._functions[shape] = autodiff.compile(
+            self._functions[shape] = autodiff.compiled(
                 lambda x, ids: enlarged(ops.cast(on_grid(x, ids), "float32"), shape[:2]), self.variables
             )
         return self._functions[shape]

@@ -73,7 +73,7 @@ class NodeExplainer(ModelExplainer):
                 lengths, values = self._both(x)
                 return drawn(values, class_rows(ops.cast(lengths, "float32"), ids))
 
-            functions = [autodiff.compile(function, self.variables) for function in (of_given, of_predicted)]
+            functions = [autodiff.compiled(function, self.variables) for function in (of_given, of_predicted)]
             self._functions[shape] = functions
         return self._functions[shape]
 

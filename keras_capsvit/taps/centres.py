@@ -86,11 +86,11 @@ class _Windows:
     def layer(self, call, operation, args, kwargs):
         output = call(*args, **kwargs)
         layer = getattr(operation, "conv", None) or operation  # of one that convolves by another one's kernel
-        given, windows = args[0] if args else None, _windows(layer)
-        if windows is None or len(getattr(given, "shape", ())) != 4:
+        images, windows = args[0] if args else None, _windows(layer)
+        if windows is None or len(getattr(images, "shape", ())) != 4:
             return output
         first = 2 if getattr(layer, "data_format", None) == "channels_first" else 1
-        before, after = (tuple(x.shape[first : first + 2]) for x in (given, output))
+        before, after = (tuple(x.shape[first : first + 2]) for x in (images, output))
         if before in self.places:
             sides = [
                 side.window(size, stride, _in_front(padding, size, stride, count))

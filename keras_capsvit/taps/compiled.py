@@ -28,10 +28,10 @@ def compiled(model, key, make, output=None):
     """
     subject = scores(model, output)
     if not is_model(model):
-        return autodiff.compile(make(subject), subject.variables)
+        return autodiff.compiled(make(subject), subject.variables)
     there = caches.weakly(model)
 
     def function(*args):
         return make(scores(there(), output))(*args)
 
-    return _COMPILED.get((model,), (key, output), lambda: autodiff.compile(function, subject.variables))
+    return _COMPILED.get((model,), (key, output), lambda: autodiff.compiled(function, subject.variables))

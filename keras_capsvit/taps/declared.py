@@ -24,7 +24,7 @@ def carrier(model):
     inside = private.inner_layers(model) if isinstance(model, keras.Layer) else []
     carriers = list({id(layer): layer for layer in inside if own_names(layer)}.values())
     # A backbone inside of a model with taps is a part of that one.
-    inner = {id(layer) for one in carriers for layer in private.inner_layers(one)}
+    inner = {id(layer) for layer in carriers for layer in private.inner_layers(layer)}
     carriers = [layer for layer in carriers if id(layer) not in inner]
     return carriers[0] if len(carriers) == 1 else None
 
@@ -65,12 +65,12 @@ def _through(model, inner, name):
     def outer(x):
         recorder = Recorder()
         run(model, x, recorder)
-        given = [x for called, x, _ in recorder.tapped if called is inner]
-        if len(given) != 1:
+        inputs = [x for called, x, _ in recorder.tapped if called is inner]
+        if len(inputs) != 1:
             raise ValueError(
                 f"Expected {model.name} to call {inner.name}, which has the tap {name!r}, once; it calls it "
-                f"{len(given)} times."
+                f"{len(inputs)} times."
             )
-        return inside(given[0], training=False)
+        return inside(inputs[0], training=False)
 
     return outer

@@ -245,8 +245,8 @@ def ancestors(inputs, outputs):
     """
     order, seen, stack = [], set(), [(node_of(output), False) for output in outputs]
     while stack:
-        name, done = stack.pop()
-        if done:
+        name, inputs_done = stack.pop()
+        if inputs_done:
             order.append(name)
         elif name not in seen:
             seen.add(name)
@@ -268,8 +268,8 @@ def key_of(tensor):
 def _expand(flat, call, function):
     """Add the nodes of a called function to ``flat``; returns the tensor inside for each output of the call."""
     body, names = private.body_of(function)
-    given = [key_of(i) for i in call.input if i[0] != "^"]
-    arguments = dict(zip((argument.name for argument in function.signature.input_arg), given, strict=True))
+    read = [key_of(i) for i in call.input if i[0] != "^"]
+    arguments = dict(zip((argument.name for argument in function.signature.input_arg), read, strict=True))
 
     def renamed(tensor):
         node, _, index = key_of(tensor).partition(":")

@@ -151,7 +151,7 @@ class Scores:
 
     @functools.cached_property
     def _compiled(self):
-        function = autodiff.compile(lambda x: self.recorded(x)[0], self.variables)
+        function = autodiff.compiled(lambda x: self.recorded(x)[0], self.variables)
 
         def call(x):
             try:
@@ -294,9 +294,9 @@ class _Live:
 
     def _run(self, x, recorder):
         x = ops.convert_to_tensor(x)
-        given = getattr(self._model, "input", None) if getattr(self._model, "inputs", None) else None
+        input_names = getattr(self._model, "input", None) if getattr(self._model, "inputs", None) else None
         try:
-            return run(self._model, dict.fromkeys(given, x) if isinstance(given, dict) else x, recorder)
+            return run(self._model, dict.fromkeys(input_names, x) if isinstance(input_names, dict) else x, recorder)
         except (NotImplementedError, TypeError, AttributeError, RuntimeError) as error:
             traced = type(error).__name__.startswith("Tracer")  # of JAX
             if keras.backend.backend() == "tensorflow":

@@ -158,7 +158,7 @@ def _compiled(step):
     def flat(*leaves):
         return step(*keras.tree.pack_sequence_as(last, leaves))
 
-    compiled = autodiff.compile(flat)
+    compiled = autodiff.compiled(flat)
 
     def call(*args):
         last[:] = args

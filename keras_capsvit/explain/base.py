@@ -13,14 +13,14 @@ class Recorded:
     """An object that says what it was constructed with.
 
     Attributes:
-        given: dict of that, by the places or names of the arguments.
+        constructed_with: dict of that, by the places or names of the arguments.
     """
 
     def __new__(cls, *args, **kwargs):
         if (args or kwargs) and cls.__init__ is object.__init__:
             raise TypeError(f"{cls.__name__}() takes no arguments")
         instance = super().__new__(cls)
-        instance.given = dict(enumerate(args)) | kwargs
+        instance.constructed_with = dict(enumerate(args)) | kwargs
         return instance
 
 
@@ -206,12 +206,12 @@ def class_rows(scores, ids):
     return ops.where(unknown, float("nan"), ops.one_hot(ids, scores.shape[-1], dtype=scores.dtype))
 
 
-def check_tensorflow(what):
-    """Refuse other backends than TensorFlow; the message begins with ``what``, a str."""
+def check_tensorflow(feature):
+    """Refuse other backends than TensorFlow; the message begins with ``feature``, a str."""
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
-            f"{what} needs the tensorflow backend; received {keras.backend.backend()!r}. Save the model as .keras and "
-            "load it in a process with KERAS_BACKEND=tensorflow."
+            f"{feature} needs the tensorflow backend; received {keras.backend.backend()!r}. Save the model as .keras "
+            "and load it in a process with KERAS_BACKEND=tensorflow."
         )
 
 
@@ -256,13 +256,13 @@ def mean_over_samples(function, images, samples, batch_size):
     total = None
     for first in range(0, pairs, size):
         sample, image = np.divmod(np.minimum(np.arange(first, first + size), pairs - 1), images)
-        found = checks.numbers(function(image, sample), "values of images")
-        if found.shape[:1] != (size,):
-            raise ValueError(f"Expected a value for each of {size} images; received values of shape {found.shape}.")
-        found = found[: pairs - first]
+        values = checks.numbers(function(image, sample), "values of images")
+        if values.shape[:1] != (size,):
+            raise ValueError(f"Expected a value for each of {size} images; received values of shape {values.shape}.")
+        values = values[: pairs - first]
         if total is None:  # in double precision equal samples have themselves as their mean
-            total = np.zeros((images, *found.shape[1:]))
-        np.add.at(total, image[: len(found)], found)
+            total = np.zeros((images, *values.shape[1:]))
+        np.add.at(total, image[: len(values)], values)
     return (total / samples).astype("float32")
 
 

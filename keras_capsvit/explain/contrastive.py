@@ -85,8 +85,8 @@ class LRP(Recorded):
         for name, value in (("start", start), ("stop", stop)):
             if value is not None:
                 checks.text(name, value)
-        chosen = relevance.choose(rules, input_range)
-        self._check(chosen)
+        composite = relevance.choose(rules, input_range)
+        self._check(composite)
         self._fixed = {} if fixed is None else checks.named("fixed", fixed, "values of the other inputs")
         self._model = relevance.load(model)  # variables of a SavedModel live as long as it
         tapped, start, extra = self._with_taps(start, stop)
@@ -97,7 +97,7 @@ class LRP(Recorded):
         ends = dict(zip(extra, graph.results[1:], strict=True))
         self._engine = relevance.Engine(
             graph,
-            chosen,
+            composite,
             start=ends.get(start) or relevance.locate(graph, start),
             stop=ends.get(stop) or relevance.locate(graph, stop),
             input_range=input_range,
@@ -130,10 +130,10 @@ class LRP(Recorded):
                 ``fixed`` with another number of rows, and for relevance that comes out as NaN or infinite or, in
                 absolute values, larger than rules can make it; names the step that made it.
         """
-        given = self._given(x)
-        ids = self._ids(given, target)
+        arguments = self._arguments(x)
+        ids = self._ids(arguments, target)
         maps = []
-        for rows, part in self._parts(given):
+        for rows, part in self._parts(arguments):
             maps.append(self._relevance(part, ids[rows].T))
         maps = np.concatenate(maps, axis=1) if maps else np.zeros((ids.shape[1], 0, *self._engine.stop_shape[1:]))
         maps = ops.convert_to_numpy(self._finished(np.swapaxes(maps, 0, 1)))
@@ -153,12 +153,12 @@ class LRP(Recorded):
         Raises:
             ValueError: for ``fixed`` with a row for each image.
         """
-        others = []
+        fixed = []
         for (name, value), spec in zip(self._fixed.items(), self._others, strict=True):
             row = _relevance().rows(value, spec, 1, name)
-            others.append(ops.broadcast_to(row, (ops.shape(x)[0], *row.shape[1:])) if _batched(spec) else row)
+            fixed.append(ops.broadcast_to(row, (ops.shape(x)[0], *row.shape[1:])) if _batched(spec) else row)
         x = ops.cast(x, self._engine.dtype)
-        maps = self._balance.asserted(*self._engine.relevance([x, *others], ids[None], self._contrast))
+        maps = self._balance.asserted(*self._engine.relevance([x, *fixed], ids[None], self._contrast))
         return self._finished(maps[0][:, None])[:, 0]
 
     def predicted(self, x):
@@ -170,7 +170,7 @@ class LRP(Recorded):
         Returns:
             int32 array ``(b,)``.
         """
-        return self._predicted(self._given(x))
+        return self._predicted(self._arguments(x))
 
     def report(self, x=None, target=None):
         """What is explained how, and where relevance goes.
@@ -186,11 +186,11 @@ class LRP(Recorded):
         """
         if x is None:
             return self._engine.report()
-        given = self._given(x)
-        ids = self._ids(given, target)
+        arguments = self._arguments(x)
+        ids = self._ids(arguments, target)
         if ids.shape[1] != 1:
             raise ValueError(f"Expected one class per image in a report; received target of shape {np.shape(target)}.")
-        return self._engine.report(self._engine.relevance(given, ids.T, self._contrast, audit=True))
+        return self._engine.report(self._engine.relevance(arguments, ids.T, self._contrast, audit=True))
 
     @property
     def variables(self):
@@ -201,7 +201,7 @@ class LRP(Recorded):
         """Take over the present values of the model's variables; call it after they changed."""
         self._engine.refresh()
 
-    def _check(self, chosen):
+    def _check(self, composite):
         """Refuse rules that the explainer cannot use."""
 
     def _with_taps(self, start, stop):
@@ -217,27 +217,27 @@ class LRP(Recorded):
             )
         return _Shaped(known[start], model.input_shape), None, ()
 
-    def _given(self, x):
+    def _arguments(self, x):
         """Arguments of the model: checked images, and what the other inputs are for these."""
         x = self._checked(x)
         named = zip(self._fixed.items(), self._others, strict=True)
         return [x, *(_relevance().rows(value, spec, len(x), name) for (name, value), spec in named)]
 
-    def _parts(self, given):
+    def _parts(self, arguments):
         """Pairs of a slice, and arguments for the images in it."""
         batched = [True, *map(_batched, self._others)]
-        for first in range(0, len(given[0]), self.batch_size):
+        for first in range(0, len(arguments[0]), self.batch_size):
             rows = slice(first, first + self.batch_size)
-            yield rows, [value[rows] if some else value for value, some in zip(given, batched, strict=True)]
+            yield rows, [value[rows] if some else value for value, some in zip(arguments, batched, strict=True)]
 
-    def _relevance(self, given, ids):
-        maps, sums = self._engine.relevance(given, ids, self._contrast)
-        self._balance.check(ops.convert_to_numpy(sums), given, ids)
+    def _relevance(self, arguments, ids):
+        maps, sums = self._engine.relevance(arguments, ids, self._contrast)
+        self._balance.check(ops.convert_to_numpy(sums), arguments, ids)
         return ops.convert_to_numpy(maps)
 
-    def _predicted(self, given):
-        ids = np.zeros(len(given[0]), "int32")
-        for rows, part in self._parts(given):
+    def _predicted(self, arguments):
+        ids = np.zeros(len(arguments[0]), "int32")
+        for rows, part in self._parts(arguments):
             scores = ops.convert_to_numpy(self._engine.scores(part))
             scores = scores.sum(axis=tuple(range(1, scores.ndim - 1)))
             if not np.isfinite(scores).all():
@@ -265,11 +265,11 @@ class LRP(Recorded):
             raise ValueError("Expected whole numbers, because the model takes integers; received others.")
         return x
 
-    def _ids(self, given, target):
+    def _ids(self, arguments, target):
         """Ids ``(b, k)``."""
         if target is None:
-            return self._predicted(given)[:, None]
-        ids, count = checks.numbers(target, "targets"), len(given[0])
+            return self._predicted(arguments)[:, None]
+        ids, count = checks.numbers(target, "targets"), len(arguments[0])
         shapes_fit = ids.ndim == 0 or (ids.ndim in (1, 2) and len(ids) == count and 0 not in ids.shape[1:])
         if not shapes_fit or not np.issubdtype(ids.dtype, np.integer):
             raise ValueError(
@@ -314,8 +314,8 @@ class CLRP(LRP):
         self._contrast, self._negate = variant == "others", variant == "negated"
         super().__init__(model, rules, **settings)
 
-    def _check(self, chosen):
-        if not chosen.linear:
+    def _check(self, composite):
+        if not composite.linear:
             raise ValueError("CLRP needs rules that are linear in relevance; guided and deconvnet rules are not.")
 
     def _finished(self, maps):

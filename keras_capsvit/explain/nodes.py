@@ -61,8 +61,8 @@ class NodeExplainer(ModelExplainer):
         if shape not in self._functions:
             rows, columns = self._spread(shape)
 
-            def drawn(values, chosen):
-                grid = ops.sum(self.on_nodes(ops.cast(values, "float32")) * chosen[:, None, None], axis=-1)
+            def drawn(values, weights):
+                grid = ops.sum(self.on_nodes(ops.cast(values, "float32")) * weights[:, None, None], axis=-1)
                 return ops.matmul(ops.matmul(rows, grid), columns)
 
             def of_given(x, ids):

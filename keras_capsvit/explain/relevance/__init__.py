@@ -3,7 +3,8 @@
 ``sources`` says what is traced, ``graph`` traces it, and ``refusals`` says what cannot be; ``scores`` finds the class
 scores in it, ``layers`` the layers; ``linear`` finds the linear ones, ``intervals`` tells signs, ``canonical`` reads
 all ops as steps; ``rules`` redistribute relevance at a step, ``composites`` name rules for whole models; ``walk`` goes
-back step by step, ``engine`` plans and compiles that, ``report`` is its account, ``balance`` judges what arrived.
+back step by step, by the rules that ``plan`` chooses; ``engine`` compiles that, ``report`` is its account, ``balance``
+judges what arrived.
 """
 
 from keras_capsvit.explain.relevance.balance import Balance

@@ -21,12 +21,12 @@ class Balance:
         self._engine, self._name, self._contrast = engine, name, contrast
         self._warned = False
 
-    def check(self, sums, given, targets):
+    def check(self, sums, arguments, targets):
         """Check relevance.
 
         Args:
             sums: array ``(k, b, 4)``, see Engine.
-            given: the arguments that relevance was computed of; ``targets``: classes ``(k, b)``.
+            arguments: those that relevance was computed of; ``targets``: classes ``(k, b)``.
 
         Raises:
             ValueError: for NaN and infinite values, and for relevance that is more than rules can make of what was
@@ -41,7 +41,7 @@ class Balance:
         grown = size_arrived > self._engine.growth * size_sent
         if grown.any():
             k = int(np.argmax(grown.any(1)))
-            row = max(self._rows(given, targets[k]), key=lambda row: np.nan_to_num(row.growth, nan=np.inf))
+            row = max(self._rows(arguments, targets[k]), key=lambda row: np.nan_to_num(row.growth, nan=np.inf))
             raise ValueError(
                 f"Expected at most {self._engine.growth:.3g} times the relevance that was sent, all that rules make "
                 f"of it; received {size_arrived[grown].max():.3g} from {size_sent[grown].max():.3g}. Most of "
@@ -49,14 +49,14 @@ class Balance:
             )
         # Of a contrast nothing is left where all is well, so that it cannot tell what was lost.
         tells = self._engine.to_input and self._engine.conserving and not (self._contrast or self._engine.negate)
-        whole, kept = np.abs(sent).sum(1), (np.sign(sent) * arrived).sum(1)
-        if tells and not self._warned and kept.sum() < _LOST * whole.sum():
+        whole, conserved = np.abs(sent).sum(1), (np.sign(sent) * arrived).sum(1)
+        if tells and not self._warned and conserved.sum() < _LOST * whole.sum():
             self._warned = True
-            rows = self._rows(given, targets[int(np.argmax(whole - kept))])
+            rows = self._rows(arguments, targets[int(np.argmax(whole - conserved))])
             row = max(rows, key=lambda row: abs(row.arrived - row.passed))
             warnings.warn(
-                f"Only {kept.sum() / whole.sum():.1%} of the relevance that was sent arrives at the input. Most goes "
-                f"missing at {row}; report(x) lists all steps.",
+                f"Only {conserved.sum() / whole.sum():.1%} of the relevance that was sent arrives at the input. Most "
+                f"goes missing at {row}; report(x) lists all steps.",
                 stacklevel=4,
             )
 
@@ -67,5 +67,5 @@ class Balance:
         with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(allowed), [message])]):
             return tf.identity(maps)
 
-    def _rows(self, given, ids):
-        return self._engine.report(self._engine.relevance(given, ids[None], self._contrast, audit=True)).rows
+    def _rows(self, arguments, ids):
+        return self._engine.report(self._engine.relevance(arguments, ids[None], self._contrast, audit=True)).rows

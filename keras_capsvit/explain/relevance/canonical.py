@@ -119,10 +119,10 @@ class Reader:
             return ("scale" if op == "Mul" else "product"), active[0]
         sources = [self._source(inputs[i]) for i in active]
         for gates in ({"Softmax"}, _GATES):
-            found = [i for i, source in zip(active, sources, strict=True) if source in gates]
-            if len(found) == 1:
+            gates_at = [i for i, source in zip(active, sources, strict=True) if source in gates]
+            if len(gates_at) == 1:
                 elementwise = op == "Mul" and "Softmax" not in gates
-                return ("gate" if elementwise else "product"), next(i for i in active if i != found[0])
+                return ("gate" if elementwise else "product"), next(i for i in active if i != gates_at[0])
         if op == "Mul" and (larger := self._larger(inputs)) is not None:
             return "gate", larger
         return "product", None
@@ -156,22 +156,22 @@ class Reader:
 
     def _find_near(self):
         """Nodes that nothing but affine ops of single elements, and moves, lie between and the input."""
-        found = {self.graph.input}
+        near = {self.graph.input}
         for name in self.graph.order:
             op, inputs, active = self.graph.nodes[name].op, self.graph.inputs(name), self._active(name)
             if name not in self.follow or not active or not (op in KINDS["structure"] or op in _AFFINE | {"Identity"}):
                 continue
             joins = len(active) == 1 or op in ("ConcatV2", "Pack")
-            others = [i for k, i in enumerate(inputs) if k not in active]
+            passive = [i for k, i in enumerate(inputs) if k not in active]
             divides = op == "RealDiv" and active != (0,)
-            known = op in KINDS["structure"] or all(i in self.graph.constants for i in others)
-            if joins and known and not divides and all(node_of(inputs[i]) in found for i in active):
-                found.add(name)
-        return found
+            known = op in KINDS["structure"] or all(i in self.graph.constants for i in passive)
+            if joins and known and not divides and all(node_of(inputs[i]) in near for i in active):
+                near.add(name)
+        return near
 
     def _find_normalizations(self):
         """Tensor that is normalised by the last node of its normalisation (layer, group and instance normalisation)."""
-        found = {}
+        normalized = {}
         readers = self.graph.readers(self.graph.dependent)
         for name in self.graph.order:
             if name in self.follow and self.graph.nodes[name].op in ("Rsqrt", "Sqrt"):
@@ -180,8 +180,8 @@ class Reader:
                     end = self._join(centred[1], readers)
                     shapes = self.graph.shapes
                     if end is not None and list(shapes[f"{end}:0"]) == list(shapes[centred[0]]):
-                        found[end] = centred[0]
-        return found
+                        normalized[end] = centred[0]
+        return normalized
 
     def _centred(self, name):
         """The tensor whose variance a node takes the root of, and the node of its mean; or None."""
@@ -209,12 +209,12 @@ class Reader:
     def _join(self, name, readers):
         """The first node that all ways from ``name`` lead through."""
         ahead = set(readers[name])
-        for one in self._after(name):
-            if ahead == {one}:
-                return one
-            if one in ahead:
-                ahead.remove(one)
-                ahead.update(readers[one])
+        for node in self._after(name):
+            if ahead == {node}:
+                return node
+            if node in ahead:
+                ahead.remove(node)
+                ahead.update(readers[node])
         return None
 
     @functools.cached_property

@@ -16,13 +16,13 @@ class Composite:
         entries: tuple of ``(where, rule)`` or ``(where, rule, settings)``; the first that matches and that the op has
             is taken. ``where`` is ``"*"``, ``"input"``, an op type, a kind of op, or a pattern of layer names.
         box: ``"needed"``, ``"allowed"`` or ``"never"``, whether the input layer is treated by ``z_box``.
-        one: bool, whether 1 is sent back instead of the score.
+        sends_one: bool, whether 1 is sent back instead of the score.
         own: int, how many of the entries are the user's.
     """
 
     entries: tuple
     box: str = "allowed"
-    one: bool = False
+    sends_one: bool = False
     own: int = 0
 
     @property
@@ -40,9 +40,9 @@ COMPOSITES = {
     "epsilon_plus": Composite((*((op, "z_plus") for op in CONVOLUTIONS), ("*", "epsilon"))),
     "epsilon_gamma_box": Composite((*((op, "gamma") for op in CONVOLUTIONS), ("*", "epsilon")), box="needed"),
     "alpha2_beta1": Composite((("*", "alpha_beta"),)),
-    "gradient": Composite((("*", "gradient"),), box="never", one=True),
-    "guided_backprop": Composite((("activation", "guided"), ("*", "gradient")), box="never", one=True),
-    "deconvnet": Composite((("activation", "deconvnet"), ("*", "gradient")), box="never", one=True),
+    "gradient": Composite((("*", "gradient"),), box="never", sends_one=True),
+    "guided_backprop": Composite((("activation", "guided"), ("*", "gradient")), box="never", sends_one=True),
+    "deconvnet": Composite((("activation", "deconvnet"), ("*", "gradient")), box="never", sends_one=True),
     "attn_lrp": Composite((*_ATTENTION, ("*", "epsilon"))),
     "cp_lrp": Composite((("*", "constant"), ("*", "epsilon"))),
 }
@@ -71,20 +71,20 @@ def choose(rules, input_range=None):
                 f"received {entry!r}."
             )
     if last in COMPOSITES:
-        found = COMPOSITES[last]
+        composite = COMPOSITES[last]
     elif last in RULES["linear"]:
-        found = Composite((("*", last),))
+        composite = Composite((("*", last),))
     else:
         raise ValueError(f"rules must be one of {sorted({*COMPOSITES, *RULES['linear']})}; received {last!r}.")
-    entries = found.entries
+    entries = composite.entries
     if input_range is not None:
-        if found.box == "never":
+        if composite.box == "never":
             raise ValueError(f"rules={last!r} makes no use of an input_range; received {input_range}.")
         _check_range(input_range)
         entries = (("input", "z_box"), *entries)
-    elif found.box == "needed" or any(entry[1] == "z_box" for entry in own):
+    elif composite.box == "needed" or any(entry[1] == "z_box" for entry in own):
         raise ValueError("z_box needs to know the range of the input; pass input_range=(lowest, highest).")
-    return dataclasses.replace(found, entries=(*own, *entries), own=len(own))
+    return dataclasses.replace(composite, entries=(*own, *entries), own=len(own))
 
 
 def _check_range(input_range):

@@ -22,11 +22,11 @@ class Graph:
 
     Args:
         function: tf.ConcreteFunction whose outputs are ``tf.identity`` of what it computes.
-        given: int >= 1, how many arguments it takes: the input, and others that no relevance goes to.
+        count: int >= 1, how many arguments it takes: the input, and others that no relevance goes to.
 
     Attributes:
         nodes: NodeDef by name, of all ancestors of the outputs; ``order`` lists the names, inputs first.
-        input: str, name of the input node; ``given``: of all arguments; ``specs``: a tf.TensorSpec of each.
+        input: str, name of the input node; ``arguments``: of all arguments; ``specs``: a tf.TensorSpec of each.
         dtype: of the input, a float; ``limits``: the range of an input that was an integer, otherwise infinite.
         outputs: names of the output tensors.
         dependent: names of the nodes that depend on an argument in any way; all others are folded.
@@ -38,23 +38,23 @@ class Graph:
             precision, and integer inputs that more than a cast reads.
     """
 
-    def __init__(self, function, given=1):
+    def __init__(self, function, count=1):
         definition = inlined(function.graph.as_graph_def(add_shapes=True))
-        self.given = [tensor.op.name for tensor in function.inputs[:given]]
-        self.input = self.given[0]
+        self.arguments = [tensor.op.name for tensor in function.inputs[:count]]
+        self.input = self.arguments[0]
         self.outputs = [tensor.name for tensor in function.outputs]
         self._function = function  # keeps what it captures alive
         self._captures = {placeholder.op.name: value for value, placeholder in function.graph.captures}
         self._versions = definition.versions
-        self._library = {one.signature.name: one for one in definition.library.function}
+        self._library = {called.signature.name: called for called in definition.library.function}
         nodes = {node.name: node for node in definition.node}
         self._inputs = {name: [key_of(i) for i in node.input if i[0] != "^"] for name, node in nodes.items()}
         self.order = ancestors(self._inputs, self.outputs)
         self.nodes = {name: nodes[name] for name in self.order}
         self.dtype, self.limits = refusals.as_float(self, function.inputs[0].dtype)
-        dtypes = [self.dtype, *(tensor.dtype for tensor in function.inputs[1:given])]
+        dtypes = [self.dtype, *(tensor.dtype for tensor in function.inputs[1:count])]
         self.specs = [tf.TensorSpec(x.shape, dtype) for x, dtype in zip(function.inputs, dtypes, strict=False)]
-        self.dependent = set().union(*(self.descendants(name, through=False) for name in self.given))
+        self.dependent = set().union(*(self.descendants(name, through=False) for name in self.arguments))
         # TensorFlow has no kernels for grouped convolutions on all machines; these are taken apart.
         self._grouped = {name for name in self.order if self.nodes[name].op in CONVOLUTIONS}
         self.constants = self._fold()
@@ -65,12 +65,12 @@ class Graph:
     @property
     def results(self):
         """Names of the tensors that the outputs are identities of."""
-        found = []
+        tensors = []
         for tensor in self.outputs:
             while self.nodes[node_of(tensor)].op == "Identity":
                 tensor = self._inputs[node_of(tensor)][0]
-            found.append(tensor)
-        return found
+            tensors.append(tensor)
+        return tensors
 
     def inputs(self, name):
         """Names ``node:index`` of the tensors that a node reads."""
@@ -78,11 +78,11 @@ class Graph:
 
     def descendants(self, source, through=True):
         """Nodes that depend on ``source``, itself included; with ``through``, those whose values follow its."""
-        found = {source}
+        nodes = {source}
         for name in self.order:
-            if any(node_of(i) in found for i in self._inputs[name]) and not (through and self.blocks(name)):
-                found.add(name)
-        return found
+            if any(node_of(i) in nodes for i in self._inputs[name]) and not (through and self.blocks(name)):
+                nodes.add(name)
+        return nodes
 
     def blocks(self, name):
         """Whether no relevance passes a node."""
@@ -91,25 +91,25 @@ class Graph:
 
     def readers(self, within):
         """For every node in ``within``, the nodes in it that read it."""
-        found = {name: [] for name in within}
+        readers = {name: [] for name in within}
         for name in self.order:
             if name in within:
-                for one in dict.fromkeys(map(node_of, self._inputs[name])):
-                    if one in found:
-                        found[one].append(name)
-        return found
+                for source in dict.fromkeys(map(node_of, self._inputs[name])):
+                    if source in readers:
+                        readers[source].append(name)
+        return readers
 
-    def replay(self, *given):
-        """Add the dependent ops to the function that is being traced, for the arguments ``given``.
+    def replay(self, *arguments):
+        """Add the dependent ops to the function that is being traced, for these arguments.
 
         Returns:
             dict from node name to tf.Operation; the argument nodes are not in it.
         """
-        feed = {f"{name}:0": tensor for name, tensor in zip(self.given, given, strict=True)}
+        feed = {f"{name}:0": tensor for name, tensor in zip(self.arguments, arguments, strict=True)}
         for key, value in self.constants.items():
             small = value.dtype.is_integer and value.shape.num_elements() <= _SMALL
             feed[key] = tf.constant(value.numpy()) if small else tf.compat.v1.get_default_graph().capture(value)
-        return self._emit_all([name for name in self.order if name in self.dependent - {*self.given}], feed)
+        return self._emit_all([name for name in self.order if name in self.dependent - {*self.arguments}], feed)
 
     def refresh(self):
         """Fold anew, with the present values of the variables."""
@@ -117,10 +117,10 @@ class Graph:
 
     def _emit_all(self, names, feed):
         """Add nodes, in their order, to the function that is being traced; ``feed`` are the other tensors by name."""
-        tensors, found, waiting = dict(feed), {}, []
+        tensors, operations, waiting = dict(feed), {}, []
 
         def add(ops):
-            found.update(ops)
+            operations.update(ops)
             tensors.update((f"{name}:{k}", tensor) for name, op in ops.items() for k, tensor in enumerate(op.outputs))
 
         def flush():
@@ -138,30 +138,30 @@ class Graph:
             else:
                 waiting.append(name)
         flush()
-        return found
+        return operations
 
     def _definition(self, names):
-        found = tf.compat.v1.GraphDef(versions=self._versions)
+        definition = tf.compat.v1.GraphDef(versions=self._versions)
         for name in names:
-            node = found.node.add()
+            node = definition.node.add()
             node.CopyFrom(self.nodes[name])
             node.device = ""
             node.attr.pop("_class", None)
             node.ClearField("input")
             node.input.extend(self._inputs[name])
-        found.library.function.extend(self._called(found.node))
-        return found
+        definition.library.function.extend(self._called(definition.node))
+        return definition
 
     def _called(self, nodes):
         """The functions that nodes call, and those that these call. Others would only be in each other's way."""
-        found, waiting = {}, list(nodes)
+        functions, waiting = {}, list(nodes)
         while waiting:
             for value in waiting.pop().attr.values():
-                for name in (value.func.name, *(one.name for one in value.list.func)):
-                    if name in self._library and name not in found:
-                        found[name] = self._library[name]
-                        waiting += found[name].node_def
-        return found.values()
+                for name in (value.func.name, *(function.name for function in value.list.func)):
+                    if name in self._library and name not in functions:
+                        functions[name] = self._library[name]
+                        waiting += functions[name].node_def
+        return functions.values()
 
     def _fold(self):
         needed = {i for name in self.order if name in self.dependent for i in self._inputs[name]}
@@ -180,16 +180,16 @@ class Graph:
         return {**constants, **dict(zip(computed, compiled(evaluate)() if computed else [], strict=True))}
 
     def _types(self):
-        shapes = {f"{name}:0": spec.shape for name, spec in zip(self.given, self.specs, strict=True)}
-        dtypes = {f"{name}:0": spec.dtype for name, spec in zip(self.given, self.specs, strict=True)}
+        shapes = {f"{name}:0": spec.shape for name, spec in zip(self.arguments, self.specs, strict=True)}
+        dtypes = {f"{name}:0": spec.dtype for name, spec in zip(self.arguments, self.specs, strict=True)}
         shapes.update((key, value.shape) for key, value in self.constants.items())
         dtypes.update((key, value.dtype) for key, value in self.constants.items())
 
-        def look(*given):
-            for name, op in self.replay(*given).items():
+        def look(*arguments):
+            for name, op in self.replay(*arguments).items():
                 shapes.update({f"{name}:{k}": output.shape for k, output in enumerate(op.outputs)})
                 dtypes.update({f"{name}:{k}": output.dtype for k, output in enumerate(op.outputs)})
-            return given[0]
+            return arguments[0]
 
         compiled(look, *self.specs)
         return shapes, dtypes
@@ -214,10 +214,13 @@ def trace(function, spec, others=()):
         UnsupportedOpError: see Graph.
     """
 
-    def outputs(*given):
-        return [tf.identity(tensor) for tensor in tf.nest.flatten(function(*given))]
+    def outputs(*arguments):
+        return [tf.identity(tensor) for tensor in tf.nest.flatten(function(*arguments))]
 
-    specs = [tf.TensorSpec(one.shape, one.dtype, f"relevance_input_{i}") for i, one in enumerate((spec, *others))]
+    specs = [
+        tf.TensorSpec(argument.shape, argument.dtype, f"relevance_input_{i}")
+        for i, argument in enumerate((spec, *others))
+    ]
     return Graph(tf.function(outputs, autograph=False).get_concrete_function(*specs), len(specs))
 
 
@@ -237,8 +240,8 @@ def _convolution(node, inputs):
         return _emit(node, inputs)
     axis = groups.channel_axis(node)
     if groups.is_depthwise(node, inputs[1].shape):
-        one = _emit(node, (inputs[0][..., :1], inputs[1][..., : inputs[1].shape[-1] // number]))
-        return _Stand(one, inputs, [groups.depthwise(node, *inputs)])
+        convolution = _emit(node, (inputs[0][..., :1], inputs[1][..., : inputs[1].shape[-1] // number]))
+        return _Stand(convolution, inputs, [groups.depthwise(node, *inputs)])
     ops = [_emit(node, pair) for pair in groups.separated(*inputs, number, axis)]
     return _Stand(ops[0], inputs, [tf.concat([op.outputs[0] for op in ops], axis)])
 
@@ -261,9 +264,9 @@ def pull_back(op, inputs, outputs, gradients):
         List of a tensor or None for each input.
     """
     gradients = [tf.zeros_like(o) if g is None else g for o, g in zip(outputs, gradients, strict=True)]
-    found = gradient_function(op)(_Stand(op, inputs, outputs), *gradients)
-    found = found if isinstance(found, list | tuple) else [found]
-    return [tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g for g in found]
+    input_gradients = gradient_function(op)(_Stand(op, inputs, outputs), *gradients)
+    input_gradients = input_gradients if isinstance(input_gradients, list | tuple) else [input_gradients]
+    return [tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g for g in input_gradients]
 
 
 class _Stand:

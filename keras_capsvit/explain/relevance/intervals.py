@@ -68,7 +68,7 @@ class Intervals:
             key = waiting[-1]
             if key not in self._known:
                 before = [] if key in graph.constants else graph.inputs(node_of(key))
-                missing = [one for one in before if one not in self._known]
+                missing = [read for read in before if read not in self._known]
                 if missing:
                     waiting += missing
                     continue
@@ -94,7 +94,7 @@ class Intervals:
         if key in graph.constants:
             return _of_values(graph.constants[key])
         node = graph.nodes[name]
-        inputs = [self._known[one] for one in graph.inputs(name)]
+        inputs = [self._known[read] for read in graph.inputs(name)]
         if node.op == "Mul" and len(set(graph.inputs(name))) == 1:
             return _square(inputs[0])
         with np.errstate(all="ignore"):

@@ -28,18 +28,18 @@ def locate(graph, name):
     numbered = [*(re.escape(layer) + r"(_\d+)?" for layer in path[:-1]), re.escape(path[-1]) + r"_\d+"]
     exact = list(map(re.escape, path))
     for patterns in (numbered, exact) if len(path) == 1 else (exact, numbered):
-        found = {}
+        scopes = {}
         for node in names:
             scope = _scope(node.split("/"), patterns)
             if scope is not None:
-                found[scope] = node
-        if len(found) > 1:
+                scopes[scope] = node
+        if len(scopes) > 1:
             raise ValueError(
-                f"Expected the name of one layer; received {name!r}, which is that of several: {', '.join(found)}. "
+                f"Expected the name of one layer; received {name!r}, which is that of several: {', '.join(scopes)}. "
                 "Pass one of these paths, or the part of it that tells it apart."
             )
-        if found:
-            return f"{next(iter(found.values()))}:0"
+        if scopes:
+            return f"{next(iter(scopes.values()))}:0"
     layers = dict.fromkeys(known.split("/")[-2] for known in names if "/" in known)
     raise ValueError(f"Expected a tap, a layer or a node of the graph; received {name!r}. Layers: {', '.join(layers)}.")
 

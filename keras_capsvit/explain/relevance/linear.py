@@ -48,7 +48,7 @@ def linear_layers(graph, follow, borders):
         dict from the last node of a layer to its Linear.
     """
     readers = graph.readers(follow)
-    found = {}
+    layers = {}
     for head in graph.order:
         if head not in follow or graph.nodes[head].op not in LINEAR:
             continue
@@ -63,8 +63,8 @@ def linear_layers(graph, follow, borders):
         if scale is not None:
             weight = weight * tf.cast(_along(graph.nodes[head].op, scale, weight.shape, axis), weight.dtype)
         bias = None if shift is None else tf.cast(shift, weight.dtype)
-        found[tail] = Linear(head, active[0], at, weight, bias, reshaped)
-    return found
+        layers[tail] = Linear(head, active[0], at, weight, bias, reshaped)
+    return layers
 
 
 def _along(op, scale, shape, axis):
@@ -91,10 +91,10 @@ def _tail(graph, readers, borders, head, scalable):
             if added is not None and scale is None and shift is None:
                 return None, added[1], added[0], True
             break
-        found = _affine(graph, name, f"{tail}:0", shape, scalable, first)
-        if found is None:
+        affine = _affine(graph, name, f"{tail}:0", shape, scalable, first)
+        if affine is None:
             break
-        times, plus = found
+        times, plus = affine
         if times is not None:
             scale = times if scale is None else scale * times
             shift = None if shift is None else shift * _of_channels(times, shape, first)
@@ -129,18 +129,18 @@ def _affine(graph, name, tensor, shape, scalable, channels_first):
     node, inputs = graph.nodes[name], graph.inputs(name)
     if node.op == "Identity":
         return None, None
-    others = [graph.constants.get(i) for i in inputs if i != tensor]
-    if not others or len(others) != len(inputs) - 1 or any(c is None for c in others):
+    constants = [graph.constants.get(i) for i in inputs if i != tensor]
+    if not constants or len(constants) != len(inputs) - 1 or any(c is None for c in constants):
         return None
     if graph.shapes[f"{name}:0"].as_list() != shape.as_list():
         return None
     if "data_format" in node.attr and _channels_first(node) != channels_first:
         return None
     if node.op.startswith("FusedBatchNorm") and scalable:
-        gamma, beta, mean, variance = (c.numpy() for c in others)
+        gamma, beta, mean, variance = (c.numpy() for c in constants)
         scale = gamma / np.sqrt(variance + node.attr["epsilon"].f)
         return scale, _of_channels(beta - mean * scale, shape, channels_first)
-    value = others[0].numpy()
+    value = constants[0].numpy()
     first = inputs[0] == tensor
     if node.op == "BiasAdd":
         return None, _of_channels(value, shape, channels_first)

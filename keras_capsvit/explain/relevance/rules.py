@@ -246,8 +246,8 @@ def same(op, relevances):
 @_rule("guided", "activation", one_way=True)
 def guided(op, relevances):
     """Guided backpropagation (Springenberg et al. 2015): positive gradients, where the activation is positive."""
-    found = op.pull_back([tf.nn.relu(relevances[0])] if op.type in _RECTIFIERS else relevances)
-    return [g if i == op.main else None for i, g in enumerate(found)]
+    gradients = op.pull_back([tf.nn.relu(relevances[0])] if op.type in _RECTIFIERS else relevances)
+    return [g if i == op.main else None for i, g in enumerate(gradients)]
 
 
 @_rule("deconvnet", "activation", one_way=True)

@@ -24,28 +24,28 @@ class Tail:
         Raises:
             ValueError: where probabilities are changed such that the scores behind them do not order classes alike.
         """
-        start = here = self._past_same(self._graph.outputs[0])
+        start = tensor = self._past_same(self._graph.outputs[0])
         changed = None
         while True:
-            before = self._squashed(here)
+            before = self._squashed(tensor)
             if before is not None:
                 if changed is not None:
                     raise ValueError(
                         f"Expected class scores, or probabilities at the end of the model; found "
-                        f"{self._graph.nodes[changed].op} at {changed!r} after {self._graph.nodes[node_of(here)].op} "
-                        f"at {node_of(here)!r}. Pass as start= the layer before it, or let the model end there."
+                        f"{self._graph.nodes[changed].op} at {changed!r} after {self._graph.nodes[node_of(tensor)].op} "
+                        f"at {node_of(tensor)!r}. Pass as start= the layer before it, or let the model end there."
                     )
-                start = here = self._past_same(before)
+                start = tensor = self._past_same(before)
                 continue
-            name, active = node_of(here), self._active(here)
+            name, active = node_of(tensor), self._active(tensor)
             if len(active) != 1 or self._graph.nodes[name].op not in _SAME + _MOVING + _ELEMENTWISE:
                 return start
-            if changed is None and not self._keeps_order(name, here, active[0]):
+            if changed is None and not self._keeps_order(name, tensor, active[0]):
                 changed = name
-            here = active[0]
+            tensor = active[0]
 
     def _active(self, tensor):
-        if node_of(tensor) in self._graph.given:
+        if node_of(tensor) in self._graph.arguments:
             return []
         return [i for i in self._graph.inputs(node_of(tensor)) if node_of(i) in self._graph.dependent]
 
@@ -60,18 +60,18 @@ class Tail:
         if op in _SAME:
             return True
         if op in _MOVING:
-            classes = [shapes[one][-1] if shapes[one].rank else None for one in (tensor, read)]
+            classes = [shapes[key][-1] if shapes[key].rank else None for key in (tensor, read)]
             return op != "Transpose" and classes[0] is not None and classes[0] == classes[1]
-        others = [self._graph.constants.get(i) for i in self._graph.inputs(name) if i != read]
-        if any(one is None or one.shape.num_elements() != 1 for one in others):
+        constants = [self._graph.constants.get(i) for i in self._graph.inputs(name) if i != read]
+        if any(value is None or value.shape.num_elements() != 1 for value in constants):
             return False
-        value = float(others[0].numpy().item()) if others else 1.0
+        value = float(constants[0].numpy().item()) if constants else 1.0
         first = self._graph.inputs(name)[0] == read
         return {"Mul": value > 0, "RealDiv": value > 0 and first, "Sub": first, "Neg": False}.get(op, True)
 
     def _squashed(self, tensor):
         """The tensor that a softmax, sigmoid or log-softmax, as one op or written out, is computed from; or None."""
-        if node_of(tensor) in self._graph.given:
+        if node_of(tensor) in self._graph.arguments:
             return None
         op, inputs = self._graph.nodes[node_of(tensor)].op, self._graph.inputs(node_of(tensor))
         if op in _SQUASHING:
@@ -87,8 +87,8 @@ class Tail:
 
     def _same_uncentred(self, exponents):
         """``x``, if both tensors are that, or that but for its maximum; otherwise None."""
-        found = {self._uncentred(tensor) if tensor is not None else None for tensor in exponents}
-        return found.pop() if len(found) == 1 else None
+        logits = {self._uncentred(tensor) if tensor is not None else None for tensor in exponents}
+        return logits.pop() if len(logits) == 1 else None
 
     def _back(self, tensor, ops):
         """The tensor that a chain of ops, and moves between them, begins with; or None."""

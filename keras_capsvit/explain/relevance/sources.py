@@ -53,9 +53,9 @@ def read(model, *, input_shape=None, fixed=(), output=None, signature="serving_d
             f"Expected a known input size; the model takes {tuple(spec.shape)}. Pass input_shape=(H, W, C)."
         )
 
-    def function(x, *others):
-        found = call({**dict(zip(fixed, others, strict=True)), name: x})
-        results, tapped = found if extra else (found, [])
+    def function(x, *fixed_values):
+        outputs = call({**dict(zip(fixed, fixed_values, strict=True)), name: x})
+        results, tapped = outputs if extra else (outputs, [])
         return [_scores_of(results, output, _name(model)), *tapped]
 
     return function, tf.TensorSpec((spec.shape[0], *shape), spec.dtype), [specs[key] for key in fixed]
@@ -97,9 +97,9 @@ def _callable(model, signature, input_shape, extra):
         return _functional(model, extra)
     if getattr(model, "signatures", None) and not isinstance(model, keras.Model):
         return _signature(model, signature)
-    given = _given(model)
-    if given is not None:
-        specs = {spec.name or f"argument_{i}": spec for i, spec in enumerate(given)}
+    declared = _arguments(model)
+    if declared is not None:
+        specs = {spec.name or f"argument_{i}": spec for i, spec in enumerate(declared)}
         return lambda inputs: model(*(inputs[name] for name in specs)), specs
     shape = input_shape if input_shape is not None else (getattr(model, "input_shape", None) or (None,))[1:]
     if not callable(model):
@@ -117,10 +117,10 @@ def _functional(model, extra):
     view = None if alone else keras.Model(model.inputs, [*model.outputs, *(model.taps[name] for name in extra)])
 
     def call(inputs):
-        given = [inputs[name] for name in specs]
-        found = tf.nest.flatten(model(*given, training=False) if alone else view(given, training=False))
-        results = dict(zip(names, found, strict=False))
-        return (results, found[len(names) :]) if extra else results
+        arguments = [inputs[name] for name in specs]
+        tensors = tf.nest.flatten(model(*arguments, training=False) if alone else view(arguments, training=False))
+        results = dict(zip(names, tensors, strict=False))
+        return (results, tensors[len(names) :]) if extra else results
 
     return call, specs
 
@@ -141,7 +141,7 @@ def _signature(model, signature):
     return lambda inputs: function(**inputs), specs
 
 
-def _given(model):
+def _arguments(model):
     """Specs of the arguments of a traced or declared tf.function, or None."""
     declared = getattr(model, "structured_input_signature", None)
     if declared is None:

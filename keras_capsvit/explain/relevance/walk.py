@@ -15,17 +15,17 @@ class Run:
 
     Args:
         engine: Engine.
-        given: tensors ``(b, ...)``, the input and other arguments of the model.
+        arguments: tensors ``(b, ...)``, the input and other arguments of the model.
         times: scalar tensor, how many relevances each input has; None for one.
         audit: list that rows of ``Account`` are added to, or None.
         first_class: bool tensor, of models with one output, whether a relevance is of class 0; or None.
         contrast: bool, of such models, whether the relevance of the other class is subtracted.
     """
 
-    def __init__(self, engine, given, times=None, audit=None, first_class=None, contrast=False):
-        self.engine, self.given, self.times, self.audit = engine, given, times, audit
+    def __init__(self, engine, arguments, times=None, audit=None, first_class=None, contrast=False):
+        self.engine, self.arguments, self.times, self.audit = engine, arguments, times, audit
         self._first_class, self._contrast = first_class, contrast
-        self._ops = engine.graph.replay(*given)
+        self._ops = engine.graph.replay(*arguments)
         self._repeated = {}
 
     def op(self, name):
@@ -34,8 +34,8 @@ class Run:
     def tensor(self, key):
         """Tensor of the forward pass by name ``node:index``."""
         name, _, index = key.partition(":")
-        if name in self.engine.graph.given:
-            return self.given[self.engine.graph.given.index(name)]
+        if name in self.engine.graph.arguments:
+            return self.arguments[self.engine.graph.arguments.index(name)]
         return self._ops[name].outputs[int(index)]
 
     def repeat(self, tensor):
@@ -92,20 +92,22 @@ class Run:
             return [(1, relevance), (-1, -relevance)] if self.engine.negate else [(1, relevance)]
         # One output z stands for the logits [-z, z]: the layer of class 0 is the negated one of class 1.
         first = tf.reshape(self._first_class, (-1, *[1] * (relevance.shape.rank - 1)))
-        own, other = tf.where(first, 0.0, relevance), tf.where(first, relevance, 0.0)
-        return [(1, own - other), (-1, other - own)] if self._contrast else [(1, own), (-1, other)]
+        own, opposite = tf.where(first, 0.0, relevance), tf.where(first, relevance, 0.0)
+        return [(1, own - opposite), (-1, opposite - own)] if self._contrast else [(1, own), (-1, opposite)]
 
     def _other(self, planned, relevances):
         account = self._account()
         op = Op(self, planned.step, account)
-        found = planned.rule.function(op, relevances, **planned.settings)
-        wanted = (planned.step.main,) if planned.rule.one_way and planned.step.main is not None else planned.step.active
+        redistributed = planned.rule.function(op, relevances, **planned.settings)
+        reached = (
+            (planned.step.main,) if planned.rule.one_way and planned.step.main is not None else planned.step.active
+        )
         if account is not None:
-            constants = [r for i, r in enumerate(found) if r is not None and i not in planned.step.active]
+            constants = [r for i, r in enumerate(redistributed) if r is not None and i not in planned.step.active]
             account.add(bias=sum(map(tf.reduce_sum, constants), start=0.0))
-        found = [r if i in wanted else None for i, r in enumerate(found)]
-        self._note(relevances, found, account)
-        return found
+        redistributed = [r if i in reached else None for i, r in enumerate(redistributed)]
+        self._note(relevances, redistributed, account)
+        return redistributed
 
     def _account(self):
         return None if self.audit is None else Account()

@@ -137,7 +137,7 @@ class AutoAttack(AttackWithResult):
             "fab-t": FAB(self.epsilon, targets=9, **shared),
             "square": Square(self.epsilon, **shared),
         }
-        return {name: attacks[name] for name in _ORDERS[self.version]}
+        return {name: attacks[name] for name in _SEQUENCES[self.version]}
 
     def run(self, objective, x, y, targeted=False, *, numbers=None):
         """Attack images, see ``AttackWithResult.run``; returns an AutoAttackResult.
@@ -219,7 +219,7 @@ class AutoAttack(AttackWithResult):
             )
 
 
-_ORDERS = {
+_SEQUENCES = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
     "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
     "rand": ("apgd-ce", "apgd-dlr"),

@@ -172,10 +172,7 @@ def _returns_arrays(function, x):
         try:
             scores = function(ops.convert_to_tensor(x))
         except (TypeError, AttributeError) as error:
-            try:
-                scores = function(x.copy())
-            except Exception:
-                raise error from None
+            scores = taps.on_array(function, x, error)
     return None if ops.is_tensor(scores) else f"{_LEAVES} Received {type(scores).__name__} from {name}."
 
 

@@ -25,7 +25,9 @@ from keras_capsvit.checks.arrays import (
 )
 from keras_capsvit.checks.datasets import batches_of
 from keras_capsvit.checks.settings import (
+    ABLATIONS,
     LARGEST,
+    PREDICTED,
     batch_size,
     booleans,
     choice,
@@ -40,7 +42,9 @@ from keras_capsvit.checks.settings import (
 )
 
 __all__ = [
+    "ABLATIONS",
     "LARGEST",
+    "PREDICTED",
     "TOLERANCE",
     "NoGradientError",
     "batch_size",

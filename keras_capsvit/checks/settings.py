@@ -6,6 +6,8 @@ import os
 
 import numpy as np
 
+ABLATIONS = ("column", "block")  # what of an image stays
+PREDICTED = -1  # in the place of a class id, that of the predicted class
 LARGEST = 2**24  # size of anything, so that products of three fit 64 bits, and kernels and strides TensorFlow's 32
 
 

@@ -80,10 +80,10 @@ def affnist(split, *, data_dir, batch_size, shuffle, seed, allow_missing=False):
 def _check_complete(files):
     names, folder = {file.name for file in files}, files[0].parent
     missing = [f"{number}.mat" for number in range(1, PARTS + 1) if f"{number}.mat" not in names]
-    others = sorted(names - {f"{number}.mat" for number in range(1, PARTS + 1)})
-    if missing or others:
+    unknown = sorted(names - {f"{number}.mat" for number in range(1, PARTS + 1)})
+    if missing or unknown:
         lacks = [f"{len(missing)} are missing: {', '.join(missing)}"] if missing else []
-        lacks += [f"there are others: {', '.join(others)}"] if others else []
+        lacks += [f"there are others: {', '.join(unknown)}"] if unknown else []
         raise FileNotFoundError(
             f"Expected the {PARTS} files 1.mat to {PARTS}.mat of affnist in {folder}; {'; '.join(lacks)}. Unpack the "
             "whole set there, or pass allow_missing=True to read what there is, which is not AffNIST's own split."

@@ -63,14 +63,16 @@ def corrupt(images, name, severity=5, *, seed=0, keys=None):
     height, width, channels = images.shape[1:]
     below, right = max(0, _SMALLEST - height), max(0, _SMALLEST - width)
     pixels = np.rint(255 * np.pad(images, ((0, 0), (0, below), (0, right), (0, 0)), "symmetric")).astype("uint8")
-    found = np.empty_like(images)
+    corrupted = np.empty_like(images)
     for k, (image, key) in enumerate(zip(pixels, keys, strict=True)):
         number = int(np.random.SeedSequence([seed, key]).generate_state(1)[0])
         own = {"seed": number} if name in _OWN_SEED else {}
         with _global_seed(number):
-            one = library.corrupt(image, int(severity), name, **own)
-        found[k] = one[:height, :width].mean(axis=-1, keepdims=True) if channels == 1 else one[:height, :width]
-    return found / 255
+            result = library.corrupt(image, int(severity), name, **own)
+        corrupted[k] = (
+            result[:height, :width].mean(axis=-1, keepdims=True) if channels == 1 else result[:height, :width]
+        )
+    return corrupted / 255
 
 
 def corrupt_patches(images, grid, indices, name, severity=5, *, seed=0, keys=None):

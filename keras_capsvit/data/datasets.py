@@ -137,7 +137,8 @@ def load(
     if not isinstance(splits, tuple | list) or not all(isinstance(each, str) for each in splits):
         raise ValueError(f"split must be a str, such as 'test', or a tuple of such; received {split!r}.")
     streams = tuple(
-        make(read(one), batch_size=batch_size, shuffle=one.startswith("train"), seed=seed, **options) for one in splits
+        make(read(each), batch_size=batch_size, shuffle=each.startswith("train"), seed=seed, **options)
+        for each in splits
     )
     return streams[0] if isinstance(split, str) else streams
 
@@ -196,13 +197,13 @@ def take(dataset, n):
     """
     checks.positive_int("n", n)
     check_stream("dataset", dataset)
-    batches, found = [], 0
+    batches, examples = [], 0
     for batch in dataset.as_numpy_iterator():
         batches.append(batch)
-        found += len(batch[0])
-        if found >= n:
+        examples += len(batch[0])
+        if examples >= n:
             return tf.nest.map_structure(lambda *arrays: np.concatenate(arrays)[:n], *batches)
-    raise ValueError(f"Expected at least {n} examples in the stream; it holds {found}.")
+    raise ValueError(f"Expected at least {n} examples in the stream; it holds {examples}.")
 
 
 def _batches(stream, *, shape, batch_size, shuffle, seed):

@@ -56,14 +56,14 @@ def multi_mnist(base, *, pairs=1, parts=True, batch_size, shuffle, seed):
 
     def overlay(keys):
         first = keys % n
-        others = tf.cast(n - tf.gather(own_count, first), "float32")
-        drawn = tf.cast(tf.floor(uniform(keys, seed, 1)[:, 0] * others), "int64")
+        candidates = tf.cast(n - tf.gather(own_count, first), "float32")
+        drawn = tf.cast(tf.floor(uniform(keys, seed, 1)[:, 0] * candidates), "int64")
         second = tf.gather(order, (tf.gather(own_end, first) + drawn) % n)
-        chosen = tf.reshape(tf.stack([first, second], axis=1), (-1,))
-        classes = tf.reshape(tf.gather(labels, chosen), (-1, 2))
+        pair = tf.reshape(tf.stack([first, second], axis=1), (-1,))
+        classes = tf.reshape(tf.gather(labels, pair), (-1, 2))
         # Both digits of example k have keys of their own, on the other side of zero from those of the partners.
         shift_keys = tf.reshape(tf.stack([-2 * keys - 1, -2 * keys - 2], axis=1), (-1,))
-        digits = tf.reshape(place(tf.gather(images, chosen), 36, seed, keys=shift_keys), (-1, 2, 36, 36, 1))
+        digits = tf.reshape(place(tf.gather(images, pair), 36, seed, keys=shift_keys), (-1, 2, 36, 36, 1))
         y = {"classes": classes, "parts": digits} if parts else tf.reduce_max(tf.one_hot(classes, 10), axis=1)
         return tf.minimum(digits[:, 0] + digits[:, 1], 1.0), y
 

@@ -7,8 +7,6 @@ import numpy as np
 
 from keras_capsvit import checks
 
-KINDS = ("column", "block")
-
 
 @dataclasses.dataclass(frozen=True)
 class Ablations:
@@ -17,7 +15,7 @@ class Ablations:
     Args:
         image_shape: ints ``(H, W)``.
         size: int from 1, pixels that stay: the width of a column as high as the image, or the side of a block.
-        kind: one of KINDS.
+        kind: one of checks.ABLATIONS.
         stride: int from 1 to ``size`` or the image's side, pixels between the beginnings.
 
     Raises:
@@ -30,7 +28,7 @@ class Ablations:
     stride: int = 1
 
     def __post_init__(self):
-        checks.choice("ablation", self.kind, KINDS)
+        checks.choice("ablation", self.kind, checks.ABLATIONS)
         sides = self.image_shape if self.kind == "block" else self.image_shape[1:]
         checks.integer("size", self.size, 1, min(sides))
         checks.integer("stride", self.stride, 1, min(sides))

@@ -6,9 +6,10 @@ import functools
 import numpy as np
 
 from keras_capsvit import checks
+from keras_capsvit.evaluate.attacking import NORMS, attacked, measured_images
 from keras_capsvit.evaluate.judge import Judge
 from keras_capsvit.evaluate.progress import Progress, batches_in, place
-from keras_capsvit.evaluate.robustness import NORMS, attacked, measured_images, summary
+from keras_capsvit.evaluate.robustness import summary
 from keras_capsvit.evaluate.table import Table
 
 ANY = "any of these"

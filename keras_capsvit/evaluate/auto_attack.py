@@ -8,9 +8,9 @@ import time
 import numpy as np
 
 from keras_capsvit import checks
+from keras_capsvit.evaluate.attacking import goal_of
 from keras_capsvit.evaluate.judge import Judge
 from keras_capsvit.evaluate.progress import Progress, batches_in
-from keras_capsvit.evaluate.robustness import goal_of
 from keras_capsvit.evaluate.table import versions
 
 _CLEAN = "clean"  # in the place of an attack, of what is misclassified by itself

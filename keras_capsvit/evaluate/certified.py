@@ -150,12 +150,12 @@ def _measured(vote, ablations, x, y, fill, drop_tokens, batch_size):
     counts = 0
     for number in np.unique(tokens.sum(axis=1)):  # of tokens: as many in every image of a pass
         group = np.flatnonzero(tokens.sum(axis=1) == number)
-        kept = np.nonzero(tokens[group])[1].reshape(len(group), number)
+        token_ids = np.nonzero(tokens[group])[1].reshape(len(group), number)
         size = math.ceil(len(x) * len(group) / math.ceil(len(x) * len(group) / batch_size))  # of passes of equal size
 
-        def cut(indices, group=group, kept=kept):
+        def cut(indices, group=group, token_ids=token_ids):
             image, which = np.divmod(indices, len(group))
-            return np.where(visible[group[which]], x[image], filled[image]), kept[which]
+            return np.where(visible[group[which]], x[image], filled[image]), token_ids[which]
 
         votes = streamed(vote, cut, len(x) * len(group), size)
         counts = counts + votes.reshape(len(x), len(group), -1).sum(axis=1)

@@ -7,9 +7,9 @@ import numpy as np
 from keras import ops
 
 from keras_capsvit.checks import batches_of, function, number, numbers, running
+from keras_capsvit.evaluate.attacking import attacked, goal_of
 from keras_capsvit.evaluate.judge import Judge
 from keras_capsvit.evaluate.progress import Progress, batches_in
-from keras_capsvit.evaluate.robustness import attacked, goal_of
 from keras_capsvit.evaluate.targets import targets_of
 
 
@@ -84,17 +84,17 @@ def detection(model, attack, dataset, *, error, threshold, objective=None, targe
     goal, judge = goal_of(model, attack, objective, targets), Judge(model)
     settings = {"model": model, "attack": attack, "objective": objective, "targets": targets, "error": error}
 
-    def measure(x, y, wanted, first):
-        images = attacked(attack, goal, x, wanted, targets is not None, first + np.arange(len(x)))
-        success = judge.correct(images, wanted) != (targets is None)
+    def measure(x, y, target_ids, first):
+        images = attacked(attack, goal, x, target_ids, targets is not None, first + np.arange(len(x)))
+        success = judge.correct(images, target_ids) != (targets is None)
         return {"success": success, "clean": _errors(error, x), "attacked": _errors(error, images)}
 
     total = batches_in(dataset, batch_size)
     with Progress(work, "detection", settings, judges=[judge], total=total) as progress:
         first = 0
         for x, y in batches_of(dataset, batch_size):
-            wanted = y if targets is None else targets_of(targets, y, first + np.arange(len(y)))
-            progress.batch(functools.partial(measure, x, y, wanted, first), x, y)
+            target_ids = y if targets is None else targets_of(targets, y, first + np.arange(len(y)))
+            progress.batch(functools.partial(measure, x, y, target_ids, first), x, y)
             first += len(x)
     if not first:
         raise ValueError("Expected at least one example; the data set is empty.")

@@ -160,9 +160,9 @@ def _changes(perturbations, x, samples, noise, size, fill, bounds, seed):
     checks.limits(bounds, x.shape[-1])
     if not isinstance(perturbations, str):
         axes = "(samples, b, H, W, C)"
-        given = checks.finite_array(perturbations, "perturbations", axes, 5)
-        checks.of_shape("Expected perturbations of the images", (len(given), *x.shape), given)
-        return (lambda of, sample: given[sample, of]), len(given)
+        array = checks.finite_array(perturbations, "perturbations", axes, 5)
+        checks.of_shape("Expected perturbations of the images", (len(array), *x.shape), array)
+        return (lambda of, sample: array[sample, of]), len(array)
     checks.choice("perturbations", perturbations, PERTURBATIONS)
     if perturbations == "gaussian":
         low, high = limits_of(x, bounds, stacklevel=4)

@@ -9,7 +9,7 @@ from keras_capsvit import checks
 from keras_capsvit.checks import maps_of_images, positive_int
 from keras_capsvit.evaluate.fills import filling
 from keras_capsvit.evaluate.judge import MEASURES, Judge, batched, streamed
-from keras_capsvit.evaluate.regions import ORDERS, region_ranks
+from keras_capsvit.evaluate.regions import RELEVANCE_ORDERS, region_ranks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,7 @@ def insertion(
 def _curve(model, x, maps, first, last, steps, measure, order, target, batch_size):
     """ScoreCurve of images on the way from the first to the last."""
     checks.batch_size(batch_size)
-    checks.choice("order", order, ORDERS)
+    checks.choice("order", order, RELEVANCE_ORDERS)
     checks.choice("measure", measure, MEASURES)
     ranks, pixels = region_ranks(maps, 1, order)
     steps = positive_int("steps", min(x.shape[1], pixels) if steps is None else steps, pixels)

@@ -37,7 +37,7 @@ def pointing_game(maps, where, *, threshold=None, tolerance=0):
     inside = _masks(where, maps.shape)
     number("tolerance", tolerance, 0)
     if tolerance:
-        inside = np.stack([ndimage.distance_transform_edt(~one) <= tolerance for one in inside])
+        inside = np.stack([ndimage.distance_transform_edt(~mask) <= tolerance for mask in inside])
     flat, inside = maps.reshape(len(maps), -1), inside.reshape(len(maps), -1)
     if threshold is None:
         return inside[np.arange(len(flat)), flat.argmax(axis=1)]
@@ -163,7 +163,7 @@ def _masks(where, shape):
 def _are_masks(where):
     """Whether these are masks: arrays ``(H, W)``, one per image, and no ``(k, 4)`` of integers."""
     return len(where) > 0 and all(
-        np.ndim(one) == 2 and (np.shape(one)[1] != 4 or np.asarray(one).dtype.kind != "i") for one in where
+        np.ndim(mask) == 2 and (np.shape(mask)[1] != 4 or np.asarray(mask).dtype.kind != "i") for mask in where
     )
 
 

@@ -77,10 +77,10 @@ def _checked(values):
         if list(each) != list(first):
             raise ValueError(f"Expected the metrics {list(first)} of every explainer; {name!r} has {list(each)}.")
         for metric, numbers in each.items():
-            what = f"values of {name!r} by {metric!r}"
-            numbers = checks.finite(checks.numbers(numbers, what).astype("float64"), what)
+            subject = f"values of {name!r} by {metric!r}"
+            numbers = checks.finite(checks.numbers(numbers, subject).astype("float64"), subject)
             if numbers.ndim != 1 or len(numbers) < 2:
-                raise ValueError(f"Expected {what}, one of each of at least two images; received {numbers.shape}.")
+                raise ValueError(f"Expected {subject}, one of each of at least two images; received {numbers.shape}.")
             count = count or len(numbers)
             checks.of_shape("Expected values of the same images of every explainer", (count,), numbers)
             each[metric] = numbers

@@ -30,15 +30,15 @@ def classified_correctly(models, dataset, *, batch_size=128):
     models = checks.named("models", models, "models")
     if not models:
         raise ValueError("Expected at least one model; received none.")
-    judges, kept, examples = [Judge(model) for model in models.values()], [], 0
+    judges, batches, examples = [Judge(model) for model in models.values()], [], 0
     for x, y in checks.batches_of(dataset, batch_size):
         examples += len(x)
         right = np.all([judge.correct(x, y) for judge in judges], axis=0)
         if right.any():
-            kept.append((x[right], y[right]))
+            batches.append((x[right], y[right]))
     if not examples:
         raise ValueError("Expected at least one example; the data set is empty.")
-    return kept
+    return batches
 
 
 def fooling_rate(models, perturb, dataset, *, batch_size=128, work=None):
@@ -92,9 +92,9 @@ def fooling_rate(models, perturb, dataset, *, batch_size=128, work=None):
         fooled = measured["fooled"][part] if batches else np.zeros(0, bool)
         row = {"model": name, "examples": examples, "fooling_rate": _share([fooled])}
         if "iterations" in measured or (not batches and hasattr(perturb, "run")):
-            taken = measured["iterations"][part][fooled] if batches else np.zeros(0)
+            iterations = measured["iterations"][part][fooled] if batches else np.zeros(0)
             for kind in ("mean", "median"):
-                row[f"{kind}_iterations"] = float(getattr(np, kind)(taken)) if taken.size else float("nan")
+                row[f"{kind}_iterations"] = float(getattr(np, kind)(iterations)) if iterations.size else float("nan")
         seconds = float(measured["seconds"][part].mean()) if batches else float("nan")
         rows.append({**row, "seconds_per_example": seconds})
     return Table(rows)

@@ -11,7 +11,7 @@ from keras_capsvit import checks
 from keras_capsvit.checks import maps_of_images, positive_int
 from keras_capsvit.evaluate.fills import broadcast, filling
 from keras_capsvit.evaluate.judge import Judge, batched, streamed
-from keras_capsvit.evaluate.regions import ORDERS, ranks_around, region_ranks
+from keras_capsvit.evaluate.regions import RELEVANCE_ORDERS, ranks_around, region_ranks
 
 REGIONS = ("grid", "pixels")
 
@@ -83,7 +83,7 @@ def aopc(
     checks.integer("seed", seed)
     checks.batch_size(batch_size)
     positive_int("patch", patch, min(x.shape[1:3]))
-    checks.choice("order", order, ORDERS)
+    checks.choice("order", order, RELEVANCE_ORDERS)
     checks.choice("regions", regions, REGIONS)
     if regions == "pixels" and patch % 2 == 0:
         raise ValueError(f"Regions around pixels have an odd side; received regions={regions!r}, patch={patch}.")
@@ -166,13 +166,13 @@ def neuron_ablation(neurons, x, maps, *, mean, size=9, relative=False, batch_siz
     checks.function("neurons", neurons, "x (b, H, W, C) → activations (b, n)")
     maps = checks.finite_array(maps, "maps", "(neurons, b, H, W)", 4)
     x = checks.images(x, empty=False)
-    squares = [_squares(maps_of_images(one, x)[0], size) for one in maps]
+    squares = [_squares(maps_of_images(of_neuron, x)[0], size) for of_neuron in maps]
     mean = broadcast(mean, x, "mean")
     neurons = _activations(neurons)
     clean = batched(neurons, x, batch_size)
     checks.of_shape("neurons must return an activation for each of the maps", (len(x), len(squares)), clean)
-    after = [batched(neurons, np.where(one[..., None], mean, x), batch_size) for one in squares]
-    drop = np.stack([clean - one for one in after], axis=1)
+    after = [batched(neurons, np.where(square[..., None], mean, x), batch_size) for square in squares]
+    drop = np.stack([clean - activations for activations in after], axis=1)
     return drop / _magnitude(clean)[:, None] if relative else drop
 
 

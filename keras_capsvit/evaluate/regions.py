@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-ORDERS = ("descending", "ascending")
+RELEVANCE_ORDERS = ("descending", "ascending")
 
 
 def region_ranks(maps, patch, order="descending"):
@@ -12,7 +12,7 @@ def region_ranks(maps, patch, order="descending"):
     Args:
         maps: relevance ``(b, H, W)``.
         patch: int, side of a region in pixels; 1 for the pixels themselves.
-        order: one of ORDERS.
+        order: one of RELEVANCE_ORDERS.
 
     Returns:
         For each pixel the place of its region, from 0, an array ``(b, H, W)``; and the number of regions.

@@ -162,27 +162,27 @@ def _compactness(represent, x, ids, factor, degrees, batch_size):
     scores = []
     for start in range(0, len(x), step):
         varied = vary(x[start : start + step], factor, degrees)
-        found = represent(ops.reshape(varied, (-1, *x.shape[1:])))
-        found = checks.numbers(found, "representations").astype("float64")
-        chosen = np.repeat(ids[start : start + step], n)
-        if found.ndim not in (2, 3) or len(found) != len(chosen) or not found.size:
+        vectors = represent(ops.reshape(varied, (-1, *x.shape[1:])))
+        vectors = checks.numbers(vectors, "representations").astype("float64")
+        classes = np.repeat(ids[start : start + step], n)
+        if vectors.ndim not in (2, 3) or len(vectors) != len(classes) or not vectors.size:
             raise ValueError(
-                f"represent must return class capsules ({len(chosen)}, classes, dimension) or flat representations "
-                f"({len(chosen)}, dimension); received shape {found.shape}."
+                f"represent must return class capsules ({len(classes)}, classes, dimension) or flat representations "
+                f"({len(classes)}, dimension); received shape {vectors.shape}."
             )
-        if found.ndim == 3:
-            found = found[np.arange(len(chosen)), checks.class_ids(chosen, len(chosen), found.shape[1])]
-        if not np.isfinite(found).all():
+        if vectors.ndim == 3:
+            vectors = vectors[np.arange(len(classes)), checks.class_ids(classes, len(classes), vectors.shape[1])]
+        if not np.isfinite(vectors).all():
             raise ValueError("represent must return finite values; received NaN or infinite ones.")
-        scores.append(_divergence(found.reshape(-1, n, found.shape[-1])))
+        scores.append(_divergence(vectors.reshape(-1, n, vectors.shape[-1])))
     return float(np.concatenate(scores).mean())
 
 
-def _divergence(found):
+def _divergence(vectors):
     """KL divergence ``(b,)`` of the normalised variances of ``(b, degrees, n)`` from the uniform distribution."""
-    variance = found.var(axis=1)
+    variance = vectors.var(axis=1)
     # Networks compute in float32: what stays within a few units of rounding did not change.
-    variance[np.ptp(found, axis=1) <= 1e-6 * np.abs(found).max(axis=(1, 2))[:, None]] = 0.0
+    variance[np.ptp(vectors, axis=1) <= 1e-6 * np.abs(vectors).max(axis=(1, 2))[:, None]] = 0.0
     total = variance.sum(axis=-1, keepdims=True)
     share = variance / np.where(total > 0, total, 1.0)
-    return np.sum(share * np.log(np.where(share > 0, share * found.shape[-1], 1.0)), axis=-1)
+    return np.sum(share * np.log(np.where(share > 0, share * vectors.shape[-1], 1.0)), axis=-1)

@@ -11,7 +11,7 @@ from keras_capsvit.checks import maps_of_images
 from keras_capsvit.evaluate.fills import limits_of
 from keras_capsvit.evaluate.insertion import score_curve
 from keras_capsvit.evaluate.judge import MEASURES, Judge, batched, streamed
-from keras_capsvit.evaluate.regions import ORDERS, region_ranks
+from keras_capsvit.evaluate.regions import RELEVANCE_ORDERS, region_ranks
 
 # Of the neighbours of a pixel that come after it in reading order: rows below, columns to the right, weight.
 _NEIGHBOURS = ((0, 1, 1 / 6), (1, 0, 1 / 6), (1, 1, 1 / 12), (1, -1, 1 / 12))
@@ -68,7 +68,7 @@ def road(
     maps, x = maps_of_images(maps, x)
     checks.integer("seed", seed)
     checks.batch_size(batch_size)
-    checks.choice("order", order, ORDERS)
+    checks.choice("order", order, RELEVANCE_ORDERS)
     checks.choice("measure", measure, MEASURES)
     checks.number("noise", noise, 0)
     low, high = limits_of(x, checks.bounds(bounds))
@@ -116,12 +116,12 @@ def _imputed(x, missing):
     for down, right, weight in _NEIGHBOURS:
         before = np.s_[:, : height - down, max(-right, 0) : width - max(right, 0)]
         after = np.s_[:, down:, max(right, 0) : width - max(-right, 0)]
-        for here, there in ((before, after), (after, before)):
-            weights[numbers[here][missing[here]]] += weight
-            edge = missing[here] & ~missing[there]
-            known[numbers[here][edge]] += weight * x[there][edge]
-            inside = missing[here] & missing[there]
-            entries.append((numbers[here][inside], numbers[there][inside], weight))
+        for own, neighbour in ((before, after), (after, before)):
+            weights[numbers[own][missing[own]]] += weight
+            edge = missing[own] & ~missing[neighbour]
+            known[numbers[own][edge]] += weight * x[neighbour][edge]
+            inside = missing[own] & missing[neighbour]
+            entries.append((numbers[own][inside], numbers[neighbour][inside], weight))
     rows, columns = (np.concatenate([entry[k] for entry in entries]) for k in (0, 1))
     between = np.concatenate([np.full(len(entry[0]), entry[2]) for entry in entries])
     matrix = sparse.diags_array(weights) - sparse.coo_array((between, (rows, columns)), (count, count))

@@ -29,9 +29,9 @@ def rank_correlation(first, second, *, absolute=False):
     ranks = []
     for maps in (first, second):
         flat = (np.abs(maps) if absolute else maps).reshape(len(maps), -1)
-        found = rankdata(flat, axis=1)
-        ranks.append(found - found.mean(axis=1, keepdims=True))
-    size = np.sqrt(np.prod([np.square(one).sum(axis=1) for one in ranks], axis=0))
+        rank = rankdata(flat, axis=1)
+        ranks.append(rank - rank.mean(axis=1, keepdims=True))
+    size = np.sqrt(np.prod([np.square(rank).sum(axis=1) for rank in ranks], axis=0))
     return np.prod(ranks, axis=0).sum(axis=1) / np.where(size > 0, size, 1)
 
 
@@ -76,17 +76,17 @@ def parameter_randomization(make_explainer, model, x, *, target=None, cascading=
     original = explainer(x, target)
     random = np.random.default_rng(seed)
     before = [(variable, variable.numpy()) for layer in layers for variable in layer.trainable_variables]
-    found = {}
+    similarities = {}
     try:
         for layer in layers:
             if not cascading:
                 _restore(before)
             for variable in layer.trainable_variables:
                 variable.assign(random.permutation(variable.numpy().ravel()).reshape(variable.shape))
-            found[layer.name] = rank_correlation(original, make_explainer(model)(x, target), absolute=absolute)
+            similarities[layer.name] = rank_correlation(original, make_explainer(model)(x, target), absolute=absolute)
     finally:
         _restore(before)
-    return found
+    return similarities
 
 
 def class_sensitivity(explainer, x, first, second, *, absolute=False):

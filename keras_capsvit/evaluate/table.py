@@ -81,13 +81,13 @@ def versions():
     Returns:
         dict from names, of Python, the backend and packages, to str; without packages that are not installed.
     """
-    found = {"python": platform.python_version(), "backend": keras.backend.backend()}
+    installed = {"python": platform.python_version(), "backend": keras.backend.backend()}
     for name in ("keras-capsvit", "keras", "tensorflow", "jax", "numpy"):
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def _text(value):

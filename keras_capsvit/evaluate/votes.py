@@ -64,11 +64,11 @@ def vote_statistics(votes, capsules, coupling, labels):
     lengths = np.linalg.norm(capsules, axis=-1)
     lengths[rows, ids] = -1.0
     classes = np.stack([ids, lengths.argmax(axis=-1)])
-    chosen = votes[rows, :, classes].astype("float64")  # (2, b, i, e)
+    class_votes = votes[rows, :, classes].astype("float64")  # (2, b, i, e)
     towards = capsules[rows, classes][:, :, None]
-    length = np.linalg.norm(chosen, axis=-1)
+    length = np.linalg.norm(class_votes, axis=-1)
     scale = length * np.linalg.norm(towards, axis=-1)
-    cosine = np.sum(chosen * towards, axis=-1) / np.where(scale > 0, scale, 1.0)
+    cosine = np.sum(class_votes * towards, axis=-1) / np.where(scale > 0, scale, 1.0)
     return {
         "classes": classes,
         "cosine": np.clip(cosine, -1.0, 1.0),  # rounding must not push a vote out of a histogram over [-1, 1]

@@ -6,8 +6,6 @@ from keras import ops
 
 from keras_capsvit import autodiff, checks, taps
 
-PREDICTED = -1  # in the place of a class id
-
 
 class Recorded:
     """An object that says what it was constructed with.
@@ -92,7 +90,7 @@ class Explainer(Recorded):
 
     def resolved(self, x, ids):
         """Class ids ``(b,)``, the ``predicted(x)`` of a subclass that tells them where ``ids`` stand for these."""
-        return self.predicted(x) if PREDICTED in ids else ids
+        return self.predicted(x) if checks.PREDICTED in ids else ids
 
 
 class ModelExplainer(Explainer):
@@ -117,9 +115,9 @@ class ModelExplainer(Explainer):
         shape, size = self.scores.input_shape, x.shape[1:]
         checks.of_size(x, shape, self.scores.name)
         unknown = shape is None or None in shape
-        if size not in self._classes and (unknown or PREDICTED not in ids):
+        if size not in self._classes and (unknown or checks.PREDICTED not in ids):
             self._classes[size] = self._number_of_classes(x)
-        if PREDICTED not in ids:
+        if checks.PREDICTED not in ids:
             checks.class_ids(ids, len(ids), self._classes[size], "Targets")
 
     def _number_of_classes(self, x):
@@ -201,7 +199,7 @@ def class_rows(scores, ids):
 
     Rows are NaN where the scores ``(b, M)`` have any, of which none is the highest. Tensors.
     """
-    ids = ops.where(ids == PREDICTED, ops.cast(ops.argmax(scores, axis=-1), "int32"), ids)
+    ids = ops.where(ids == checks.PREDICTED, ops.cast(ops.argmax(scores, axis=-1), "int32"), ids)
     unknown = ops.any(ops.isnan(scores), axis=-1, keepdims=True)
     return ops.where(unknown, float("nan"), ops.one_hot(ids, scores.shape[-1], dtype=scores.dtype))
 
@@ -218,7 +216,7 @@ def check_tensorflow(feature):
 def check_target(target, batch):
     """Class id, ids ``(batch,)``, or None as int32 ids ``(batch,)``, ``PREDICTED`` for None."""
     if target is None:
-        return np.full(batch, PREDICTED, "int32")
+        return np.full(batch, checks.PREDICTED, "int32")
     target = checks.numbers(target, "targets")
     if target.ndim > 1:
         raise ValueError(

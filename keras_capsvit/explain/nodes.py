@@ -6,8 +6,8 @@ from typing import ClassVar
 import numpy as np
 from keras import ops
 
-from keras_capsvit import autodiff, taps
-from keras_capsvit.explain.base import PREDICTED, ModelExplainer, class_rows, in_batches
+from keras_capsvit import autodiff, checks, taps
+from keras_capsvit.explain.base import ModelExplainer, class_rows, in_batches
 from keras_capsvit.taps.centres import tiled
 
 
@@ -50,7 +50,7 @@ class NodeExplainer(ModelExplainer):
         return values
 
     def attributions(self, x, ids):
-        function = self._compiled(x.shape[1:])[PREDICTED in ids]
+        function = self._compiled(x.shape[1:])[checks.PREDICTED in ids]
         return in_batches(lambda part: function(x[part], ids[part]), len(x), self.batch_size)
 
     def on_tensors(self, x, ids):

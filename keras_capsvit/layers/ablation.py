@@ -8,8 +8,6 @@ from keras import ops
 from keras_capsvit import checks
 from keras_capsvit.layers.base import OfFloats
 
-KINDS = ("column", "block")
-
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
 class Ablation(OfFloats, keras.layers.Layer):
@@ -39,7 +37,7 @@ class Ablation(OfFloats, keras.layers.Layer):
     def __init__(self, size, *, kind="column", fill=0.0, seed=None, **kwargs):
         super().__init__(**kwargs)
         self.size = checks.positive_int("size", size, checks.LARGEST)
-        self.kind = checks.choice("kind", kind, KINDS)
+        self.kind = checks.choice("kind", kind, checks.ABLATIONS)
         self.fill = float(checks.number("fill", fill))
         self.seed = seed if seed is None else checks.integer("seed", seed, 0, 2**31 - 1)
         self._generator = keras.random.SeedGenerator(self.seed)

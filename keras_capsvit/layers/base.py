@@ -7,21 +7,21 @@ import keras
 from keras_capsvit import checks
 
 
-def initializer(given, default):
+def initializer(value, default):
     """The initialiser for what was given as ``kernel_initializer``, ``default`` for None.
 
     Raises:
         ValueError: for what is no name, configuration or object of one.
     """
-    if given is None:
+    if value is None:
         return default
     try:
-        result = keras.initializers.get(given or None)
+        result = keras.initializers.get(value or None)
     except (ValueError, TypeError):
         result = None
     if not callable(result):
         raise ValueError(
-            f"kernel_initializer must be an initialiser of keras.initializers, or its name; received {given!r:.60}."
+            f"kernel_initializer must be an initialiser of keras.initializers, or its name; received {value!r:.60}."
         )
     return result
 
@@ -40,9 +40,9 @@ class OfFloats:
     def __call__(self, *args, **kwargs):
         args = list(args)
         for position, (name, axes) in enumerate(self.axes.items()):
-            given, place = (args, position) if position < len(args) else (kwargs, name)
+            container, place = (args, position) if position < len(args) else (kwargs, name)
             if place in kwargs or position < len(args):
-                left_out = given[place] is None and name in self.optional
-                given[place] = None if left_out else checks.tensor(name, given[place], axes)
+                left_out = container[place] is None and name in self.optional
+                container[place] = None if left_out else checks.tensor(name, container[place], axes)
         checks.of_one_batch(type(self).__name__, [each for each in (*args, *kwargs.values()) if hasattr(each, "shape")])
         return super().__call__(*args, **kwargs)

@@ -36,7 +36,7 @@ class NormalizedConv2D(OfFloats, keras.layers.Layer):
     def __init__(self, conv, norm, **kwargs):
         super().__init__(**kwargs)
         self.conv, self.norm = (
-            keras.saving.deserialize_keras_object(one) if isinstance(one, dict) else one for one in (conv, norm)
+            keras.saving.deserialize_keras_object(part) if isinstance(part, dict) else part for part in (conv, norm)
         )
         kinds = (("conv", self.conv, keras.layers.Conv2D), ("norm", self.norm, keras.layers.BatchNormalization))
         for name, layer, kind in kinds:
@@ -79,7 +79,7 @@ class NormalizedConv2D(OfFloats, keras.layers.Layer):
         parts = {"conv": self.conv, "norm": self.norm}
         return {
             **super().get_config(),
-            **{name: keras.saving.serialize_keras_object(one) for name, one in parts.items()},
+            **{name: keras.saving.serialize_keras_object(part) for name, part in parts.items()},
         }
 
 

@@ -253,10 +253,10 @@ class TopKGraphPool(_NodePool):
         self.ratio = checks.number("ratio", ratio, 0, 1, without=(0,))
 
     def weigh(self, scores):
-        kept = max(1, round(self.ratio * scores.shape[1]))
-        best = ops.top_k(ops.transpose(scores, (0, 2, 1)), kept)[0][..., -1]
+        count = max(1, round(self.ratio * scores.shape[1]))
+        best = ops.top_k(ops.transpose(scores, (0, 2, 1)), count)[0][..., -1]
         # Not "at least the best", which NaN is not: its nodes would be left out.
-        return ops.where(scores < best[:, None], 0.0, ops.sigmoid(scores)) / kept
+        return ops.where(scores < best[:, None], 0.0, ops.sigmoid(scores)) / count
 
     def get_config(self):
         return {**super().get_config(), "ratio": self.ratio}

@@ -104,12 +104,12 @@ class PatchEmbedding(OfFloats, keras.layers.Layer):
 
     def _grid(self, shape):
         size, sizes = self.patch_size, tuple(shape[1:3])
-        if len(shape) != 4 or None in sizes or any(one % size for one in sizes) or 0 in sizes:
+        if len(shape) != 4 or None in sizes or any(pixels % size for pixels in sizes) or 0 in sizes:
             raise ValueError(
                 f"Expected images (batch, height, width, channels) of known sizes that are multiples of the patch size "
                 f"{size}; received shape {tuple(shape)}. Resize or pad them, or choose another patch size."
             )
-        return tuple(one // size for one in sizes)
+        return tuple(pixels // size for pixels in sizes)
 
     def call(self, images):
         grid, size = self._grid(images.shape), self.patch_size

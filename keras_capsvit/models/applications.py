@@ -117,18 +117,18 @@ class SwinTransformer(LogitModel):
         input_shape, num_classes = check_images(input_shape, num_classes)
         mean, std = check_normalization(mean, std, input_shape[-1])
         size, patch_size = check_variant(variant, SIZES, input_shape)
-        chosen = choose(size, width=width, depths=depths, num_heads=num_heads)
-        chosen |= {key: check_sizes(key, chosen[key]) for key in ("depths", "num_heads")}
-        check_positive(width=chosen["width"], window_size=window_size)
+        sizes = choose(size, width=width, depths=depths, num_heads=num_heads)
+        sizes |= {key: check_sizes(key, sizes[key]) for key in ("depths", "num_heads")}
+        check_positive(width=sizes["width"], window_size=window_size)
         check_rates(drop_path=drop_path)
-        self.resolve(**chosen)
-        grid = _check_windows(input_shape, patch_size, window_size, chosen)
+        self.resolve(**sizes)
+        grid = _check_windows(input_shape, patch_size, window_size, sizes)
         images = keras.Input(input_shape, name="images")
         backbone = _keras_hub().models.SwinTransformerBackbone(
             image_shape=input_shape,
-            embed_dim=chosen["width"],
-            depths=chosen["depths"],
-            num_heads=chosen["num_heads"],
+            embed_dim=sizes["width"],
+            depths=sizes["depths"],
+            num_heads=sizes["num_heads"],
             window_size=window_size,
             patch_size=patch_size,
             drop_path=drop_path,
@@ -153,13 +153,12 @@ def _keras_hub():
     return keras_hub
 
 
-def _check_windows(input_shape, patch_size, window_size, chosen):
+def _check_windows(input_shape, patch_size, window_size, sizes):
     """Tokens ``(h, w)`` of the last stage; refuses images that windows do not tile, and unequal numbers of stages."""
-    stages = len(chosen["depths"])
-    if stages != len(chosen["num_heads"]):
+    stages = len(sizes["depths"])
+    if stages != len(sizes["num_heads"]):
         raise ValueError(
-            f"depths and num_heads must have one entry per stage; received {chosen['depths']} and "
-            f"{chosen['num_heads']}."
+            f"depths and num_heads must have one entry per stage; received {sizes['depths']} and {sizes['num_heads']}."
         )
     last = patch_size * 2 ** (stages - 1)
     multiple = last * window_size

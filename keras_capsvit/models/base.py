@@ -116,18 +116,18 @@ def _signature(cls):
                 keywords.setdefault(parameter.name, parameter)
         if inspect.Parameter.VAR_KEYWORD not in kinds:
             break
-    taken = {*cls.fixed, *(parameter.name for parameter in positional)}
-    return inspect.Signature([*positional, *(each for name, each in keywords.items() if name not in taken)])
+    named = {*cls.fixed, *(parameter.name for parameter in positional)}
+    return inspect.Signature([*positional, *(each for name, each in keywords.items() if name not in named)])
 
 
-def _check_keywords(cls, given):
+def _check_keywords(cls, keywords):
     known = list(inspect.signature(cls).parameters)
-    for name in given:
+    for name in keywords:
         if name in cls.fixed:
             (base,) = next(kind for kind in cls.__mro__ if "fixed" in vars(kind)).__bases__
             family = [kind.__name__ for kind in (base, *base.__subclasses__()) if kind is not cls]
             raise ValueError(
-                f"{cls.__name__} sets {name}={cls.fixed[name]!r} itself; received {name}={given[name]!r}. Leave it "
+                f"{cls.__name__} sets {name}={cls.fixed[name]!r} itself; received {name}={keywords[name]!r}. Leave it "
                 f"out, or take another class: {', '.join(kind for kind in family if not kind.startswith('_'))}."
             )
         if name not in known:

@@ -14,9 +14,9 @@ def check_images(input_shape, num_classes, *, smallest=1):
     Returns:
         Tuple of ints ``(H, W, C)``, and the number of classes, an int.
     """
-    given, input_shape = input_shape, _ints(input_shape)
+    received, input_shape = input_shape, _ints(input_shape)
     if input_shape is None or len(input_shape) != 3:
-        raise ValueError(f"input_shape must be (height, width, channels), positive ints; received {given!r:.60}.")
+        raise ValueError(f"input_shape must be (height, width, channels), positive ints; received {received!r:.60}.")
     checks.memory("An image", input_shape, "Take smaller images.", times=1)
     num_classes = checks.integer("num_classes", num_classes, 2, checks.LARGEST)
     if min(input_shape[:2]) < smallest:
@@ -57,12 +57,12 @@ def check_rates(**arguments):
         checks.number(name, value, 0, 1, without=(1,))
 
 
-def check_weights(what, shape):
-    """Refuse weights of a shape whose training does not fit into this machine's memory; the message begins with what.
+def check_weights(name, shape):
+    """Refuse weights of a shape whose training does not fit into memory; the message calls them ``name``.
 
     Training holds four arrays of their size: the weights, their gradient, and the two moments of Adam.
     """
-    checks.memory(f"A weight of {what}", shape, "Take fewer classes, channels or units, or smaller images.")
+    checks.memory(f"A weight of {name}", shape, "Take fewer classes, channels or units, or smaller images.")
 
 
 def check_normalization(mean, std, channels):
@@ -96,11 +96,11 @@ def check_variant(variant, sizes, input_shape):
     return sizes[size], patch_size
 
 
-def choose(defaults, **given):
+def choose(defaults, **sizes):
     """The given arguments by name, and those of ``defaults``, in the same order, for which None is given."""
     return {
         name: default if value is None else value
-        for (name, value), default in zip(given.items(), defaults, strict=True)
+        for (name, value), default in zip(sizes.items(), defaults, strict=True)
     }
 
 

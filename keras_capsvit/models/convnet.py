@@ -187,7 +187,9 @@ def normalized(images, mean, std):
     """Images minus ``mean`` by ``std``, floats per channel; as they are where those are None."""
     if mean is None:
         return images
-    return keras.layers.Normalization(mean=mean, variance=[one**2 for one in std], name="normalization")(images)
+    return keras.layers.Normalization(mean=mean, variance=[deviation**2 for deviation in std], name="normalization")(
+        images
+    )
 
 
 def with_batch_norm(conv, name, *, epsilon=1e-5):

@@ -138,9 +138,9 @@ def _check_apart(tensors, path, kind):
         elif size:
             refuse(path, kind, f"the values of {name} are not there", _REMEDY)
     places.sort()
-    for (start, size, name), (following, _, other) in itertools.pairwise(places):
+    for (start, size, name), (following, _, next_name) in itertools.pairwise(places):
         if start + size > following:
-            refuse(path, kind, f"{name} and {other} lie in the same place", _REMEDY)
+            refuse(path, kind, f"{name} and {next_name} lie in the same place", _REMEDY)
 
 
 def _problems(variable):

@@ -50,10 +50,10 @@ def load_model(path):
         # Without values: as many variables as the configuration asks for may not fit into memory.
         with without_values():
             model = _made(_without_compiling(config))
-            asked = sum(math.prod(variable.shape) for variable in model.weights)
+            needed = sum(math.prod(variable.shape) for variable in model.weights)
         there = sum(map(math.prod, stored_shapes(path).values()))
-        if asked > there:
-            refuse(path, _KIND, f"its {_CONFIG} asks for {asked:,} weights, of which it holds {there:,}", _REMEDY)
+        if needed > there:
+            refuse(path, _KIND, f"its {_CONFIG} asks for {needed:,} weights, of which it holds {there:,}", _REMEDY)
         model = _made(config)
     load_keras_weights(model, path)
     return model

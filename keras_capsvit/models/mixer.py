@@ -62,19 +62,19 @@ class MLPMixer(LogitModel):
         input_shape, num_classes = check_images(input_shape, num_classes)
         mean, std = check_normalization(mean, std, input_shape[-1])
         size, patch_size = check_variant(variant, SIZES, input_shape)
-        chosen = choose(size, width=width, depth=depth, token_units=token_units, channel_units=channel_units)
-        check_positive(**chosen)
+        sizes = choose(size, width=width, depth=depth, token_units=token_units, channel_units=channel_units)
+        check_positive(**sizes)
         check_rates(dropout=dropout, drop_path=drop_path)
-        self.resolve(**chosen)
+        self.resolve(**sizes)
         images = keras.Input(input_shape, name="images")
-        stem = PatchEmbedding(patch_size, chosen["width"], class_token=False, positions=False, name="stem")
+        stem = PatchEmbedding(patch_size, sizes["width"], class_token=False, positions=False, name="stem")
         x = stem(normalized(images, mean, std))
-        for index in range(chosen["depth"]):
+        for index in range(sizes["depth"]):
             x = MixerBlock(
-                chosen["token_units"],
-                chosen["channel_units"],
+                sizes["token_units"],
+                sizes["channel_units"],
                 dropout=dropout,
-                drop_path=drop_path * index / max(chosen["depth"] - 1, 1),
+                drop_path=drop_path * index / max(sizes["depth"] - 1, 1),
                 name=f"blocks_{index}",
             )(x)
         x = keras.layers.LayerNormalization(epsilon=1e-6, name="norm")(x)
@@ -82,7 +82,7 @@ class MLPMixer(LogitModel):
         super().__init__(
             images,
             to_logits(pooled, num_classes, name="head"),
-            features=keras.layers.Reshape((*stem.grid, chosen["width"]), name="features")(x),
+            features=keras.layers.Reshape((*stem.grid, sizes["width"]), name="features")(x),
             name=name,
             **kwargs,
         )

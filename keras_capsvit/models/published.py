@@ -144,7 +144,7 @@ def sources(name, rules):
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     parts = re.search(r"\((.*)\)", name)
-    return tuple(name.replace(parts[0], one) for one in parts[1].split("|")) if parts else (name,)
+    return tuple(name.replace(parts[0], part) for part in parts[1].split("|")) if parts else (name,)
 
 
 def torch_shape(variable):

@@ -87,19 +87,19 @@ class VisionTransformer(TemperedModel):
         input_shape, num_classes = check_images(input_shape, num_classes)
         mean, std = check_normalization(mean, std, input_shape[-1])
         size, patch_size = check_variant(variant, SIZES, input_shape)
-        chosen = choose(size, width=width, depth=depth, num_heads=num_heads)
-        check_positive(**chosen)
-        chosen["mlp_units"] = 4 * chosen["width"] if mlp_units is None else mlp_units
-        check_positive(mlp_units=chosen["mlp_units"])
+        sizes = choose(size, width=width, depth=depth, num_heads=num_heads)
+        check_positive(**sizes)
+        sizes["mlp_units"] = 4 * sizes["width"] if mlp_units is None else mlp_units
+        check_positive(mlp_units=sizes["mlp_units"])
         check_rates(dropout=dropout, drop_path=drop_path)
         checks.number("epsilon", epsilon, 0, without=(0,))
-        self.resolve(**chosen)
+        self.resolve(**sizes)
         if checks.choice("pool", pool, POOLS) != "token" and distilled:
             raise ValueError(f"pool must be 'token' if distilled; received {pool!r}.")
         images = keras.Input(input_shape, name="images")
         embedding = PatchEmbedding(
             patch_size,
-            chosen["width"],
+            sizes["width"],
             class_token=pool == "token",
             distillation_token=distilled,
             name="patch_embed",
@@ -107,7 +107,7 @@ class VisionTransformer(TemperedModel):
         tokens = embedding(normalized(images, mean, std))
         if dropout:
             tokens = keras.layers.Dropout(dropout, name="dropout")(tokens)
-        blocks = _blocks(chosen, temperature, dropout, drop_path, epsilon)
+        blocks = _blocks(sizes, temperature, dropout, drop_path, epsilon)
         norm = keras.layers.LayerNormalization(epsilon=epsilon, name="norm")
         head = _Head(num_classes, distilled, embedding, norm)
         # Two views of the same layers: the taps, and the model itself, which holds no attention in memory. Keras counts
@@ -179,19 +179,19 @@ class _Head:
         return self.grid(self.norm(tokens)[:, self.prefix :])
 
 
-def _blocks(chosen, temperature, dropout, drop_path, epsilon):
-    depth = chosen["depth"]
+def _blocks(sizes, temperature, dropout, drop_path, epsilon):
+    depth = sizes["depth"]
     return [
         TransformerBlock(
-            chosen["num_heads"],
-            chosen["mlp_units"],
-            temperature=one,
+            sizes["num_heads"],
+            sizes["mlp_units"],
+            temperature=block_temperature,
             dropout=dropout,
             drop_path=drop_path * index / max(depth - 1, 1),
             epsilon=epsilon,
             name=f"blocks_{index}",
         )
-        for index, one in enumerate(per_block(temperature, depth))
+        for index, block_temperature in enumerate(per_block(temperature, depth))
     ]
 
 

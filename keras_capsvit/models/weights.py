@@ -39,12 +39,12 @@ def published_names(model):
         for variable in layer.variables
         if variable.name in PUBLISHED
     }
-    found = {id(variable) for variable in names.values()}
-    others = [variable.path for variable in model.variables if id(variable) not in found]
-    if others:
+    named = {id(variable) for variable in names.values()}
+    unnamed = [variable.path for variable in model.variables if id(variable) not in named]
+    if unnamed:
         raise ValueError(
-            f"Expected layers that hold {', '.join(PUBLISHED)} and nothing else; {model.name} also has {len(others)} "
-            f"others: {', '.join(others[:10])}{', ...' if len(others) > 10 else ''}. Save and load it as .keras "
+            f"Expected layers that hold {', '.join(PUBLISHED)} and nothing else; {model.name} also has {len(unnamed)} "
+            f"others: {', '.join(unnamed[:10])}{', ...' if len(unnamed) > 10 else ''}. Save and load it as .keras "
             "instead."
         )
     return names
@@ -229,15 +229,15 @@ def _read(arrays, name, expected, dtype):
     with np.errstate(over="ignore"):
         fits = np.isfinite(array.astype(np.dtype(dtype))).all()
     if not fits:
-        what = f" of {dtype}" if np.isfinite(array).all() else ""
-        return None, [f"{name} is not all finite floats{what}"]
+        of_dtype = f" of {dtype}" if np.isfinite(array).all() else ""
+        return None, [f"{name} is not all finite floats{of_dtype}"]
     if name.endswith(".running_var") and array.min(initial=0) < 0:
         return None, [f"{name} has negative variances"]
     return array, []
 
 
-def _opened(path, others=""):
+def _opened(path, more_kinds=""):
     if path.suffix not in (".npz", ".safetensors"):
-        kinds = f".npz, .safetensors{others}" if others else ".npz or .safetensors"
+        kinds = f".npz, .safetensors{more_kinds}" if more_kinds else ".npz or .safetensors"
         raise ValueError(f"Expected a {kinds} file; received {path.name}.")
     return arrays_of(path)

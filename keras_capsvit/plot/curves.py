@@ -32,12 +32,12 @@ def vote_histograms(statistics, *, bins=100):
     edges = np.linspace(-1, 1, bins + 1)
     centres, width = (edges[:-1] + edges[1:]) / 2, edges[1] - edges[0]
     twins = []
-    for column, (name, one) in enumerate(statistics.items()):
+    for column, (name, values) in enumerate(statistics.items()):
         for row, whose in enumerate(("true class", "longest other class")):
             ax = axes[row, column]
-            cosine = one["cosine"][row].ravel()
+            cosine = values["cosine"][row].ravel()
             counts = np.histogram(cosine, edges)[0]
-            sums = [np.histogram(cosine, edges, weights=one[key][row].ravel())[0] for key in ("length", "coupling")]
+            sums = [np.histogram(cosine, edges, weights=values[key][row].ravel())[0] for key in ("length", "coupling")]
             length, coupling = (np.where(counts, total / np.maximum(counts, 1), np.nan) for total in sums)
             ax.bar(centres, 100 * counts / max(counts.sum(), 1), width, color="tab:blue", label="share of votes")
             twin = ax.twinx()
@@ -58,7 +58,7 @@ def vote_histograms(statistics, *, bins=100):
         twin.set_ylim(0, 1.05 * highest)
     axes[0, 0].set_xticks([-1, -0.5, 0, 0.5, 1])
     handles = [*axes[0, 0].containers, *twins[0].lines]
-    figure.legend(handles, [one.get_label() for one in handles], loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend(handles, [handle.get_label() for handle in handles], loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 

@@ -130,12 +130,12 @@ def comparison(images, maps, *, titles=None, label="relevance"):
         ValueError: for no images or explainers, maps of another shape or not finite, or titles of another number.
     """
     images = pictures(images)
-    maps = {name: maps_of(one, images) for name, one in checks.named("maps", maps, "maps").items()}
+    maps = {name: maps_of(each, images) for name, each in checks.named("maps", maps, "maps").items()}
     if not maps:
         raise ValueError("Expected the maps of at least one explainer; received none.")
     titles = titles_for(titles, len(images))
     check_text("label", label)
-    signed = {name: bool((one < 0).any()) for name, one in maps.items()}
+    signed = {name: bool((each < 0).any()) for name, each in maps.items()}
     shape = (len(images), 1 + len(maps))
     width = 1.5 * shape[1] + 0.9 * len(set(signed.values()))
     figure = Figure(figsize=(width, 1.75 * shape[0] + 0.2), layout="constrained")
@@ -206,17 +206,17 @@ def adversarial(images, found, *, titles=None):
     """
     images = pictures(images)
     titles = titles_of_rows(titles, len(images))
-    found = {name: pictures(one) for name, one in checks.named("found", found, "images").items()}
-    shapes = {name: one.shape for name, one in found.items()}
-    if not found or set(shapes.values()) != {images.shape}:
+    attacked = {name: pictures(each) for name, each in checks.named("found", found, "images").items()}
+    shapes = {name: each.shape for name, each in attacked.items()}
+    if not attacked or set(shapes.values()) != {images.shape}:
         raise ValueError(
             f"Expected images of shape (n, height, width, channels), at least 1, and adversarial ones of the same; "
             f"received {images.shape} and {shapes}."
         )
-    rows = {"clean": images} | found
-    largest = max(np.abs(one - images).mean(axis=-1).max() for one in found.values()) or 1.0
-    figure = Figure(figsize=(1.1 * len(images) + 1.6, 1.35 * (1 + 2 * len(found))), layout="constrained")
-    axes = figure.subplots(1 + 2 * len(found), len(images), squeeze=False)
+    rows = {"clean": images} | attacked
+    largest = max(np.abs(each - images).mean(axis=-1).max() for each in attacked.values()) or 1.0
+    figure = Figure(figsize=(1.1 * len(images) + 1.6, 1.35 * (1 + 2 * len(attacked))), layout="constrained")
+    axes = figure.subplots(1 + 2 * len(attacked), len(images), squeeze=False)
     row = 0
     for name, shown in rows.items():
         for ax, image, title in zip(axes[row], shown, titles.get(name, [""] * len(images)), strict=True):
@@ -224,7 +224,7 @@ def adversarial(images, found, *, titles=None):
             ax.set_title(title, fontsize=8)
         label_row(axes[row, 0], name)
         row += 1
-        if name in found:
+        if name in attacked:
             for ax, change in zip(axes[row], (shown - images).mean(axis=-1), strict=True):
                 ax.axis("off")
                 drawn = ax.imshow(change, cmap="RdBu_r", vmin=-largest, vmax=largest)
@@ -249,8 +249,8 @@ def rows(images, *, titles=None):
     Raises:
         ValueError: for no images, images of different shapes, or titles of another number.
     """
-    images = {name: pictures(one) for name, one in checks.named("images", images, "images").items()}
-    shapes = {name: one.shape for name, one in images.items()}
+    images = {name: pictures(each) for name, each in checks.named("images", images, "images").items()}
+    shapes = {name: each.shape for name, each in images.items()}
     if len(set(shapes.values())) != 1:
         raise ValueError(f"Expected images of one shape (n, height, width, channels), at least 1; received {shapes}.")
     count = len(next(iter(images.values())))

@@ -6,12 +6,12 @@ import re
 import keras
 import tensorflow as tf
 
+from keras_capsvit import checks
 from keras_capsvit.ops import attention_rollout
 from keras_capsvit.serving import encoded
 from keras_capsvit.taps import centres, names, tap
 
 DEFAULT, EXPLAIN, BYTES = "serving_default", "explain", "serve_bytes"
-PREDICTED = -1  # in the place of a class id
 
 
 class Endpoints:
@@ -139,7 +139,7 @@ class Endpoints:
             images = _checked(images, self.images)
             answer = self._answer(images)
             target = _checked_target(target, tf.shape(images)[0], self.classes)
-            ids = tf.cast(tf.where(target == PREDICTED, answer["class"], target), "int32")
+            ids = tf.cast(tf.where(target == checks.PREDICTED, answer["class"], target), "int32")
             try:
                 maps = tf.convert_to_tensor(function(tf.cast(images, "float32"), ids))
             except (NotImplementedError, TypeError, AttributeError) as error:  # of symbolic tensors
@@ -178,7 +178,10 @@ class Endpoints:
     def _check_owner(self, name, explainer, traced):
         """Refuse explainers that read other variables than the model: the SavedModel holds those of one model."""
         variables = getattr(explainer, "variables", ())
-        read = [*_resources(traced), *(one.value.handle if _of_keras(one) else one.handle for one in variables)]
+        read = [
+            *_resources(traced),
+            *(variable.value.handle if _of_keras(variable) else variable.handle for variable in variables),
+        ]
         if any(id(handle) not in self._own for handle in read):
             raise ValueError(
                 f"Expected explainer {name!r} to be made of {self.subject.name}, the model that is exported; it reads "
@@ -227,23 +230,23 @@ def _checked(images, spec):
     """``images``, once they are known to be of a shape, at least one, and finite."""
     # The signature alone does not keep other shapes out where a graph is fed directly, as TF Serving and C do.
     seen = tf.ensure_shape(images, spec.shape, name="images")
-    checks = [_require(tf.shape(seen)[0] > 0, "images", "at least one image; received an empty batch")]
+    assertions = [_require(tf.shape(seen)[0] > 0, "images", "at least one image; received an empty batch")]
     if spec.dtype.is_floating:
         finite = tf.reduce_all(tf.math.is_finite(seen))
-        checks.append(_require(finite, "images", "finite pixels; received NaN or infinite ones"))
+        assertions.append(_require(finite, "images", "finite pixels; received NaN or infinite ones"))
     # Only the order of execution depends on the checks: gradients and relevance pass the identity alone.
-    with tf.control_dependencies(checks):
+    with tf.control_dependencies(assertions):
         return tf.identity(images)
 
 
 def _checked_target(target, batch, classes):
     seen = tf.ensure_shape(target, (None,), name="target")
-    inside = tf.reduce_all((seen >= PREDICTED) & (seen < classes))
-    checks = [
+    inside = tf.reduce_all((seen >= checks.PREDICTED) & (seen < classes))
+    assertions = [
         _require(tf.shape(seen)[0] == batch, "target", "one class id per image; received another number of them"),
         _require(inside, "target", f"class ids from 0 to {classes - 1}, or -1 for the predicted; received others"),
     ]
-    with tf.control_dependencies(checks):
+    with tf.control_dependencies(assertions):
         return tf.identity(target)
 
 

@@ -149,7 +149,7 @@ def export(
 
 def newest(path):
     """Highest version in a folder, int; None if there is none."""
-    return max((int(one.name) for one in path.glob("*") if one.name.isdigit()), default=None)
+    return max((int(version.name) for version in path.glob("*") if version.name.isdigit()), default=None)
 
 
 def _publish(temporary, path, card):
@@ -175,8 +175,8 @@ def _described(function):
 
     inputs = function.structured_input_signature[0] + tuple(function.structured_input_signature[1].values())
     return {
-        "inputs": {one.name: spec(one) for one in inputs},
-        "outputs": {name: spec(one) for name, one in function.structured_outputs.items()},
+        "inputs": {tensor.name: spec(tensor) for tensor in inputs},
+        "outputs": {name: spec(tensor) for name, tensor in function.structured_outputs.items()},
     }
 
 
@@ -222,24 +222,25 @@ def _check_finite(subject, images):
         )
 
 
-def _checked_taps(subject, shape, output, wanted):
+def _checked_taps(subject, shape, output, taps):
     """Names of taps without duplicates."""
     model = subject.model
-    if wanted is None:
+    if taps is None:
         return [name for name in names(model) if _tells_scores(subject, name, shape, output) is not False]
-    wanted = list(dict.fromkeys([wanted] if isinstance(wanted, str) else wanted))
-    reserved = [name for name in wanted if name in (DEFAULT, EXPLAIN, BYTES)]
+    taps = list(dict.fromkeys([taps] if isinstance(taps, str) else taps))
+    reserved = [name for name in taps if name in (DEFAULT, EXPLAIN, BYTES)]
     if reserved:
         raise ValueError(f"Expected taps of other names than endpoints have; received {reserved}. Rename the layers.")
-    if wanted:
-        tap(model, wanted, blank(shape), output)  # refuses what is none
-    other = [name for name in wanted if _tells_scores(subject, name, shape, output) is False]
-    if other:
+    if taps:
+        tap(model, taps, blank(shape), output)  # refuses what is none
+    misleading = [name for name in taps if _tells_scores(subject, name, shape, output) is False]
+    if misleading:
         raise ValueError(
             f"Expected taps {list(SCORES)} to be the class scores of {subject.name}, which the exported model "
-            f"would take them for; received {other}, of a layer or a model inside. Leave it out, or rename the layer."
+            f"would take them for; received {misleading}, of a layer or a model inside. Leave it out, or rename "
+            "the layer."
         )
-    return wanted
+    return taps
 
 
 def _tells_scores(subject, name, shape, output):

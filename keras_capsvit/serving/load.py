@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_capsvit import autodiff, checks
 from keras_capsvit.files import FileError, read_json, reading, refuse
-from keras_capsvit.serving.endpoints import DEFAULT, EXPLAIN, PREDICTED
+from keras_capsvit.serving.endpoints import DEFAULT, EXPLAIN
 from keras_capsvit.serving.export import CARD, newest
 
 _MOST_TOGETHER = 16  # lists of taps whose functions are kept
@@ -149,13 +149,13 @@ class ServedModel:
         if endpoint not in explainers:
             raise ValueError(f"The exported model has no explanation {endpoint!r}; it has {explainers}.")
         inputs = set(self._inputs(endpoint))
-        given = dict.fromkeys(inputs - {"target"}, x)
+        inputs_by_name = dict.fromkeys(inputs - {"target"}, x)
         if "target" in inputs:
-            ids = np.asarray(PREDICTED if target is None else target)
-            given["target"] = np.broadcast_to(ids, len(x)) if ids.ndim == 0 else ids
+            ids = np.asarray(checks.PREDICTED if target is None else target)
+            inputs_by_name["target"] = np.broadcast_to(ids, len(x)) if ids.ndim == 0 else ids
         elif target is not None:
             raise ValueError(f"{endpoint!r} explains all classes at once and takes no target.")
-        return self.run(endpoint, **given)
+        return self.run(endpoint, **inputs_by_name)
 
     def run(self, endpoint, **inputs):
         """What an endpoint answers.
@@ -219,16 +219,16 @@ class ServedModel:
     def _outputs(self, endpoint):
         return self._loaded.signatures[endpoint].structured_outputs
 
-    def _named(self, kind, names, given, usual):
+    def _named(self, kind, names, received, usual):
         """One of several names: that which was given, or the only one, or the usual one."""
         names = sorted(names)
-        name = names[0] if given is None and len(names) == 1 else usual if given is None else given
+        name = names[0] if received is None and len(names) == 1 else usual if received is None else received
         if name not in names:
             signatures = [
                 f"{each!r}: {sorted(self._inputs(each))} → {sorted(self._outputs(each))}" for each in self.endpoints
             ]
             raise ValueError(
-                f"Expected {kind}= to name one of {names}; received {given!r}. The SavedModel has the signatures "
+                f"Expected {kind}= to name one of {names}; received {received!r}. The SavedModel has the signatures "
                 f"{'; '.join(signatures)}."
             )
         return name

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from keras_capsvit.serving.endpoints import PREDICTED
+from keras_capsvit import checks
 
 FILE = "assets.extra/tf_serving_warmup_requests"
 
@@ -46,11 +46,11 @@ def write(folder, endpoints, images, input_range, model):
             request.model_spec.name, request.model_spec.signature_name = model, name
             for spec in function.input_signature:
                 if spec.name == "target":
-                    value = np.full(len(images), PREDICTED)
+                    value = np.full(len(images), checks.PREDICTED)
                 elif spec.name == "encoded":
                     low, high = input_range
                     pixels = np.rint(255 * (images - low) / (high - low)).clip(0, 255).astype("uint8")
-                    value = [tf.io.encode_png(one).numpy() for one in pixels]
+                    value = [tf.io.encode_png(image).numpy() for image in pixels]
                 else:
                     value = images
                 request.inputs[spec.name].CopyFrom(tf.make_tensor_proto(value, spec.dtype))

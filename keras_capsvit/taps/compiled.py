@@ -4,7 +4,8 @@ import keras
 
 from keras_capsvit import autodiff, caches
 from keras_capsvit.taps import declared
-from keras_capsvit.taps.scores import Scores, scores, served_function
+from keras_capsvit.taps.runners import served_function
+from keras_capsvit.taps.scores import Scores, scores
 
 _COMPILED = caches.Cache(64)
 

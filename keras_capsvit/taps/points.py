@@ -10,7 +10,8 @@ from keras import ops
 from keras_capsvit import checks
 from keras_capsvit.taps import declared
 from keras_capsvit.taps.influence import influence
-from keras_capsvit.taps.scores import check_output, scores
+from keras_capsvit.taps.outputs import check_output
+from keras_capsvit.taps.scores import scores
 
 NORMALIZATIONS = ("LayerNormalization", "RMSNormalization", "BatchNormalization", "GroupNormalization")
 _MOST_PREFIX = 16  # class, distillation and register tokens

@@ -1,38 +1,17 @@
 """Class scores of any model before its softmax or sigmoid, and its intermediates along with them."""
 
-import collections
 import functools
-import importlib
 import warnings
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_capsvit import autodiff, checks, private
+from keras_capsvit import autodiff, checks
 from keras_capsvit.taps import declared
-from keras_capsvit.taps.recording import Recorder, eagerly, run
-
-Seen = collections.namedtuple("Seen", "shapes kinds attentions before formats whole grid")
-Seen.__doc__ = """What ran in a model on one image, in order.
-
-Attributes:
-    shapes: dict from names of layers to shapes of their outputs without the batch.
-    kinds: dict from the same names to names of the layers' classes.
-    attentions: list of shapes ``(1, heads, t, t)``; ``before``: for each, how many layers had run before it.
-    formats: dict from names of layers to their ``data_format``, or None.
-    whole: set of the names of layers that return one row per image, and not one per window.
-    grid: ``(h, w)`` of the patches, where a tap of the model declares it; else None.
-"""
-
-_Ran = collections.namedtuple("_Ran", "returned output activation linear values attentions")
-_Ran.__doc__ = """One pass.
-
-Attributes:
-    returned: tensor, the class scores as the model returns them; None of a served one.
-    output: tensor, what its ``activation`` at the end, a str or None, is of; ``linear``, whether that is computed so.
-    values: list of tensors, of layers; ``attentions``: of attentions.
-"""
+from keras_capsvit.taps.outputs import check_output
+from keras_capsvit.taps.recording import eagerly
+from keras_capsvit.taps.runners import first_called_with, runner_of
 
 _SIZE = 64  # of images for a look, where any is taken
 _NOISE = 8  # images that a model is asked what kind of scores it returns
@@ -59,8 +38,8 @@ class Scores:
         self._declared = next((name for name in declared.SCORES if name in declared.own_names(model)), None)
         if self._declared and output is not None:
             raise ValueError(f"{self.name} has one output, its {self._declared}; received output={output!r}.")
-        self._source = _source(model, output, self.name)
-        self.input_shape, self.dtype = self._source.input_shape, self._source.dtype
+        self._runner = runner_of(model, output, self.name)
+        self.input_shape, self.dtype = self._runner.input_shape, self._runner.dtype
         self._probabilities = None  # whether they are that, where no activation can be undone
         self._continues = None  # whether a model of integers can be run on floats
         self._opaque = False
@@ -70,7 +49,7 @@ class Scores:
     @property
     def sample_shape(self):
         """Shape ``(H, W, C)`` of images for a look: ``input_shape``, or that of the first ones of a subclass."""
-        return self.input_shape or _first_called_with(self.model)
+        return self.input_shape or first_called_with(self.model)
 
     @functools.cached_property
     def kind(self):
@@ -80,7 +59,7 @@ class Scores:
         shape = self.sample_shape
         if declared.carrier(self.model) is None or shape is None or None in shape:
             return "logits"
-        return "lengths" if eagerly(lambda: self._source.returns_lengths(self.noise(shape))) else "logits"
+        return "lengths" if eagerly(lambda: self._runner.returns_lengths(self.noise(shape))) else "logits"
 
     def __call__(self, x):
         """Scores ``(b, M)`` of images ``(b, H, W, C)``, a tensor or an array."""
@@ -137,11 +116,11 @@ class Scores:
         return ran.returned, self._as_scores(ran, x)
 
     def _forward(self, x, layers=(), attention=False, offsets=None):
-        return self._source.forward(x, layers, attention, offsets, self._continues_on_floats(x))
+        return self._runner.forward(x, layers, attention, offsets, self._continues_on_floats(x))
 
     def look(self, shape):
-        """What runs in the model on images of a shape ``(H, W, C)``: see ``points.Seen``."""
-        return eagerly(lambda: self._source.look(self.noise(shape)[:1]))
+        """What runs in the model on images of a shape ``(H, W, C)``: see ``runners.Seen``."""
+        return eagerly(lambda: self._runner.look(self.noise(shape)[:1]))
 
     @functools.cached_property
     def _tap(self):
@@ -197,7 +176,7 @@ class Scores:
 
     def _look(self, shape):
         values = np.concatenate(
-            [ops.convert_to_numpy(self._source.forward(images).output) for images in np.split(self.noise(shape), 2)]
+            [ops.convert_to_numpy(self._runner.forward(images).output) for images in np.split(self.noise(shape), 2)]
         ).astype("float64")
         inside = np.all((values >= 0) & (values <= 1 + 1e-5))
         if values.shape[-1] == 1:
@@ -214,13 +193,13 @@ class Scores:
 
     def _continues_on_floats(self, x):
         """Whether the model takes integers, and ``x`` has to go round the cast to these; or an error."""
-        if self._source.integers is None or not keras.backend.is_float_dtype(x.dtype):
+        if self._runner.integers is None or not keras.backend.is_float_dtype(x.dtype):
             return False
         if self._continues is None:
             self._continues = eagerly(lambda: self._same_on_floats(tuple(x.shape[1:])))
         if not self._continues:
             raise ValueError(
-                f"{self.name} takes {self._source.integers} images and does not compute the same from floats, so that "
+                f"{self.name} takes {self._runner.integers} images and does not compute the same from floats, so that "
                 "no gradient reaches its pixels. Expected a model whose first step casts them to floats; pass the part "
                 "of it that follows."
             )
@@ -228,265 +207,16 @@ class Scores:
 
     def _same_on_floats(self, shape):
         images = np.floor(250 * np.random.default_rng(0).uniform(size=(2, *shape))).astype(self.dtype)
-        exact = ops.convert_to_numpy(self._source.forward(images).output)
+        exact = ops.convert_to_numpy(self._runner.forward(images).output)
         try:
             floats, between = (
-                ops.convert_to_numpy(self._source.forward((images + more).astype("float32"), continued=True).output)
+                ops.convert_to_numpy(self._runner.forward((images + more).astype("float32"), continued=True).output)
                 for more in (0.0, 0.5)
             )
         except (TypeError, ValueError):
             return False
         # Between integers the scores change, unless the model rounds by itself.
         return bool(np.allclose(exact, floats, rtol=1e-4, atol=1e-5) and not np.array_equal(floats, between))
-
-
-class _Live:
-    """Keras models, layers, and callables."""
-
-    def __init__(self, model, output, name):
-        self._model, self._output, self._name = model, output, name
-        self.input_shape, self.dtype, self.integers = None, "float32", None
-        if isinstance(model, keras.Model):
-            self.input_shape, self.dtype = _input_of(model, name)
-            _check_layout(model, self.input_shape or _first_called_with(model), name)
-            inside = [layer for layer in private.inner_layers(model) if getattr(layer, "inputs", None)]
-            self.integers = _integers([self.dtype, *(tensor.dtype for layer in inside for tensor in layer.inputs)])
-        elif getattr(model, "input_shape", None):
-            self.input_shape = tuple(model.input_shape[1:])
-
-    def forward(self, x, layers=(), attention=False, offsets=None, continued=False):
-        recorder = Recorder(layers, attention=attention, offsets=offsets, keeps_floats=continued)
-        returned = self._selected(self._run(x, recorder))
-        missing = [name for name in layers if name not in recorder.outputs]
-        if missing:
-            raise ValueError(f"Expected layers that {self._name} runs; received {missing}. See taps.layers.")
-        values = [recorder.outputs[name] for name in layers]
-        returned = returned if ops.is_tensor(returned) else _as_tensor(returned, self._name)
-        before, linear = recorder.before_activation(returned), False
-        if before is None and keras.backend.backend() == "tensorflow" and not autodiff.executes_eagerly():
-            graphs = _graphs()
-            before, linear = graphs.before_activation(returned), returned.op.type in graphs.LINEAR_ENDS
-            if before is None and returned.op.type in graphs.CALLS and not (layers or attention):
-                program = graphs.program_of(lambda x: self._selected(self._model(x)), x.shape[1:], x.dtype)
-                output = program.run(x)[0]
-                return _Ran(returned, output, program.activation, program.ends_linearly, [], [])
-        output, activation = (returned, None) if before is None else before
-        return _Ran(returned, output, activation, linear, values, recorder.attention)
-
-    def look(self, x):
-        recorder = Recorder(None, attention=True)
-        returned = self._run(x, recorder)
-        if self._output is not None:
-            self._selected(returned)
-        kinds = {name: type(layer).__name__ for name, layer in recorder.operations.items()}
-        shapes = {name: tuple(value.shape[1:]) for name, value in recorder.outputs.items()}
-        formats = {name: getattr(layer, "data_format", None) for name, layer in recorder.operations.items()}
-        attentions = [tuple(each.shape) for each in recorder.attention]
-        whole = {name for name, value in recorder.outputs.items() if value.shape[:1] == (1,)}
-        features = getattr(declared.carrier(self._model), "taps", {}).get("features")
-        grid = tuple(features.shape[1:3]) if len(getattr(features, "shape", ())) == 4 else None
-        return Seen(shapes, kinds, attentions, recorder.before, formats, whole, grid)
-
-    def returns_lengths(self, x):
-        recorder = Recorder()
-        output = self._selected(self._run(x, recorder))
-        return any(out is output and "lengths" in declared.own_names(model) for model, _, out in recorder.tapped)
-
-    def _run(self, x, recorder):
-        x = ops.convert_to_tensor(x)
-        input_names = getattr(self._model, "input", None) if getattr(self._model, "inputs", None) else None
-        try:
-            return run(self._model, dict.fromkeys(input_names, x) if isinstance(input_names, dict) else x, recorder)
-        except (NotImplementedError, TypeError, AttributeError, RuntimeError) as error:
-            traced = type(error).__name__.startswith("Tracer")  # of JAX
-            if keras.backend.backend() == "tensorflow":
-                traced = not autodiff.executes_eagerly()
-            if isinstance(self._model, keras.Layer):
-                raise
-            if not traced:
-                return self._run_on_array(x, error)
-            raise ValueError(
-                f"Expected a model or a callable of tensors; {self._name} leaves {keras.backend.backend()} on the way "
-                f"to its scores, so that it has no gradient. Pass the model itself instead of its predict."
-            ) from error
-
-    def _run_on_array(self, x, error):
-        """What a function of NumPy arrays returns, which failed on a tensor."""
-        try:
-            return self._model(np.array(ops.convert_to_numpy(x)))  # a copy, because arrays may be written to
-        except Exception:
-            raise error from None
-
-    def _selected(self, outputs):
-        names = getattr(self._model, "output_names", None) or ()
-        if isinstance(outputs, list | tuple) and len(names) == len(outputs):
-            outputs = dict(zip(names, outputs, strict=True))
-        elif isinstance(outputs, dict) and set(names) == set(outputs):
-            outputs = {name: outputs[name] for name in names}
-        return chosen_output(outputs, self._output, self._name)
-
-
-class _Served:
-    """Functions of SavedModels (TensorFlow)."""
-
-    def __init__(self, function, spec, output, name):
-        if spec.shape.rank is None or spec.shape[0] is not None:
-            raise ValueError(
-                f"Expected images (b, H, W, C) of any number b; {name} takes {spec.shape}. Save it with a "
-                "tf.TensorSpec((None, H, W, C)), or pass a callable that asks it image by image."
-            )
-        self._function, self._spec, self._output, self._name = function, spec, output, name
-        self.input_shape, self.dtype = tuple(spec.shape[1:]), spec.dtype.name
-        self.integers = _integers([self.dtype])
-
-    @functools.cached_property
-    def program(self):
-        return _graphs().Program(lambda x: chosen_output(self._function(x), self._output, self._name), self._spec)
-
-    def forward(self, x, layers=(), attention=False, offsets=None, continued=False):
-        program = self.program
-        squares = program.attentions if attention else []
-        offsets = {squares[key] if isinstance(key, int) else key: value for key, value in (offsets or {}).items()}
-        missing = [name for name in layers if name not in program.points]
-        if missing:
-            raise ValueError(f"Expected nodes of {self._name}; received {missing}. See taps.layers.")
-        output, values = program.run(ops.convert_to_tensor(x), (*layers, *squares), offsets, continued)
-        values, attentions = values[: len(layers)], values[len(layers) :]
-        return _Ran(None, output, program.activation, program.ends_linearly, values, attentions)
-
-    def look(self, x):
-        program = self.program
-        x, names = ops.convert_to_tensor(x), list(program.points)
-        attentions = [tuple(each.shape) for each in program.run(x, program.attentions)[1]]
-        windowed = [name for name in names if len(program.points[name]) == 3 and any(a[0] != 1 for a in attentions)]
-        rows = program.run(x, windowed)[1] if windowed else []
-        return Seen(
-            {name: shape[1:] for name, shape in program.points.items()},
-            {name: program.op(name) for name in names},
-            attentions,
-            [names.index(name) for name in program.attentions],
-            {name: program.data_format(name) for name in names},
-            set(names) - {name for name, value in zip(windowed, rows, strict=True) if value.shape[0] != 1},
-            None,
-        )
-
-    def returns_lengths(self, x):
-        return False
-
-
-def _source(model, output, name):
-    function_and_spec = served_function(model)
-    if function_and_spec is not None:
-        return _Served(*function_and_spec, output, name)
-    if not callable(model):
-        raise ValueError(
-            f"Expected a model, live or served, or a callable x → class scores; received {type(model).__name__}."
-        )
-    return _Live(model, output, name)
-
-
-def served_function(model):
-    """``(function, tf.TensorSpec)`` of the images of a loaded SavedModel; None for anything else."""
-    if hasattr(model, "traced_function"):  # what serving.load returns
-        return model.traced_function()
-    if isinstance(model, keras.Layer) or not getattr(model, "signatures", None):
-        return None
-    signatures = model.signatures
-    key = "serving_default" if "serving_default" in signatures else next(iter(signatures))
-    specs = signatures[key].structured_input_signature[1]
-    if len(specs) != 1:
-        raise ValueError(f"Expected a SavedModel with one input; its signature {key!r} takes {sorted(specs)}.")
-    ((name, spec),) = specs.items()
-    return (lambda x: signatures[key](**{name: x})), spec
-
-
-def check_output(output):
-    """Refuse what is no name and no position of an output, and not None; otherwise return it."""
-    return output if output is None or isinstance(output, str) else checks.integer("output", output, low=-(2**31))
-
-
-def chosen_output(outputs, output, name):
-    """One of several outputs.
-
-    Args:
-        outputs: tensor, or a dict, list or tuple of such.
-        output: str or int, or None for the only one.
-        name: str, of the model, for the message.
-
-    Raises:
-        ValueError: lists the outputs.
-    """
-    check_output(output)
-    if not isinstance(outputs, dict | list | tuple):
-        if output not in (None, 0):
-            raise ValueError(f"{name} has one output; received output={output!r}. Leave it out.")
-        return outputs
-    by_name = outputs if isinstance(outputs, dict) else dict(enumerate(outputs))
-    if output is None and len(by_name) == 1:
-        return next(iter(by_name.values()))
-    if isinstance(output, int) and output not in by_name and -len(by_name) <= output < len(by_name):
-        return list(by_name.values())[output]
-    if output is None and "outputs" in by_name:  # what serving.export calls the scores beside what comes with them
-        output = "outputs"
-    if output not in by_name:
-        raise ValueError(
-            f"Expected output= to name one of the outputs of {name}, {list(by_name)}; received {output!r}. What has no "
-            "such argument takes taps.scores(model, output) in place of the model."
-        )
-    return by_name[output]
-
-
-def _input_of(model, name):
-    """Shape ``(H, W, C)`` and dtype of the only input of a Keras model; (None, float32) where it does not tell."""
-    inputs = getattr(model, "inputs", None)
-    if not inputs:
-        shape = getattr(model, "input_shape", None)
-        return (tuple(shape[1:]) if isinstance(shape, tuple) else None), "float32"
-    if len(inputs) != 1:
-        raise ValueError(
-            f"Expected a model with one input, the images; {name} has {[tensor.name for tensor in inputs]}. Make one "
-            "of it that has the others' values inside: lambda x: model([x, others])."
-        )
-    return tuple(inputs[0].shape[1:]), keras.backend.standardize_dtype(inputs[0].dtype)
-
-
-def _integers(dtypes):
-    """The first integer type among those of the inputs of a model and the models inside it; or None."""
-    return next((dtype for dtype in map(keras.backend.standardize_dtype, dtypes) if "int" in dtype), None)
-
-
-def _first_called_with(model):
-    """Shape ``(H, W, C)`` of the images that a subclassed model was first called with; None if it is not known."""
-    shape = (model.get_build_config() or {}).get("input_shape") if isinstance(model, keras.Model) else None
-    sizes = isinstance(shape, tuple) and all(size is None or isinstance(size, int) for size in shape)
-    return tuple(shape[1:]) if sizes else None
-
-
-def _check_layout(model, shape, name):
-    """Refuse a model of images with channels in front."""
-    if shape is None or len(shape) != 3 or shape[0] not in (1, 3, 4) or shape[-1] in (1, 3, 4):
-        return
-    layers = [layer for layer in private.inner_layers(model) if getattr(layer, "data_format", "") == "channels_first"]
-    if layers:
-        height, width = shape[1:]
-        raise ValueError(
-            f"Expected images (b, H, W, C); {name} takes {(None, *shape)}, with channels in front (data_format="
-            f"'channels_first' in {layers[0].name}). Put keras.layers.Permute((3, 1, 2)) in front of it: "
-            f"keras.Sequential([keras.Input(({height}, {width}, {shape[0]})), keras.layers.Permute((3, 1, 2)), model])."
-        )
-
-
-def _as_tensor(output, name):
-    try:
-        return ops.convert_to_tensor(output)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"Expected class scores (batch, classes) from {name}; received {type(output).__name__}."
-        ) from error
-
-
-def _graphs():
-    return importlib.import_module("keras_capsvit.taps.graphs")
 
 
 def scores(model, output=None):

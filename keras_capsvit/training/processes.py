@@ -41,9 +41,9 @@ def share(stream, count=None, number=None):
         keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
         training.fit(model, training.share(train), training.share(test), recipe, work="on_a_disk_of_all")
     """
-    here = count_and_number()
-    count = checks.integer("count", here[0] if count is None else count, 1)
-    number = checks.integer("number", here[1] if number is None else number, 0, count - 1)
+    process = count_and_number()
+    count = checks.integer("count", process[0] if count is None else count, 1)
+    number = checks.integer("number", process[1] if number is None else number, 0, count - 1)
     if not hasattr(stream, "element_spec"):
         raise ValueError(f"Expected a tf.data.Dataset of batches to share; received {type(stream).__name__}.")
     if count == 1:

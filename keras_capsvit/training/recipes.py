@@ -217,8 +217,8 @@ def _optimizer(model, recipe, steps):
     if recipe.optimizer == "adam":
         return keras.optimizers.Adam(rate)
     optimizer = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay)
-    kept = [each for each in model.trainable_variables if len(each.shape) < 2 or each.name in _NOT_DECAYED]
-    optimizer.exclude_from_weight_decay(var_list=kept)
+    exempt = [each for each in model.trainable_variables if len(each.shape) < 2 or each.name in _NOT_DECAYED]
+    optimizer.exclude_from_weight_decay(var_list=exempt)
     return optimizer
 
 

@@ -72,6 +72,7 @@ NOT_CALLED = {
     "taps.chosen_output": "inside of taps.scores",
     "taps.eagerly": "runs a function",
     "taps.feature_map": "of Scores, inside of explainers",
+    "taps.on_array": "runs a function",
     "taps.resolve": "inside of taps.tap",
     "taps.served_function": "of served models",
     "taps.tokens": "of Scores, inside of explainers",

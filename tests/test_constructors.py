@@ -192,3 +192,75 @@ def test_shapes_of_tensorflow_and_numpy_are_shapes():
         model = models.ConvNetFC(shape, np.int64(3), filters=np.array([4, 4]), units=[4])
         assert model.input_shape == (None, 14, 14, 1)
         assert model.get_config()["input_shape"] == (14, 14, 1)
+
+
+LAYERS = {name: kind for name, kind in CLASSES.items() if name.startswith("layers.") and issubclass(kind, keras.Layer)}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_name_the_nearest_argument(name):
+    required = [
+        each
+        for each in inspect.signature(LAYERS[name]).parameters.values()
+        if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD
+    ]
+    kind = LAYERS[name].__name__
+    values = {"conv": keras.layers.Conv2D(2, 3), "norm": keras.layers.BatchNormalization(), "grid": (2, 2, 2)}
+    arguments = [values.get(each.name, 2) for each in required]
+    if kind in ("LeViTBlock", "OffsetAttention"):
+        arguments[-1] = (2, 2)
+    with pytest.raises(ValueError, match=rf"{kind}, which are .*received the unknown 'trainabel'.*mean 'trainable'\?"):
+        LAYERS[name](*arguments, trainabel=False)
+    config = LAYERS[name](*arguments, name="mine", trainable=False, dtype="float64").get_config()
+    again = LAYERS[name].from_config(json.loads(json.dumps(config)))
+    assert json.dumps(again.get_config()) == json.dumps(config)
+    assert (again.name, again.trainable, again.dtype) == ("mine", False, "float64")
+    own = [each for kind in LAYERS[name].__mro__ if kind.__module__.startswith("keras_capsvit") for each in named(kind)]
+    assert set(own) <= set(config)
+
+
+def named(kind):
+    parameters = inspect.signature(vars(kind).get("__init__", test_layers_name_the_nearest_argument)).parameters
+    return [
+        each.name
+        for each in list(parameters.values())[1:]
+        if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
+    ]
+
+
+def test_what_a_layer_is_set_to_later_is_its_configuration():
+    from keras_capsvit import layers
+
+    block = layers.LeViTBlock(2, 4, (4, 4), temperature=2)
+    block.temperature = 3
+    assert layers.LeViTBlock.from_config(block.get_config()).temperature == 3
+    assert (
+        layers.PatchEmbedding(4, 8, class_token=False, positions=False).get_config().items()
+        >= {
+            "class_token": False,
+            "distillation_token": False,
+            "positions": False,
+        }.items()
+    )
+
+
+def test_layers_of_users_have_their_arguments_in_the_configuration_too():
+    class Scaled(keras_capsvit.DynamicRouting):
+        def __init__(self, num_iterations=3, *, scale=2.0, **kwargs):
+            super().__init__(num_iterations, **kwargs)
+            self.scale = scale
+
+    class Named(keras_capsvit.UniformRouting):
+        def __init__(self, label, **kwargs):
+            super().__init__(**kwargs)
+            self._label = label
+
+        def get_config(self):
+            return {**super().get_config(), "label": self._label}
+
+    assert Named.from_config(Named("first").get_config()).get_config()["label"] == "first"
+    config = Scaled(1, scale=4.0, squash=False).get_config()
+    assert {"num_iterations": 1, "scale": 4.0, "squash": False, "rolled": False}.items() <= config.items()
+    assert Scaled.from_config(config).scale == 4.0
+    with pytest.raises(ValueError, match=r"unknown 'scales'\. Did you mean 'scale'\?"):
+        Scaled(scales=4.0)

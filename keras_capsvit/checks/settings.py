@@ -1,6 +1,7 @@
 """Settings: numbers, strings, functions and sizes, or an error in our words."""
 
 import collections.abc
+import difflib
 import math
 import os
 
@@ -109,6 +110,17 @@ def named(name, value, of):
     if not isinstance(value, collections.abc.Mapping):
         raise ValueError(f"{name} must be a dict from names to {of}; received {described(value)}.")
     return dict(value)
+
+
+def keyword(cls, name, known, remedy=None):
+    """Refuse a keyword of the constructor of a class that is none of the ``known`` ones; names the nearest of them."""
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1)
+        remedy = remedy or (f"Did you mean {nearest[0]!r}?" if nearest else "Leave it out.")
+        raise ValueError(
+            f"Expected arguments of {cls.__name__}, which are {', '.join(known)}; received the unknown {name!r}. "
+            f"{remedy}"
+        )
 
 
 def memory(name, shape, remedy, *, times=4, bytes_each=4):

@@ -1,6 +1,7 @@
 """Measurements: of trained models, given as callables, of representations, and of explanations, given as maps."""
 
 from keras_capsvit.evaluate.attack_tables import attack_table, transfer_matrix
+from keras_capsvit.evaluate.attacking import perturbation_norms
 from keras_capsvit.evaluate.auto_attack import AutoAttackReport, auto_attack
 from keras_capsvit.evaluate.certified import CertifiedPatchAccuracy, certified_patch_accuracy
 from keras_capsvit.evaluate.compare import compare
@@ -20,13 +21,7 @@ from keras_capsvit.evaluate.patches import (
 from keras_capsvit.evaluate.perturbation import PerturbationCurve, ablation_drop, aopc, neuron_ablation
 from keras_capsvit.evaluate.representation import FACTORS, OFFSETS, compactness, sweep, vary
 from keras_capsvit.evaluate.road import road
-from keras_capsvit.evaluate.robustness import (
-    Robustness,
-    perturbation_norms,
-    robust_accuracy,
-    robustness,
-    success_rate,
-)
+from keras_capsvit.evaluate.robustness import Robustness, robust_accuracy, robustness, success_rate
 from keras_capsvit.evaluate.sanity import (
     class_sensitivity,
     conservation,

@@ -67,6 +67,3 @@ class Ablation(OfFloats, keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         return input_shape
-
-    def get_config(self):
-        return {**super().get_config(), "size": self.size, "kind": self.kind, "fill": self.fill, "seed": self.seed}

@@ -58,9 +58,6 @@ class TemperedAttention(OfFloats, keras.layers.Layer):
         """Attention of scores ``(b, heads, t, s)``, whose rows sum to 1, of a dtype."""
         return ops.cast(ops.softmax(ops.cast(scores, self.variable_dtype), axis=-1), dtype)
 
-    def get_config(self):
-        return {**super().get_config(), "num_heads": self.num_heads, "temperature": self.temperature}
-
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
 class MultiHeadSelfAttention(TemperedAttention):
@@ -79,6 +76,8 @@ class MultiHeadSelfAttention(TemperedAttention):
         ValueError: for settings out of range, heads that do not divide the dimension, and weights that do not fit into
             this machine's memory.
     """
+
+    kept_in: ClassVar = {"dropout": "dropout_rate"}
 
     def __init__(self, num_heads, *, dropout=0.0, **kwargs):
         super().__init__(num_heads, **kwargs)
@@ -112,9 +111,6 @@ class MultiHeadSelfAttention(TemperedAttention):
         batch, count = tokens.shape[:2]
         return x, keras.KerasTensor((batch, self.num_heads, count, count), dtype=self.compute_dtype)
 
-    def get_config(self):
-        return {**super().get_config(), "dropout": self.dropout_rate}
-
 
 def _check_temperature(value):
     return float(checks.number("temperature", value, 0, without=(0,)))
@@ -135,6 +131,7 @@ class MLP(OfFloats, keras.layers.Layer):
     """
 
     axes: ClassVar = {"inputs": "(..., d)"}
+    kept_in: ClassVar = {"dropout": "dropout_rate"}
 
     def __init__(self, units, *, dropout=0.0, **kwargs):
         super().__init__(**kwargs)
@@ -155,9 +152,6 @@ class MLP(OfFloats, keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         return input_shape
-
-    def get_config(self):
-        return {**super().get_config(), "units": self.units, "dropout": self.dropout_rate}
 
 
 class _ResidualBlock(OfFloats, keras.layers.Layer):
@@ -189,14 +183,6 @@ class _ResidualBlock(OfFloats, keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         return input_shape
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "dropout": self.dropout,
-            "drop_path": self.drop_path,
-            "epsilon": self.epsilon,
-        }
 
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
@@ -246,14 +232,6 @@ class TransformerBlock(_ResidualBlock):
     def compute_output_spec(self, tokens, return_attention_scores=False, training=None):
         return self.attn.compute_output_spec(tokens, return_attention_scores=return_attention_scores)
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "num_heads": self.num_heads,
-            "units": self.units,
-            "temperature": self.temperature,
-        }
-
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
 class MixerBlock(_ResidualBlock):
@@ -288,6 +266,3 @@ class MixerBlock(_ResidualBlock):
         x = ops.transpose(self.mlp_tokens(x, training=training), (0, 2, 1))
         x = tokens + self.stochastic_depth(x, training=training)
         return x + self.stochastic_depth(self.mlp_channels(self.norm2(x), training=training), training=training)
-
-    def get_config(self):
-        return {**super().get_config(), "token_units": self.token_units, "channel_units": self.channel_units}

@@ -133,19 +133,6 @@ class PrimaryCaps(OfFloats, keras.layers.Layer):
         shape = input_shape if self.conv is None else self.conv.compute_output_shape(input_shape)
         return (*shape[:3], self.num_types, self.capsule_dim)
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "num_types": self.num_types,
-            "capsule_dim": self.capsule_dim,
-            "squash": self.squash,
-            "kernel_size": self.kernel_size,
-            "strides": self.strides,
-            "padding": self.padding,
-            "batch_norm": self.batch_norm,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-        }
-
 
 def votes_bytes(num_inputs, num_capsules, capsule_dim, batch_size=1, dtype="float32"):
     """Memory of the votes ``(b, i, j, e)``; a training step holds about four tensors of this size at a time.
@@ -252,16 +239,6 @@ class CapsuleTransform(OfFloats, keras.layers.Layer):
         if self.num_capsules is None:
             return (*input_shape[:-1], self.capsule_dim)
         return (input_shape[0], math.prod(input_shape[1:-1]), self.num_capsules, self.capsule_dim)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "capsule_dim": self.capsule_dim,
-            "num_capsules": self.num_capsules,
-            "shared": self.shared,
-            "matrix": self.matrix,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-        }
 
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")

@@ -63,6 +63,3 @@ class NodeContributions(OfFloats, keras.layers.Layer):
 
     def compute_output_spec(self, weights, *_, **__):
         return keras.KerasTensor((weights.shape[0], *self.grid[:2], weights.shape[-1]), dtype="float32")
-
-    def get_config(self):
-        return {**super().get_config(), "grid": self.grid, "mean": self.mean}

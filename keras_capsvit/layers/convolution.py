@@ -75,13 +75,6 @@ class NormalizedConv2D(OfFloats, keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return self.conv.compute_output_shape(input_shape)
 
-    def get_config(self):
-        parts = {"conv": self.conv, "norm": self.norm}
-        return {
-            **super().get_config(),
-            **{name: keras.saving.serialize_keras_object(part) for name, part in parts.items()},
-        }
-
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
 class StandardizedConv2D(OfFloats, keras.layers.Conv2D):

@@ -130,14 +130,6 @@ class _NodePool(OfFloats, keras.layers.Layer):
             return outputs, attention
         return outputs
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "num_capsules": self.num_capsules,
-            "use_bias": self.use_bias,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-        }
-
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
 class GraphCapsPool(_NodePool):
@@ -217,14 +209,6 @@ class GraphCapsPool(_NodePool):
         spread = ops.matmul(across, ops.reshape(spread, (-1, width, columns)))
         return ops.reshape(spread, (-1, nodes, columns))
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "sigma": self.sigma,
-            "self_loops": self.self_loops,
-            "normalize": self.normalize,
-        }
-
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
 class TopKGraphPool(_NodePool):
@@ -257,6 +241,3 @@ class TopKGraphPool(_NodePool):
         best = ops.top_k(ops.transpose(scores, (0, 2, 1)), count)[0][..., -1]
         # Not "at least the best", which NaN is not: its nodes would be left out.
         return ops.where(scores < best[:, None], 0.0, ops.sigmoid(scores)) / count
-
-    def get_config(self):
-        return {**super().get_config(), "ratio": self.ratio}

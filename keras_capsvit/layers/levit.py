@@ -153,17 +153,6 @@ class OffsetAttention(TemperedAttention):
             return x
         return x, keras.KerasTensor((batch, self.num_heads, asking, count), dtype=self.compute_dtype)
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "key_dim": self.key_dim,
-            "grid": self.grid,
-            "value_ratio": self.value_ratio,
-            "strides": self.strides,
-            "dim": self.dim,
-            "starts_at_zero": self.starts_at_zero,
-        }
-
 
 def _offsets(grid, strides):
     """Positions ``(t', t)`` among the biases of a head, ``|dy| w + |dx|``."""
@@ -198,6 +187,13 @@ class LeViTBlock(OfFloats, keras.layers.Layer):
     """
 
     axes: ClassVar = {"tokens": "(b, t, d)"}
+    kept_in: ClassVar = {
+        "num_heads": "attn.num_heads",
+        "key_dim": "attn.key_dim",
+        "grid": "attn.grid",
+        "strides": "attn.strides",
+        "dim": "attn.dim",
+    }
 
     def __init__(self, num_heads, key_dim, grid, *, strides=1, dim=None, temperature=1.0, drop_path=0.0, **kwargs):
         super().__init__(**kwargs)
@@ -248,15 +244,3 @@ class LeViTBlock(OfFloats, keras.layers.Layer):
 
     def compute_output_spec(self, tokens, return_attention_scores=False, training=None):
         return self.attn.compute_output_spec(tokens, return_attention_scores=return_attention_scores)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "num_heads": self.attn.num_heads,
-            "key_dim": self.attn.key_dim,
-            "grid": self.attn.grid,
-            "strides": self.attn.strides,
-            "dim": self.attn.dim,
-            "temperature": self.temperature,
-            "drop_path": self.drop_path,
-        }

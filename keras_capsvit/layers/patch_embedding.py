@@ -66,6 +66,11 @@ class PatchEmbedding(OfFloats, keras.layers.Layer):
     """
 
     axes: ClassVar = {"images": "(b, H, W, C)"}
+    kept_in: ClassVar = {
+        "class_token": "has_class_token",
+        "distillation_token": "has_distillation_token",
+        "positions": "has_positions",
+    }
 
     def __init__(
         self,
@@ -131,14 +136,3 @@ class PatchEmbedding(OfFloats, keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         return (input_shape[0], self.num_prefix_tokens + math.prod(self._grid(input_shape)), self.dim)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "patch_size": self.patch_size,
-            "dim": self.dim,
-            "class_token": self.has_class_token,
-            "distillation_token": self.has_distillation_token,
-            "positions": self.has_positions,
-            "interpolation": self.interpolation,
-        }

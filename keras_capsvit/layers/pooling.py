@@ -65,9 +65,6 @@ class AveragePoolTo(OfFloats, keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return (input_shape[0], *self.size, input_shape[-1])
 
-    def get_config(self):
-        return {**super().get_config(), "size": self.size}
-
 
 def _means(cells, pixels):
     """Matrix ``(cells, pixels)`` whose rows average the pixels of a cell."""

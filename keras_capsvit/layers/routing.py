@@ -73,9 +73,6 @@ class _Linear(Routing):
     def finish(self, total):
         return squash(total) if self.squash else total
 
-    def get_config(self):
-        return {**super().get_config(), "squash": self.squash}
-
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
 class UniformRouting(_Linear):
@@ -118,9 +115,6 @@ class DynamicRouting(_Linear):
             logits = logits + ops.cast(_agreement(seen, capsules), "float32")
             coupling = ops.cast(ops.softmax(logits, axis=1), seen.dtype)
         return self.finish(_weighted_sum(coupling, votes)), coupling
-
-    def get_config(self):
-        return {**super().get_config(), "num_iterations": self.num_iterations, "rolled": self.rolled}
 
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
@@ -202,14 +196,6 @@ class EMRouting(Routing):
             coupling = ops.softmax(ops.log_sigmoid(logits)[..., None] + likelihood, axis=1)
         return ops.sigmoid(logits)[..., None] * _direction(mean, self.eps), coupling
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "num_iterations": self.num_iterations,
-            "inverse_temperature": self.inverse_temperature,
-            "eps": self.eps,
-        }
-
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
 class SelfRouting(Routing):
@@ -269,9 +255,6 @@ class SelfRouting(Routing):
         batch, inputs, _, dim = votes.shape
         full = keras.KerasTensor((batch, inputs, self.num_capsules, dim), dtype=votes.dtype)
         return super().compute_output_spec(full, *per_input, return_coupling=return_coupling)
-
-    def get_config(self):
-        return {**super().get_config(), "num_capsules": self.num_capsules, "eps": self.eps}
 
 
 def _direction(x, eps):

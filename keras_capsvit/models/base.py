@@ -1,6 +1,5 @@
 """What all models share: a constructor whose arguments are written once, and are the model's configuration."""
 
-import difflib
 import inspect
 from typing import ClassVar
 
@@ -130,15 +129,8 @@ def _check_keywords(cls, keywords):
                 f"{cls.__name__} sets {name}={cls.fixed[name]!r} itself; received {name}={keywords[name]!r}. Leave it "
                 f"out, or take another class: {', '.join(kind for kind in family if not kind.startswith('_'))}."
             )
-        if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1)
-            remedy = f"Did you mean {nearest[0]!r}?" if nearest else "Leave it out."
-            if name == "dtype":
-                remedy = "Call keras.config.set_dtype_policy(...) before the model is built."
-            raise ValueError(
-                f"Expected arguments of {cls.__name__}, which are {', '.join(known)}; received the unknown {name!r}. "
-                f"{remedy}"
-            )
+        policy = "Call keras.config.set_dtype_policy(...) before the model is built." if name == "dtype" else None
+        checks.keyword(cls, name, known, policy)
 
 
 def _plain(value):

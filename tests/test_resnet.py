@@ -6,7 +6,9 @@ import pytest
 from keras import ops
 
 from keras_capsvit import taps
-from keras_capsvit.models.resnet import PadChannels, ResNet18, ResNet20, ResNet50, StandardizedConv2D
+from keras_capsvit.layers import StandardizedConv2D
+from keras_capsvit.models.residual import PadChannels
+from keras_capsvit.models.resnet import ResNet18, ResNet20, ResNet50
 from keras_capsvit.models.weights import load_weights, published_names
 
 

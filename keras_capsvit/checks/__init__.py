@@ -1,29 +1,30 @@
 """What may come in: images, labels, targets, bounds, maps, data sets and settings, or is refused in our words."""
 
 from keras_capsvit.checks.arrays import (
-    TOLERANCE,
-    NoGradientError,
-    bounds,
-    class_ids,
     finite,
     finite_array,
     finite_variables,
-    image_maps,
-    images,
     integers,
-    limits,
-    maps_of_images,
     numbers,
     of_one_batch,
     of_shape,
+    tensor,
+)
+from keras_capsvit.checks.datasets import batches_of
+from keras_capsvit.checks.labels import class_ids, targets
+from keras_capsvit.checks.pixels import (
+    TOLERANCE,
+    NoGradientError,
+    bounds,
+    image_maps,
+    images,
+    limits,
+    maps_of_images,
     of_size,
     running,
-    targets,
-    tensor,
     within,
     wrong_size,
 )
-from keras_capsvit.checks.datasets import batches_of
 from keras_capsvit.checks.settings import (
     ABLATIONS,
     LARGEST,

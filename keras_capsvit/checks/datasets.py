@@ -5,7 +5,9 @@ import numpy as np
 from keras import ops
 
 from keras_capsvit.checks import settings
-from keras_capsvit.checks.arrays import class_ids, images, numbers
+from keras_capsvit.checks.arrays import numbers
+from keras_capsvit.checks.labels import class_ids
+from keras_capsvit.checks.pixels import images
 from keras_capsvit.checks.settings import described
 
 

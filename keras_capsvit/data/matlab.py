@@ -181,14 +181,14 @@ class _Element:
         self.left -= count
 
 
-def _fields(element, wanted, most):
+def _fields(element, requested, most):
     (length,) = element.numbers()
     names = bytes(code & 0xFF for code in element.numbers(2**16)).decode("latin1")
     names = [names[first : first + length].partition("\0")[0] for first in range(0, len(names), max(length, 1))]
     arrays = {}
     for name in names:
         field = element.matrix()
-        if name in wanted and field.left:
+        if name in requested and field.left:
             (flags, *_), shape, _ = field.numbers(), field.numbers(), field.text()
             dtype = _CLASSES.get(flags & 0xFF)
             if dtype and not flags & 0x0800 and len(shape) == 2 and min(shape) >= 0:

@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from keras_capsvit.explain.contrastive import LRP
+from keras_capsvit.explain.lrp import LRP
 
 
 class _ChangedGradient(LRP):

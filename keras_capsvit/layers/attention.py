@@ -154,6 +154,21 @@ class MLP(OfFloats, keras.layers.Layer):
         return input_shape
 
 
+class AttentionBlock:
+    """Blocks around an attention, their ``attn``, whose temperature and shapes are theirs."""
+
+    @property
+    def temperature(self):
+        return self.attn.temperature
+
+    @temperature.setter
+    def temperature(self, value):
+        self.attn.temperature = value
+
+    def compute_output_spec(self, tokens, return_attention_scores=False, training=None):
+        return self.attn.compute_output_spec(tokens, return_attention_scores=return_attention_scores)
+
+
 class _ResidualBlock(OfFloats, keras.layers.Layer):
     """Base of blocks of two residual branches, each behind a layer normalisation.
 
@@ -186,7 +201,7 @@ class _ResidualBlock(OfFloats, keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
-class TransformerBlock(_ResidualBlock):
+class TransformerBlock(AttentionBlock, _ResidualBlock):
     """Block of a vision transformer: self-attention, then an MLP per token (Dosovitskiy et al. 2021).
 
     Args:
@@ -208,14 +223,6 @@ class TransformerBlock(_ResidualBlock):
             num_heads, temperature=temperature, dropout=self.dropout, dtype=self.dtype_policy, name="attn"
         )
 
-    @property
-    def temperature(self):
-        return self.attn.temperature
-
-    @temperature.setter
-    def temperature(self, value):
-        self.attn.temperature = value
-
     def build(self, input_shape):
         super().build(input_shape)
         self.mlp = MLP(self.units, dropout=self.dropout, dtype=self.dtype_policy, name="mlp")
@@ -228,9 +235,6 @@ class TransformerBlock(_ResidualBlock):
         x = tokens + self.stochastic_depth(x, training=training)
         x = x + self.stochastic_depth(self.mlp(self.norm2(x), training=training), training=training)
         return (x, scores) if return_attention_scores else x
-
-    def compute_output_spec(self, tokens, return_attention_scores=False, training=None):
-        return self.attn.compute_output_spec(tokens, return_attention_scores=return_attention_scores)
 
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")

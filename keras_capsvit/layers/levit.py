@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_capsvit import checks
-from keras_capsvit.layers.attention import TemperedAttention
+from keras_capsvit.layers.attention import AttentionBlock, TemperedAttention
 from keras_capsvit.layers.base import OfFloats
 
 
@@ -163,7 +163,7 @@ def _offsets(grid, strides):
 
 
 @keras.saving.register_keras_serializable(package="keras_capsvit")
-class LeViTBlock(OfFloats, keras.layers.Layer):
+class LeViTBlock(AttentionBlock, OfFloats, keras.layers.Layer):
     """Block of LeViT: attention with biases by offset, then an MLP per token of twice the width (Graham et al. 2021).
 
     Batch instead of layer normalisation, hard swish instead of GELU. Both branches are residual; with strides, where
@@ -214,14 +214,6 @@ class LeViTBlock(OfFloats, keras.layers.Layer):
             name="attn_downsample" if shrinks else "attn",
         )
 
-    @property
-    def temperature(self):
-        return self.attn.temperature
-
-    @temperature.setter
-    def temperature(self, value):
-        self.attn.temperature = value
-
     def build(self, input_shape):
         dim = input_shape[-1] if self.attn.dim is None else self.attn.dim
         policy = {"dtype": self.dtype_policy}
@@ -241,6 +233,3 @@ class LeViTBlock(OfFloats, keras.layers.Layer):
         hidden = self.ln2(ops.hard_silu(self.ln1(x, training=training)), training=training)
         x = x + self.stochastic_depth(hidden, training=training)
         return (x, scores) if return_attention_scores else x
-
-    def compute_output_spec(self, tokens, return_attention_scores=False, training=None):
-        return self.attn.compute_output_spec(tokens, return_attention_scores=return_attention_scores)

@@ -192,6 +192,21 @@ def normalized(images, mean, std):
     )
 
 
+def conv_without_bias(x, filters, kernel_size, *, strides=1, name, kind=keras.layers.Conv2D):
+    """Convolution layer for ``x`` that a normalisation follows; with strides it pads nothing, so ``x`` has to be."""
+    check_weights(name, (kernel_size, kernel_size, x.shape[-1], filters))
+    return kind(
+        filters,
+        kernel_size,
+        strides=strides,
+        padding="same" if strides == 1 else "valid",
+        use_bias=False,
+        kernel_initializer="he_normal",
+        name=name,
+        **IMAGES,
+    )
+
+
 def with_batch_norm(conv, name, *, epsilon=1e-5):
     """Layer ``conv``, then batch normalisation, called ``name``, with the constants that published weights assume."""
     norm = keras.layers.BatchNormalization(momentum=0.9, epsilon=epsilon, name=name)

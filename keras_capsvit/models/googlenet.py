@@ -3,8 +3,8 @@
 import keras
 
 from keras_capsvit.layers import MaxPool2D
-from keras_capsvit.models.checks import check_images, check_normalization, check_positive, check_rates, check_weights
-from keras_capsvit.models.convnet import IMAGES, LogitModel, normalized, to_logits, with_batch_norm
+from keras_capsvit.models.checks import check_images, check_normalization, check_positive, check_rates
+from keras_capsvit.models.convnet import IMAGES, LogitModel, conv_without_bias, normalized, to_logits, with_batch_norm
 
 # Channels of the branches: 1x1; 1x1 and 3x3; 1x1 and 3x3, which is 5x5 in the paper; 1x1 behind a max pool (Table 1).
 # A number is the size of a max pool of stride 2.
@@ -102,17 +102,7 @@ def _inception(x, channels, width, name):
 
 
 def _conv(x, filters, kernel_size, name, *, strides=1):
-    check_weights(name, (kernel_size, kernel_size, x.shape[-1], filters))
-    conv = keras.layers.Conv2D(
-        filters,
-        kernel_size,
-        strides=strides,
-        padding="same" if strides == 1 else "valid",
-        use_bias=False,
-        kernel_initializer="he_normal",
-        name=f"{name}_conv",
-        **IMAGES,
-    )
+    conv = conv_without_bias(x, filters, kernel_size, strides=strides, name=f"{name}_conv")
     return keras.layers.ReLU()(with_batch_norm(conv, f"{name}_bn", epsilon=1e-3)(x))
 
 

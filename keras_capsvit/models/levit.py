@@ -13,7 +13,7 @@ from keras_capsvit.models.checks import (
     check_weights,
     choose,
 )
-from keras_capsvit.models.convnet import IMAGES, normalized, with_batch_norm
+from keras_capsvit.models.convnet import IMAGES, conv_without_bias, normalized, with_batch_norm
 from keras_capsvit.models.tempered import TemperedModel, per_block
 
 # Widths, depths and heads of the stages, and the dimension of a key (Graham et al. 2021, Table 2).
@@ -132,17 +132,8 @@ def _checked(widths, depths, num_heads, key_dim):
 
 def _stem(x, width):
     for index, part in enumerate((8, 4, 2, 1), 1):
-        name, filters = f"stem_conv{index}", width // part
-        check_weights(name, (3, 3, x.shape[-1], filters))
-        conv = keras.layers.Conv2D(
-            filters,
-            3,
-            strides=2,
-            use_bias=False,
-            kernel_initializer="he_normal",
-            name=f"{name}_linear",
-            **IMAGES,
-        )
+        name = f"stem_conv{index}"
+        conv = conv_without_bias(x, width // part, 3, strides=2, name=f"{name}_linear")
         x = with_batch_norm(conv, f"{name}_bn")(keras.layers.ZeroPadding2D(1, **IMAGES)(x))
         x = keras.layers.Activation("hard_silu")(x) if part > 1 else x
     return x

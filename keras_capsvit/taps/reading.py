@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 
+from keras_capsvit.taps.feature_maps import tokens
 from keras_capsvit.taps.influence import influence
-from keras_capsvit.taps.points import look, tokens
+from keras_capsvit.taps.seen import look
 
 
 def attentions(subject, x=None):

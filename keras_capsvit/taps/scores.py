@@ -44,7 +44,7 @@ class Scores:
         self._continues = None  # whether a model of integers can be run on floats
         self._opaque = False
         self._single = False  # whether the model has one output, as its last pass told
-        self.seen, self.influences = {}, {}  # what ran, and what it means, by shape of the images; see ``points``
+        self.seen, self.influences = {}, {}  # what ran, and what it means, by shape of the images; see ``seen``
 
     @property
     def sample_shape(self):

@@ -115,11 +115,11 @@ class Progress(keras.callbacks.Callback):
         files.write_text(self._table, text.getvalue())
 
     def _check(self, path, about):
-        ours = {**_described(self.model), **self._kind}
-        theirs = {**about["model"], **about["kind"]}
-        for name, value in ours.items():
-            if theirs.get(name) != value:
-                difference = _difference(name, theirs.get(name), value)
+        current = {**_described(self.model), **self._kind}
+        recorded = {**about["model"], **about["kind"]}
+        for name, value in current.items():
+            if recorded.get(name) != value:
+                difference = _difference(name, recorded.get(name), value)
                 raise ValueError(
                     f"Expected to go on with the training of {path}, which has {difference}. Call with what it was "
                     f"begun with, give another folder for work, or delete {path.parent} to begin anew."
@@ -165,14 +165,14 @@ def _is_plain(value):
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _difference(name, theirs, ours):
+def _difference(name, recorded, current):
     """In what two values differ, for a message."""
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        names = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
-        pairs = (f"{key}={theirs.get(key)!r} (received {ours.get(key)!r})" for key in names)
+    if isinstance(recorded, dict) and isinstance(current, dict):
+        names = [key for key in {**recorded, **current} if recorded.get(key) != current.get(key)]
+        pairs = (f"{key}={recorded.get(key)!r} (received {current.get(key)!r})" for key in names)
         return f"another {name}: {', '.join(pairs)}"
-    if isinstance(theirs, list) and isinstance(ours, list):
-        if len(theirs) != len(ours):
-            return f"{len(theirs)} {name} (received {len(ours)})"
-        theirs, ours = next((a, b) for a, b in zip(theirs, ours, strict=True) if a != b)
-    return f"another {name}: {theirs!r} (received {ours!r})"
+    if isinstance(recorded, list) and isinstance(current, list):
+        if len(recorded) != len(current):
+            return f"{len(recorded)} {name} (received {len(current)})"
+        recorded, current = next((a, b) for a, b in zip(recorded, current, strict=True) if a != b)
+    return f"another {name}: {recorded!r} (received {current!r})"

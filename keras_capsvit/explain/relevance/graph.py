@@ -199,13 +199,13 @@ class Graph:
         return groups.count(self.nodes[name], x, weight)
 
 
-def trace(function, spec, others=()):
+def trace(function, spec, more_specs=()):
     """Trace a function of tensors.
 
     Args:
         function: callable ``(x, *others) → tensors``, a tensor or a list of them.
         spec: tf.TensorSpec of ``x``, with None for the batch.
-        others: tf.TensorSpecs of the others.
+        more_specs: tf.TensorSpecs of the others.
 
     Returns:
         Graph.
@@ -219,7 +219,7 @@ def trace(function, spec, others=()):
 
     specs = [
         tf.TensorSpec(argument.shape, argument.dtype, f"relevance_input_{i}")
-        for i, argument in enumerate((spec, *others))
+        for i, argument in enumerate((spec, *more_specs))
     ]
     return Graph(tf.function(outputs, autograph=False).get_concrete_function(*specs), len(specs))
 

@@ -312,8 +312,8 @@ def explained(name, kind, model, x, scale):
     explainer = EXPLAINERS.get(name, (cnn, lambda model, scale: getattr(explain, name)(model)))[1](model, scale)
     target = 1
     x = (x * scale).astype("float32")
-    maps = [explainer(one, target) for one in (np.split(x, len(x)) if kind.singly else [x])]
-    predicted = [explainer(one) for one in (np.split(x, len(x)) if kind.singly else [x])]
+    maps = [explainer(each, target) for each in (np.split(x, len(x)) if kind.singly else [x])]
+    predicted = [explainer(each) for each in (np.split(x, len(x)) if kind.singly else [x])]
     return [np.concatenate(maps), np.concatenate(predicted)]
 
 

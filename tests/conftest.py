@@ -98,8 +98,8 @@ def compiled_programs():
 @pytest.fixture(scope="session")
 def digits():
     """All 1,797 real digits: images (n, 8, 8, 1) in [0, 1] and labels (n,)."""
-    found = load_digits()
-    return (found.images[..., None] / 16).astype("float32"), found.target.astype("int64")
+    dataset = load_digits()
+    return (dataset.images[..., None] / 16).astype("float32"), dataset.target.astype("int64")
 
 
 @pytest.fixture

@@ -77,10 +77,10 @@ def _work(link):
     # What is read may show progress bars.
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
         sys.stdout = sys.stderr = nowhere
-        made = Trials(folder)
+        trials = Trials(folder)
         link.send("ready")
         while True:
-            link.send(made.run(*link.recv()))
+            link.send(trials.run(*link.recv()))
 
 
 def table(results):

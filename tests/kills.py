@@ -206,8 +206,8 @@ def wait(number, seconds=None):
 def content(work):
     """What a job came to: arrays and tables."""
     with np.load(work / "end.npz") as arrays:
-        found = {name: arrays[name].tobytes() for name in arrays.files}
-    return found | {path.name: path.read_bytes() for path in work.glob("*.csv")}
+        result = {name: arrays[name].tobytes() for name in arrays.files}
+    return result | {path.name: path.read_bytes() for path in work.glob("*.csv")}
 
 
 def trial(name, folder, random, seconds, expected):

@@ -123,15 +123,15 @@ def relevance(net, composite, x, sent):
         return attributor(x.clone(), sent)[1].numpy().transpose(0, 2, 3, 1)
 
 
-def contrastive(net, composite, x, chosen):
+def contrastive(net, composite, x, one_hot):
     """CLRP1 and CLRP2 as the thesis writes them: two passes each, and their difference."""
     scores = net(x).detach()
-    score = (scores * chosen).sum(1, keepdim=True)
-    explained = relevance(net, composite, x, lambda y: score * chosen)
-    others = relevance(net, composite, x, lambda y: score * (1 - chosen) / (scores.shape[1] - 1))
+    score = (scores * one_hot).sum(1, keepdim=True)
+    explained = relevance(net, composite, x, lambda y: score * one_hot)
+    others = relevance(net, composite, x, lambda y: score * (1 - one_hot) / (scores.shape[1] - 1))
     last = net[-1] if isinstance(net, nn.Sequential) else net.fc2
     last.weight.data, last.bias.data = -last.weight.data, -last.bias.data
-    negated = relevance(net, composite, x, lambda y: score * chosen)
+    negated = relevance(net, composite, x, lambda y: score * one_hot)
     last.weight.data, last.bias.data = -last.weight.data, -last.bias.data
     return np.maximum(0, explained - others), np.maximum(0, explained - negated)
 
@@ -176,27 +176,29 @@ def vit(weights, x, heads=2):
 def relevance_of_vit(weights):
     x = torch.tensor(weights["x"], dtype=torch.tensor(weights["head/kernel"]).dtype, requires_grad=True)
     scores = vit(weights, x)
-    chosen = nn.functional.one_hot(torch.tensor(weights["targets"]), scores.shape[1])
-    return {"scores": scores.detach().numpy(), "attn_lrp": torch.autograd.grad(scores, x, scores * chosen)[0].numpy()}
+    one_hot = nn.functional.one_hot(torch.tensor(weights["targets"]), scores.shape[1])
+    return {"scores": scores.detach().numpy(), "attn_lrp": torch.autograd.grad(scores, x, scores * one_hot)[0].numpy()}
 
 
 def relevance_of_net(net, weights):
     x = torch.tensor(weights["x"].transpose(0, 3, 1, 2).copy())
     scores = net(x).detach()
-    chosen = nn.functional.one_hot(torch.tensor(weights["targets"]), scores.shape[1])
-    found = {name: relevance(net, composite(*some), x, lambda y: y * chosen) for name, some in rules_by_name().items()}
-    found["others"], found["negated"] = contrastive(net, composite(*rules_by_name()["z_plus_box"]), x, chosen)
-    return {"scores": scores.numpy(), **found}
+    one_hot = nn.functional.one_hot(torch.tensor(weights["targets"]), scores.shape[1])
+    result = {
+        name: relevance(net, composite(*some), x, lambda y: y * one_hot) for name, some in rules_by_name().items()
+    }
+    result["others"], result["negated"] = contrastive(net, composite(*rules_by_name()["z_plus_box"]), x, one_hot)
+    return {"scores": scores.numpy(), **result}
 
 
 def main():
     kind, read, write = sys.argv[1:]
     weights = np.load(read)
     if kind == "vit":
-        found = relevance_of_vit(weights)
+        result = relevance_of_vit(weights)
     else:
-        found = relevance_of_net({"chain": chain, "residual": Residual}[kind](weights), weights)
-    np.savez(write, **found)
+        result = relevance_of_net({"chain": chain, "residual": Residual}[kind](weights), weights)
+    np.savez(write, **result)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def test_warp_equals_the_naive_one(seed, height, width, channels):
     images = rng.uniform(size=(2, height, width, channels)).astype("float32")
     matrices = np.eye(2) + rng.uniform(-0.4, 0.4, (2, 2, 2))
     shifts = rng.uniform(-3, 3, (2, 2))
-    expected = [naive_warp(*one) for one in zip(images, matrices, shifts, strict=True)]
+    expected = [naive_warp(*each) for each in zip(images, matrices, shifts, strict=True)]
     np.testing.assert_allclose(affine.warp(images, matrices, shifts), expected, atol=1e-4)
 
 
@@ -124,47 +124,47 @@ def test_bytes_and_floats_are_transformed_alike():
 @pytest.fixture
 def maps(monkeypatch):
     """The matrices and shifts of the transformations that are made."""
-    made, warp = [], affine.warp
+    transformations, warp = [], affine.warp
 
     def recording(images, matrices, shifts):
-        made.append((matrices, shifts))
+        transformations.append((matrices, shifts))
         return warp(images, matrices, shifts)
 
     monkeypatch.setattr(affine, "warp", recording)
-    return made, warp
+    return transformations, warp
 
 
 def test_nothing_is_cut_off_and_shifts_keep_within_their_range(resized, maps):
-    made, warp = maps
+    transformations, warp = maps
     images = np.pad(resized(200, 20), [(0, 0), (10, 10), (10, 10), (0, 0)])
     result = affine.transform(images, 0, **{**RANGES, "shear": 11.3}, keep_inside=True)
-    matrices, shifts = (one.numpy() for one in made[0])
+    matrices, shifts = (each.numpy() for each in transformations[0])
     seen_wider = warp(np.pad(images, [(0, 0), (30, 30), (30, 30), (0, 0)]), matrices, shifts).numpy()
     np.testing.assert_allclose(seen_wider[:, 30:70, 30:70], result, atol=1e-4)
     seen_wider[:, 30:70, 30:70] = 0
     assert seen_wider.max() < 1e-4
     assert 7.5 < np.abs(shifts).max() <= 8
     affine.transform(images, 0, **RANGES)  # the same draws, not kept inside
-    np.testing.assert_array_equal(made[1][0][:, 1], matrices[:, 1])
-    assert np.abs(made[1][1]).max() > 7.9
+    np.testing.assert_array_equal(transformations[1][0][:, 1], matrices[:, 1])
+    assert np.abs(transformations[1][1]).max() > 7.9
 
 
 def test_what_does_not_fit_is_centred_and_what_is_black_goes_anywhere(maps):
-    made, _ = maps
+    transformations, _ = maps
     affine.transform(np.ones((4, 9, 9, 1)), 0, rotation=20, scale=(1.2, 1.2), translation=5, keep_inside=True)
-    np.testing.assert_allclose(made[0][1], 0, atol=1e-5)
+    np.testing.assert_allclose(transformations[0][1], 0, atol=1e-5)
     affine.transform(np.zeros((500, 9, 9, 1)), 0, rotation=20, translation=5, keep_inside=True)
-    assert 4.9 < np.abs(made[1][1]).max() <= 5
+    assert 4.9 < np.abs(transformations[1][1]).max() <= 5
 
 
 def test_images_are_placed_exactly_and_everywhere():
     images = np.random.default_rng(0).uniform(0.1, 1, size=(300, 3, 4, 2)).astype("float32")
     placed = affine.place(images, 6, 0).numpy()
-    corners = [tuple(np.argwhere(one.any(-1)).min(0)) for one in placed]
+    corners = [tuple(np.argwhere(picture.any(-1)).min(0)) for picture in placed]
     assert set(corners) == {(row, column) for row in range(4) for column in range(3)}
-    for image, one, (row, column) in zip(images, placed, corners, strict=True):
-        np.testing.assert_array_equal(one[row : row + 3, column : column + 4], image)
-        assert np.count_nonzero(one) == image.size
+    for image, picture, (row, column) in zip(images, placed, corners, strict=True):
+        np.testing.assert_array_equal(picture[row : row + 3, column : column + 4], image)
+        assert np.count_nonzero(picture) == image.size
     np.testing.assert_array_equal(affine.place(images[7:8], 6, 0, keys=[7])[0], placed[7])
 
 

@@ -123,12 +123,12 @@ def starts(norm, seed=4):
 def test_equals_a_naive_copy(norm, loss, monkeypatch):
     attack = attacks.APGD(EPSILON[norm], norm=norm, loss=loss, steps=20)
     start = starts(norm)
-    found = ours(monkeypatch, attack, X, Y, start)
+    adversarial = ours(monkeypatch, attack, X, Y, start)
     x, begun = X.astype("float64"), start.astype("float64")
     one_by_one = [
         naive(x[i : i + 1], Y[i : i + 1], begun[i : i + 1], norm, loss, EPSILON[norm], 20) for i in range(len(X))
     ]
-    np.testing.assert_allclose(found, np.concatenate(one_by_one, axis=1), atol=1e-5)
+    np.testing.assert_allclose(adversarial, np.concatenate(one_by_one, axis=1), atol=1e-5)
 
 
 @pytest.mark.tensorflow
@@ -168,8 +168,8 @@ def test_the_l1_ball_within_bounds(seed, epsilon, size):
     random = np.random.default_rng(seed)
     x = random.uniform(-2, 5, size=(3, 2, 4, 1)).astype("float32")
     change = (size * random.normal(size=x.shape)).astype("float32")
-    found = ops.convert_to_numpy(into_the_ball(x, x + change, np.float32(epsilon))) - x
-    for own, moved, image in zip(found, (x + change) - x, x, strict=True):
+    moves = ops.convert_to_numpy(into_the_ball(x, x + change, np.float32(epsilon))) - x
+    for own, moved, image in zip(moves, (x + change) - x, x, strict=True):
         room = np.where(moved > 0, 5 - image, image + 2).astype("float64")
         np.testing.assert_allclose(own, projected(moved.astype("float64"), room, epsilon), atol=2e-5)
 
@@ -209,10 +209,10 @@ def naive_l1(x, y, start, epsilon, steps):
 @pytest.mark.tensorflow
 def test_equals_a_naive_copy_in_l1(monkeypatch):
     start = (X + np.random.default_rng(4).normal(size=X.shape)).astype("float32")
-    found = ours(monkeypatch, attacks.APGD(2.0, norm="l1", steps=30), X[:2], Y[:2], start[:2])
+    adversarial = ours(monkeypatch, attacks.APGD(2.0, norm="l1", steps=30), X[:2], Y[:2], start[:2])
     x, begun = X.astype("float64"), start.astype("float64")
     one_by_one = [naive_l1(x[i : i + 1], Y[i : i + 1], begun[i : i + 1], 2.0, 30) for i in range(2)]
-    np.testing.assert_allclose(found, np.concatenate(one_by_one, axis=1), atol=1e-5)
+    np.testing.assert_allclose(adversarial, np.concatenate(one_by_one, axis=1), atol=1e-5)
 
 
 def test_sparse_steps_take_the_largest_gradients():
@@ -238,8 +238,8 @@ def test_two_classes_of_a_linear_model_end_at_the_best_point(norm):
         return ops.reshape(x, (-1, 60)) @ weights
 
     epsilon = {"linf": 0.1, "l2": 0.3, "l1": 0.4}[norm]
-    found = attacks.APGD(epsilon, norm=norm, loss="margin", steps=60)(linear, x, np.zeros(4, int))
-    gained = (found - x).reshape(4, 60) @ normal
+    adversarial = attacks.APGD(epsilon, norm=norm, loss="margin", steps=60)(linear, x, np.zeros(4, int))
+    gained = (adversarial - x).reshape(4, 60) @ normal
     dual = {"linf": np.abs(normal).sum(), "l2": np.linalg.norm(normal), "l1": np.abs(normal).max()}[norm]
     np.testing.assert_allclose(gained, epsilon * dual, rtol=0.1 if norm == "l1" else 2e-3)  # sparse by and by
 
@@ -252,12 +252,12 @@ def test_what_an_attack_promises(norm, loss):
     attack = attacks.APGD(EPSILON[norm], norm=norm, loss=loss, steps=6, restarts=2, targets=2)
     for targeted in (False, True):
         labels = (Y + 1) % CLASSES if targeted else Y
-        found = attack(scaled, X, labels, targeted)
-        assert found.dtype == np.float32
-        assert found.min() >= 0
-        assert found.max() <= 1
-        assert (sizes(found - X, norm) <= EPSILON[norm] * (1 + 1e-5)).all()
-        leads = np.stack([scores_of(images)[np.arange(5), labels] for images in (X, found)])
+        adversarial = attack(scaled, X, labels, targeted)
+        assert adversarial.dtype == np.float32
+        assert adversarial.min() >= 0
+        assert adversarial.max() <= 1
+        assert (sizes(adversarial - X, norm) <= EPSILON[norm] * (1 + 1e-5)).all()
+        leads = np.stack([scores_of(images)[np.arange(5), labels] for images in (X, adversarial)])
         assert ((leads[1] > leads[0]) == targeted).mean() > 0.7
     before = autodiff.traces()
     for changes in ({"seed": 1}, {"epsilon": 0.02}, {"steps": 9}, {"restarts": 1, "targets": 1}, {"rho": 0.5}):
@@ -312,13 +312,13 @@ def test_starts_lie_on_the_ball_and_depend_on_the_number(norm):
 def test_the_first_image_that_fools_is_kept_and_fooled_ones_stay():
     wrong = np.where(np.arange(5) < 2, (Y + 1) % CLASSES, Y)
     attack = attacks.APGD(0.3, steps=10, keep="first")
-    found = attack(smooth, X, wrong)
-    np.testing.assert_array_equal(found[:2], X[:2])
-    assert (scores_of(found).argmax(1) != wrong).all()
+    adversarial = attack(smooth, X, wrong)
+    np.testing.assert_array_equal(adversarial[:2], X[:2])
+    assert (scores_of(adversarial).argmax(1) != wrong).all()
     best = dataclasses.replace(attack, keep="best")(smooth, X, wrong)
     own = [
         ops.convert_to_numpy(attacks.logits(smooth).loss(*map(ops.convert_to_tensor, (i, wrong))))
-        for i in (found, best)
+        for i in (adversarial, best)
     ]
     assert (own[1] >= own[0]).all()
     assert np.abs(best[:2] - X[:2]).max() > 0.01
@@ -341,8 +341,8 @@ def test_gradients_of_a_model_that_draws_are_averaged():
         return smooth(x + 0.3 * keras.random.normal(ops.shape(x), seed=generator))
 
     with pytest.warns(UserWarning, match="differ from call to call"):
-        found = attacks.APGD(0.05, steps=8, eot_iter=20)(noisy, X, Y)
-    own = [scores_of(images)[np.arange(5), Y] for images in (X, found)]
+        adversarial = attacks.APGD(0.05, steps=8, eot_iter=20)(noisy, X, Y)
+    own = [scores_of(images)[np.arange(5), Y] for images in (X, adversarial)]
     assert own[1].mean() < own[0].mean() - 0.3
 
 

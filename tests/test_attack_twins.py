@@ -75,10 +75,10 @@ def test_pixels_up_to_255_are_attacked_as_those_up_to_1(name):
     scaled = dataclasses.replace(narrow, epsilon=narrow.epsilon * 255, bounds=(0, 255))
     for targeted in (False, True):
         labels = (y + 1) % 4 if targeted else y
-        found, twin = narrow(model, x, labels, targeted), scaled(wide, x * 255, labels, targeted)
-        assert np.abs(found - x).max() > 0.004
+        adversarial, twin = narrow(model, x, labels, targeted), scaled(wide, x * 255, labels, targeted)
+        assert np.abs(adversarial - x).max() > 0.004
         # Where signs of tiny gradients differ by rounding, single pixels do.
-        assert np.mean(np.abs(twin / 255 - found) < 1e-3) > 0.99
+        assert np.mean(np.abs(twin / 255 - adversarial) < 1e-3) > 0.99
     expected = evaluate.robustness(model, narrow, (x, y))
     result = evaluate.robustness(wide, scaled, (x * 255, y))
     assert (result.accuracy, result.robust_accuracy) == (expected.accuracy, expected.robust_accuracy)
@@ -96,13 +96,13 @@ def test_bounds_of_each_channel(name):
     x, y = images(), predicted(model, images())
     plain = attack_of(name)
     attack = dataclasses.replace(plain, epsilon=2 * plain.epsilon, bounds=standard)
-    found, twin = plain(model, x, y), attack(network(), (x - mean) / deviation, y)
+    adversarial, twin = plain(model, x, y), attack(network(), (x - mean) / deviation, y)
     twin = twin * deviation + mean
     if name == "CarliniWagnerLinf":  # rounding decides whether a last search, from a limit 10 % lower, succeeds
-        size, other = (np.abs(one - x).max(axis=(1, 2, 3)).mean() for one in (found, twin))
+        size, other = (np.abs(each - x).max(axis=(1, 2, 3)).mean() for each in (adversarial, twin))
         assert other == pytest.approx(size, rel=0.05)
     else:
-        assert np.mean(np.abs(twin - found) < 2e-3) > 0.99
+        assert np.mean(np.abs(twin - adversarial) < 2e-3) > 0.99
 
 
 @pytest.mark.samples(4)
@@ -123,12 +123,14 @@ def test_accuracy_falls_with_epsilon(name):
     y = predicted(model, x)
     attack = attack_of(name)
     sweep = [dataclasses.replace(attack, epsilon=epsilon) for epsilon in (0, 0.01, 0.03, 0.1, 0.3)]
-    robust = [evaluate.robust_accuracy(model, one, (x, y)) for one in sweep]
+    robust = [evaluate.robust_accuracy(model, variant, (x, y)) for variant in sweep]
     assert robust == sorted(robust, reverse=True)
     assert robust[0] == 1
     assert robust[-1] < 0.7
     if hasattr(attack, "step"):
-        np.testing.assert_allclose([one.step for one in sweep], [one.epsilon * attack.step / 0.1 for one in sweep])
+        np.testing.assert_allclose(
+            [variant.step for variant in sweep], [variant.epsilon * attack.step / 0.1 for variant in sweep]
+        )
 
 
 @pytest.mark.parametrize("name", [name for name in attacks.PRESETS if name.startswith("foolbox")])
@@ -201,7 +203,7 @@ def test_what_fooled_on_the_way_is_kept():
     y = np.zeros(3, int)
     attack = attacks.BIM(0.4, step_size=0.09, steps=2)
     best, last = attack(overshooting, x, y), dataclasses.replace(attack, keep="last")(overshooting, x, y)
-    brightness = [found.mean(axis=(1, 2, 3)) for found in (best, last)]
+    brightness = [result.mean(axis=(1, 2, 3)) for result in (best, last)]
     np.testing.assert_allclose(brightness[0], [0.47, 0.48, 0.49], atol=1e-6)  # after one step
     np.testing.assert_allclose(brightness[1], [0.56, 0.57, 0.58], atol=1e-6)
     assert evaluate.robust_accuracy(overshooting, attack, (x, y)) == 0
@@ -219,12 +221,12 @@ def test_the_best_of_all_steps_and_restarts_is_kept():
             tried.append(np.asarray(ops.convert_to_numpy(state.images)))
             state = attack.advance(objective, x, y, state, 1)
         tried.append(ops.convert_to_numpy(state.images))
-    fooled = np.stack([predicted(model, one) != y for one in tried])
-    losses = np.stack([ops.convert_to_numpy(objective.loss(ops.convert_to_tensor(one), y)) for one in tried])
+    fooled = np.stack([predicted(model, each) != y for each in tried])
+    losses = np.stack([ops.convert_to_numpy(objective.loss(ops.convert_to_tensor(each), y)) for each in tried])
     expected = np.where(fooled.any(0), np.where(fooled, losses, -np.inf).max(0), losses.max(0))
-    found = attack(model, x, y)
-    np.testing.assert_allclose(ops.convert_to_numpy(objective.loss(found, y)), expected, rtol=1e-4)
-    np.testing.assert_array_equal(predicted(model, found) != y, fooled.any(0))
+    adversarial = attack(model, x, y)
+    np.testing.assert_allclose(ops.convert_to_numpy(objective.loss(adversarial, y)), expected, rtol=1e-4)
+    np.testing.assert_array_equal(predicted(model, adversarial) != y, fooled.any(0))
 
 
 def test_random_starts_depend_on_the_number_of_an_image_alone():
@@ -251,7 +253,7 @@ def test_a_model_that_returns_probabilities_is_attacked_like_its_logits(name, he
     x, y = images(), predicted(twin, images())
     attack = attack_of(name)
     assert np.mean(np.abs(attack(model, x, y) - attack(twin, x, y)) < 1e-3) > 0.99
-    result, expected = (evaluate.robustness(one, attack, (x, y)) for one in (model, twin))
+    result, expected = (evaluate.robustness(each, attack, (x, y)) for each in (model, twin))
     assert (result.accuracy, result.robust_accuracy) == (1, expected.robust_accuracy)
 
 
@@ -260,17 +262,17 @@ def test_a_model_that_returns_probabilities_is_measured_like_its_logits(head):
     model, twin = network(head=head), network(head=HEADS[head])
     x, y, maps = images(), predicted(twin, images()), images()[..., 0]
     measures = {
-        "aopc": lambda one: evaluate.aopc(one, x, maps, steps=3, patch=2).curve,
-        "ablation": lambda one: evaluate.ablation_drop(one, x, maps, mean=0, size=3),
-        "insertion": lambda one: evaluate.insertion(one, x, maps, measure="score").curve,
-        "road": lambda one: evaluate.road(one, x, maps, measure="score").curve,
-        "infidelity": lambda one: evaluate.infidelity(one, x, maps, samples=3),
-        "relative": lambda one: evaluate.ablation_drop(one, x, maps, mean=0, size=3, relative=True),
-        "conservation": lambda one: evaluate.conservation(lambda x, target: maps + target[:, None, None], one, x),
-        "correct": lambda one: evaluate.classified_correctly({"one": one}, (x, y))[0][0],
-        "transfer": lambda one: evaluate.transfer_matrix({"one": one}, attacks.FGSM(0.1), (x, y))["one"],
-        "predicted": lambda one: evaluate.compare(
-            one, {"maps": lambda x, y: maps + y[:, None, None]}, (x, y), {"sum": total}
+        "aopc": lambda each: evaluate.aopc(each, x, maps, steps=3, patch=2).curve,
+        "ablation": lambda each: evaluate.ablation_drop(each, x, maps, mean=0, size=3),
+        "insertion": lambda each: evaluate.insertion(each, x, maps, measure="score").curve,
+        "road": lambda each: evaluate.road(each, x, maps, measure="score").curve,
+        "infidelity": lambda each: evaluate.infidelity(each, x, maps, samples=3),
+        "relative": lambda each: evaluate.ablation_drop(each, x, maps, mean=0, size=3, relative=True),
+        "conservation": lambda each: evaluate.conservation(lambda x, target: maps + target[:, None, None], each, x),
+        "correct": lambda each: evaluate.classified_correctly({"one": each}, (x, y))[0][0],
+        "transfer": lambda each: evaluate.transfer_matrix({"one": each}, attacks.FGSM(0.1), (x, y))["one"],
+        "predicted": lambda each: evaluate.compare(
+            each, {"maps": lambda x, y: maps + y[:, None, None]}, (x, y), {"sum": total}
         )["sum"],
     }
     for name, measure in measures.items():

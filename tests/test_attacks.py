@@ -180,9 +180,9 @@ def test_momentum_decays(decay):
 def test_attacks_move_the_loss_and_leave_their_input_alone(attack, capsnet):
     for objective in (attacks.capsules(capsnet), attacks.votes(capsnet)):
         before = X.copy()
-        found = attack(objective, X, Y)
+        adversarial = attack(objective, X, Y)
         np.testing.assert_array_equal(X, before)
-        assert (losses(objective, found) > losses(objective, X)).all()
+        assert (losses(objective, adversarial) > losses(objective, X)).all()
         assert (losses(objective, attack(objective, X, Y, targeted=True)) < losses(objective, X)).all()
 
 
@@ -191,11 +191,11 @@ def test_attacks_move_the_loss_and_leave_their_input_alone(attack, capsnet):
 def test_results_lie_in_the_ball_and_the_bounds(attack, epsilon, seed, targeted):
     attack = dataclasses.replace(attack, epsilon=epsilon, seed=seed)
     x = X.round(seed) if seed else X.round()  # many pixels on the bounds
-    found = attack(linear, x, Y, targeted)
-    assert (found.shape, found.dtype) == (x.shape, x.dtype)
-    assert found.min() >= 0
-    assert found.max() <= 1
-    change = (found - x).reshape(len(x), -1)
+    adversarial = attack(linear, x, Y, targeted)
+    assert (adversarial.shape, adversarial.dtype) == (x.shape, x.dtype)
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
+    change = (adversarial - x).reshape(len(x), -1)
     size = np.abs(change).max(1) if attack.norm == "linf" else np.linalg.norm(change, axis=1)
     assert (size <= epsilon + 1e-6).all()
 
@@ -260,11 +260,11 @@ def test_each_image_keeps_its_best_restart(capsnet):
     for attack in (pgd, dataclasses.replace(pgd, keep="last")):
         alone = [attack.advance(objective, X, Y, attack.begin(X, restart), 2)[0] for restart in range(3)]
         alone = [ops.convert_to_numpy(images) for images in alone]
-        found = attack(objective, X, Y)
+        adversarial = attack(objective, X, Y)
         fooled = np.any([classes(objective, images) != Y for images in alone], axis=0)
-        assert (classes(objective, found) != Y)[fooled].all()
+        assert (classes(objective, adversarial) != Y)[fooled].all()
         highest = np.max([losses(objective, images) for images in alone], axis=0)
-        assert (losses(objective, found) >= highest - 1e-5)[~fooled].all()
+        assert (losses(objective, adversarial) >= highest - 1e-5)[~fooled].all()
         assert len(set(np.argmax([losses(objective, images) for images in alone], axis=0))) > 1
 
 
@@ -390,9 +390,9 @@ def test_bad_settings_are_refused(arguments, message):
 
 
 def test_float_error_at_the_bounds_is_tolerated_and_an_empty_batch_is_fine():
-    found = attacks.FGSM(0.1)(linear, np.where(X > 0.5, 1 + 5e-7, -5e-7), Y)
-    assert found.min() >= 0
-    assert found.max() <= 1
+    adversarial = attacks.FGSM(0.1)(linear, np.where(X > 0.5, 1 + 5e-7, -5e-7), Y)
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
     assert attacks.FGSM(0.1)(linear, X[:0], Y[:0]).shape == (0, 12, 12, 1)
 
 

@@ -39,7 +39,7 @@ def auto(epsilon=0.03, **settings):
 
 @pytest.mark.filterwarnings("ignore:Robust accuracy may be lower")
 def test_each_attack_gets_what_is_left():
-    found = auto(0.02).run(smooth, X, WRONG)
+    result = auto(0.02).run(smooth, X, WRONG)
     left, broken = np.arange(8) != 2, np.full(8, "", object)
     broken[2] = "clean"
     expected, accuracy = X.copy(), {"clean": 7 / 8}
@@ -50,12 +50,12 @@ def test_each_attack_gets_what_is_left():
         expected[rows[fooling]], broken[rows[fooling]], left[rows[fooling]] = images[fooling], name, False
         accuracy[name] = left.mean()
     assert 0 < left.sum() < 7
-    np.testing.assert_allclose(found.images, expected, atol=1e-6)
-    np.testing.assert_array_equal(found.images[2], X[2])
-    assert found.broken_by.tolist() == broken.tolist()
-    assert found.robust_accuracy == accuracy
-    np.testing.assert_array_equal(found.fooled, classes_of(found.images) != WRONG)
-    assert (found.queries > 0).tolist() == [name in ("square", "") for name in broken]
+    np.testing.assert_allclose(result.images, expected, atol=1e-6)
+    np.testing.assert_array_equal(result.images[2], X[2])
+    assert result.broken_by.tolist() == broken.tolist()
+    assert result.robust_accuracy == accuracy
+    np.testing.assert_array_equal(result.fooled, classes_of(result.images) != WRONG)
+    assert (result.queries > 0).tolist() == [name in ("square", "") for name in broken]
     assert evaluate.robust_accuracy(smooth, auto(0.02), (X, WRONG), batch_size=3) == list(accuracy.values())[-1]
 
 
@@ -79,10 +79,10 @@ def test_versions_are_those_of_the_authors():
 
 
 def test_nothing_else_runs_once_all_are_fooled():
-    found = auto(attacks={"apgd": FEW["apgd"], "never": attacks.Square(1)}, epsilon=0.5).run(smooth, X, WRONG)
-    assert set(found.robust_accuracy) == {"clean", "apgd"}
-    assert found.robust_accuracy["apgd"] == 0
-    assert not found.queries.any()
+    result = auto(attacks={"apgd": FEW["apgd"], "never": attacks.Square(1)}, epsilon=0.5).run(smooth, X, WRONG)
+    assert set(result.robust_accuracy) == {"clean", "apgd"}
+    assert result.robust_accuracy["apgd"] == 0
+    assert not result.queries.any()
 
 
 def test_what_gradients_miss_is_reported():
@@ -90,8 +90,8 @@ def test_what_gradients_miss_is_reported():
     gradients = pytest.warns(UserWarning, match="no gradient reached the images that were left for apgd.*rounding")
     square = pytest.warns(UserWarning, match=r"Square fooled \d+.\d% of the images, which attacks by gradients did not")
     with gradients, square:
-        found = auto(0.3).run(rounded, X, y)
-    assert set(found.broken_by) <= {"square", ""}
+        result = auto(0.3).run(rounded, X, y)
+    assert set(result.broken_by) <= {"square", ""}
     with pytest.raises(ValueError, match="gradient is exactly zero"):
         auto(attacks={"apgd": FEW["apgd"]}).run(rounded, X, y)
 
@@ -119,8 +119,8 @@ def test_few_classes_are_attacked_by_the_margin(monkeypatch):
     monkeypatch.setattr(attacks.AutoAttack, "sequence", shorter)
     model = lambda x: smooth(x)[:, :2]  # noqa: E731
     with pytest.warns(UserWarning, match="Of 2 classes .* so APGD raises the margin"):
-        found = attacks.AutoAttack(0.2).run(model, X, classes_of(X, model))
-    assert found.fooled.any()
+        result = attacks.AutoAttack(0.2).run(model, X, classes_of(X, model))
+    assert result.fooled.any()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         attacks.AutoAttack(1e-3).run(smooth, X, Y)
@@ -145,16 +145,16 @@ def test_any_number_of_classes_and_images_and_no_radius(classes, count, epsilon)
 
     x = X[:count]
     y = classes_of(x, model)
-    found = auto(epsilon, attacks=KINDS).run(model, x, y)
-    assert found.images.shape == x.shape
-    assert np.abs(found.images - x).max() <= epsilon * (1 + 1e-5)
-    np.testing.assert_array_equal(found.fooled, classes_of(found.images, model) != y)
-    assert found.robust_accuracy["clean"] == 1
+    result = auto(epsilon, attacks=KINDS).run(model, x, y)
+    assert result.images.shape == x.shape
+    assert np.abs(result.images - x).max() <= epsilon * (1 + 1e-5)
+    np.testing.assert_array_equal(result.fooled, classes_of(result.images, model) != y)
+    assert result.robust_accuracy["clean"] == 1
     alone = auto(epsilon, attacks=KINDS).run(model, x[-1:], y[-1:], numbers=[count - 1])
-    np.testing.assert_allclose(alone.images, found.images[-1:], atol=1e-5)
+    np.testing.assert_allclose(alone.images, result.images[-1:], atol=1e-5)
     if not epsilon:
-        np.testing.assert_array_equal(found.images, x)
-        assert not found.fooled.any()
+        np.testing.assert_array_equal(result.images, x)
+        assert not result.fooled.any()
 
 
 def test_bad_settings_are_refused():

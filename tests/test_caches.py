@@ -68,10 +68,10 @@ class Slotted:
 def test_methods_of_two_objects_are_two_models():
     first, second = Linear(1), Linear(2)
     for model in (first, second, first):
-        found = attacks.FGSM(0.1)(model.scores, images(), LABELS)
+        adversarial = attacks.FGSM(0.1)(model.scores, images(), LABELS)
         fresh = Linear(1 if model is first else 2)
         expected = attacks.FGSM(0.1)(lambda x, fresh=fresh: fresh.scores(x), images(), LABELS)
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(adversarial, expected)
 
 
 def test_callables_without_attributes_are_traced_once():
@@ -224,9 +224,9 @@ def test_a_sweep_costs_no_trace_and_finds_what_single_attacks_find(name, monkeyp
     variants = [dataclasses.replace(attack, **{key: value}) for key, values in SWEEPS[name].items() for value in values]
     model.layers[0].traces.clear()
     before = autodiff.traces()
-    found = [variant(model, images(), LABELS) for variant in variants]
+    adversarial = [variant(model, images(), LABELS) for variant in variants]
     assert model.layers[0].traces == [] and autodiff.traces() == before
-    for variant, result in list(zip(variants, found, strict=True))[-3:]:
+    for variant, result in list(zip(variants, adversarial, strict=True))[-3:]:
         monkeypatch.setattr(base_objective, "_COMPILED", caches.Cache(64))
         np.testing.assert_allclose(variant(model, images(), LABELS), result, atol=1e-6)
 
@@ -266,14 +266,14 @@ def test_all_attacks_are_swept():
 
 
 def test_the_cache_is_bounded_and_drops_what_was_used_longest_ago():
-    cache, owner, made = caches.Cache(2), net(), []
+    cache, owner, keys = caches.Cache(2), net(), []
 
     def get(key):
-        return cache.get((owner,), key, lambda: made.append(key) or key)
+        return cache.get((owner,), key, lambda: keys.append(key) or key)
 
     for key in ("a", "b", "a", "c", "a", "b"):
         assert get(key) == key
-    assert made == ["a", "b", "c", "b"]
+    assert keys == ["a", "b", "c", "b"]
     assert len(cache) == 2
     owner = None
     gc.collect()

@@ -160,17 +160,17 @@ def test_two_digits_are_reconstructed_one_by_one(reconstruction, resized):
     y = {"classes": np.stack([np.arange(8), np.arange(8) + 2], axis=1), "parts": parts}
     model = with_routing("dynamic", reconstruction=reconstruction, reconstruction_weight=1.0)
     compiled(model, metrics=())
-    found = model.evaluate(x, y, batch_size=8, verbose=0, return_dict=True)
+    metrics = model.evaluate(x, y, batch_size=8, verbose=0, return_dict=True)
     if reconstruction == "conditional":
         decoded = [ops.convert_to_numpy(model.reconstruct(x, y["classes"][:, k])) for k in range(2)]
         expected = sum(np.square(decoded[k] - parts[:, k]).sum((1, 2, 3)).mean() for k in range(2))
     else:
         expected = np.square(ops.convert_to_numpy(model.reconstruct(x)) - x).sum((1, 2, 3)).mean()
-    np.testing.assert_allclose(found["reconstruction_error"], expected, rtol=1e-4)
+    np.testing.assert_allclose(metrics["reconstruction_error"], expected, rtol=1e-4)
     present = np.zeros((8, 10))
     np.put_along_axis(present, y["classes"], 1, axis=1)
     margin = float(MarginLoss()(present, model(x)))
-    np.testing.assert_allclose(found["loss"], margin + expected, rtol=1e-4)
+    np.testing.assert_allclose(metrics["loss"], margin + expected, rtol=1e-4)
     model.fit(x, y, batch_size=8, verbose=0)
     with pytest.raises(ValueError, match="class ids between 0 and 9"):
         model.fit(x, {**y, "classes": y["classes"] + 5}, verbose=0)

@@ -33,36 +33,36 @@ def distance(n, a, b):
 
 
 def test_untargeted_perturbations_of_a_linear_model_are_the_smallest():
-    found = FEW(linear, X, Y)
-    assert (classes(found) != Y).all()
+    adversarial = FEW(linear, X, Y)
+    assert (classes(adversarial) != Y).all()
     smallest = np.array([min(distance(n, y, k) for k in range(4) if k != y) for n, y in enumerate(Y)])
-    assert (sizes(found - X) >= 0.999 * smallest).all()
-    np.testing.assert_allclose(sizes(found - X), smallest, rtol=0.05)
+    assert (sizes(adversarial - X) >= 0.999 * smallest).all()
+    np.testing.assert_allclose(sizes(adversarial - X), smallest, rtol=0.05)
 
 
 def test_targeted_and_confident():
-    wanted = np.argsort(SCORES, axis=1)[:, -2]
-    found = FEW(linear, X, wanted, targeted=True)
-    assert (classes(found) == wanted).all()
+    targets = np.argsort(SCORES, axis=1)[:, -2]
+    adversarial = FEW(linear, X, targets, targeted=True)
+    assert (classes(adversarial) == targets).all()
     confident = attacks.CarliniWagner(steps=300, binary_search_steps=7, initial_const=0.1, confidence=0.5)
-    scores = ops.convert_to_numpy(linear(confident(linear, X, wanted, targeted=True)))
-    others = np.where(np.eye(4)[wanted] > 0, -np.inf, scores).max(1)
-    assert (scores[np.arange(8), wanted] - others > 0.499).all()
+    scores = ops.convert_to_numpy(linear(confident(linear, X, targets, targeted=True)))
+    others = np.where(np.eye(4)[targets] > 0, -np.inf, scores).max(1)
+    assert (scores[np.arange(8), targets] - others > 0.499).all()
 
 
 @pytest.mark.parametrize("targeted", [False, True])
 def test_within_a_box_a_linear_model_is_fooled_where_it_can_be(targeted):
     ordered = np.argsort(SCORES, axis=1)
-    wanted = ordered[:, -2] if targeted else Y
+    targets = ordered[:, -2] if targeted else Y
     # Moving all pixels by epsilon, up or down, changes a difference of two scores by epsilon times this.
     reach = np.abs(WEIGHTS[:, :, None] - WEIGHTS[:, None]).sum(0)
     lead = SCORES[np.arange(8), Y][:, None] - SCORES
     least = np.array([min(lead[n, k] / reach[Y[n], k] for k in range(4) if k != Y[n]) for n in range(8)])
     if targeted:
-        least = np.array([lead[n, wanted[n]] / reach[Y[n], wanted[n]] for n in range(8)])
+        least = np.array([lead[n, targets[n]] / reach[Y[n], targets[n]] for n in range(8)])
     epsilon = float(np.sort(least)[3:5].mean())
     fooled_by = attacks.CarliniWagnerBox(epsilon, steps=400, abort_early=False)
-    images = fooled_by(linear, X, wanted, targeted=targeted)
+    images = fooled_by(linear, X, targets, targeted=targeted)
     np.testing.assert_array_equal(classes(images) != Y, least < epsilon)
     assert np.abs(images - X).max() <= epsilon + 1e-6
     np.testing.assert_array_equal(images[least > epsilon], X[least > epsilon])
@@ -71,8 +71,8 @@ def test_within_a_box_a_linear_model_is_fooled_where_it_can_be(targeted):
 
 def test_images_alone_cut_and_in_vain():
     singles = [FEW(linear, X[i : i + 1], Y[i : i + 1]) for i in range(8)]
-    found = FEW(linear, X, Y)
-    np.testing.assert_allclose(found, np.concatenate(singles), atol=1e-4)
+    adversarial = FEW(linear, X, Y)
+    np.testing.assert_allclose(adversarial, np.concatenate(singles), atol=1e-4)
     cut = attacks.CarliniWagner(0.01, steps=300, binary_search_steps=7, initial_const=0.1)(linear, X, Y)
     assert (sizes(cut - X) <= 0.01 + 1e-6).all()
     one_step = attacks.CarliniWagner(steps=1, binary_search_steps=1)
@@ -100,11 +100,11 @@ def test_finds_no_larger_perturbations_than_foolbox(digits):
         ops.convert_to_tensor(y),
         epsilons=[None],
     )
-    found = attacks.CarliniWagner(steps=200, binary_search_steps=6, initial_const=0.1)(model, x, y)
-    fooled = model.predict(found, verbose=0).argmax(1) != y
+    adversarial = attacks.CarliniWagner(steps=200, binary_search_steps=6, initial_const=0.1)(model, x, y)
+    fooled = model.predict(adversarial, verbose=0).argmax(1) != y
     np.testing.assert_array_equal(fooled, success)
     assert fooled.all()
-    assert sizes(found - x).mean() <= 1.05 * sizes(ops.convert_to_numpy(expected) - x).mean()
+    assert sizes(adversarial - x).mean() <= 1.05 * sizes(ops.convert_to_numpy(expected) - x).mean()
 
 
 def linf_distance(n, a, b):
@@ -114,14 +114,14 @@ def linf_distance(n, a, b):
 
 @pytest.mark.parametrize("targeted", [False, True])
 def test_linf_perturbations_of_a_linear_model_are_nearly_the_smallest(targeted):
-    wanted = np.argsort(SCORES, axis=1)[:, -2]
+    targets = np.argsort(SCORES, axis=1)[:, -2]
     attack = attacks.CarliniWagnerLinf(initial_const=0.1)
-    found = attack(linear, X, wanted if targeted else Y, targeted)
-    assert (classes(found) == wanted).all() if targeted else (classes(found) != Y).all()
+    adversarial = attack(linear, X, targets if targeted else Y, targeted)
+    assert (classes(adversarial) == targets).all() if targeted else (classes(adversarial) != Y).all()
     smallest = [min(linf_distance(n, y, k) for k in range(4) if k != y) for n, y in enumerate(Y)]
     if targeted:  # at least as far as the border between the two
-        smallest = [linf_distance(n, y, k) for n, (y, k) in enumerate(zip(Y, wanted, strict=True))]
-    size = np.abs(found - X).max(axis=(1, 2, 3))
+        smallest = [linf_distance(n, y, k) for n, (y, k) in enumerate(zip(Y, targets, strict=True))]
+    size = np.abs(adversarial - X).max(axis=(1, 2, 3))
     assert (size >= 0.999 * np.array(smallest)).all()
     if not targeted:
         assert (size <= np.array(smallest) / attack.decrease_factor).all()
@@ -129,9 +129,9 @@ def test_linf_perturbations_of_a_linear_model_are_nearly_the_smallest(targeted):
 
 def test_linf_images_alone_cut_and_in_vain():
     attack = attacks.CarliniWagnerLinf(initial_const=0.1)
-    found = attack(linear, X, Y)
+    adversarial = attack(linear, X, Y)
     singles = [attack(linear, X[i : i + 1], Y[i : i + 1]) for i in range(2)]
-    np.testing.assert_allclose(found[:2], np.concatenate(singles), atol=1e-4)
+    np.testing.assert_allclose(adversarial[:2], np.concatenate(singles), atol=1e-4)
     cut = attacks.CarliniWagnerLinf(0.005, initial_const=0.1)(linear, X, Y)
     assert np.abs(cut - X).max() <= 0.005 + 1e-7
     np.testing.assert_array_equal(attacks.CarliniWagnerLinf(steps=1, initial_const=1)(linear, X, Y), X)
@@ -156,12 +156,12 @@ def test_finds_no_larger_linf_perturbations_than_art(digits):
         clip_values=(0, 1),
     )
     expected = evasion.CarliniLInfMethod(classifier, max_iter=100, initial_const=0.1, verbose=False).generate(x, y)
-    found = attacks.CarliniWagnerLinf(initial_const=0.1)(model, x, y)
-    theirs, ours = (model.predict(one, verbose=0).argmax(1) != y for one in (expected, found))
+    adversarial = attacks.CarliniWagnerLinf(initial_const=0.1)(model, x, y)
+    theirs, ours = (model.predict(each, verbose=0).argmax(1) != y for each in (expected, adversarial))
     assert ours.sum() >= theirs.sum()
     both = theirs & ours
     assert both.any()
-    theirs, ours = (np.abs(one - x).max(axis=(1, 2, 3))[both].mean() for one in (expected, found))
+    theirs, ours = (np.abs(each - x).max(axis=(1, 2, 3))[both].mean() for each in (expected, adversarial))
     assert ours <= 1.05 * theirs
 
 

@@ -51,8 +51,8 @@ def test_client_asks_over_rest(stand_in, enlarged_digits, served_digits, serve_e
         assert lines[0].startswith(f"{tmp_path / 'one.png'}: class {expected}, score 0.")
         assert [line.split(", score")[0] for line in lines[1:]] == [f"digit {n}, a {n}: class {n}" for n in (0, 1)]
     run("--digits", 0, "--signature", "clrp", "--target", 3, "--out", tmp_path / "out.npz")
-    with np.load(tmp_path / "out.npz") as found:
-        assert found["maps"].shape == (1, 28, 28)
+    with np.load(tmp_path / "out.npz") as arrays:
+        assert arrays["maps"].shape == (1, 28, 28)
     assert run("--digits", 0, "--signature", "lengths")[0].startswith("digit 0, a 0: [")
 
 
@@ -102,17 +102,17 @@ def test_client_says_in_a_line_what_is_wrong_with_its_arguments(refused, tmp_pat
 
 
 def test_client_says_in_a_line_what_the_server_refuses(stand_in, refused, tmp_path):
-    here = ("--rest", stand_in)
-    assert "serving_default takes no --target; its inputs are images" in refused("--digits", 0, "--target", 3, *here)
-    assert "target: expected class ids" in refused("--digits", 0, "--target", 10, "--signature", "lrp", *here)
-    assert "too large" in refused("--digits", 0, "--target", 2**70, "--signature", "lrp", *here)
-    assert "Expected a signature among attention, " in refused("--digits", 0, "--signature", "lrb", *here)
-    assert "at most 128 images in a request" in refused("--digits", *range(129), *here)
+    server = ("--rest", stand_in)
+    assert "serving_default takes no --target; its inputs are images" in refused("--digits", 0, "--target", 3, *server)
+    assert "target: expected class ids" in refused("--digits", 0, "--target", 10, "--signature", "lrp", *server)
+    assert "too large" in refused("--digits", 0, "--target", 2**70, "--signature", "lrp", *server)
+    assert "Expected a signature among attention, " in refused("--digits", 0, "--signature", "lrb", *server)
+    assert "at most 128 images in a request" in refused("--digits", *range(129), *server)
     (tmp_path / "text.png").write_text("no image")
-    assert "text.png is no image that Pillow can read" in refused(tmp_path / "text.png", *here)
-    assert "HTTP 400: " in refused(tmp_path / "text.png", "--signature", "serve_bytes", *here)
+    assert "text.png is no image that Pillow can read" in refused(tmp_path / "text.png", *server)
+    assert "HTTP 400: " in refused(tmp_path / "text.png", "--signature", "serve_bytes", *server)
     assert "missing, the folder of --out, does not" in refused(
-        "--digits", 0, "--out", tmp_path / "missing" / "a", *here
+        "--digits", 0, "--out", tmp_path / "missing" / "a", *server
     )
 
 
@@ -259,11 +259,11 @@ def grpc_address(served_digits):
             assert request.model_spec.name == "digits_gracapsnet"
             inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
             try:
-                found = served_digits.run(request.model_spec.signature_name, **inputs)
+                result = served_digits.run(request.model_spec.signature_name, **inputs)
             except tf.errors.InvalidArgumentError as error:
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.message)
             return predict_pb2.PredictResponse(
-                outputs={name: tf.make_tensor_proto(value) for name, value in found.items()}
+                outputs={name: tf.make_tensor_proto(value) for name, value in result.items()}
             )
 
     server = grpc.server(futures.ThreadPoolExecutor(1))
@@ -284,11 +284,11 @@ def test_client_asks_over_grpc(serve_example, serve_main, grpc_address, enlarged
     for signature, inputs in {
         "explain": {"images": x},
         "clrp": {"images": x, "target": np.full(5, 3)},
-        "serve_bytes": {"encoded": [png(one) for one in x]},
+        "serve_bytes": {"encoded": [png(image) for image in x]},
     }.items():
         expected = served_digits.run(signature, **inputs)
-        for name, found in grpc.predict(signature, inputs).items():
-            np.testing.assert_allclose(found, expected[name], atol=1e-6)
+        for name, result in grpc.predict(signature, inputs).items():
+            np.testing.assert_allclose(result, expected[name], atol=1e-6)
     with pytest.raises(
         client.ServingError, match=r"(?s)gRPC INVALID_ARGUMENT: .*images: expected finite pixels"
     ) as error:

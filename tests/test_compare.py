@@ -43,7 +43,7 @@ def test_table_holds_means_and_deviations(dataset, target, tmp_path):
     assert table.columns == columns
     assert table["explainer"] == ["products", "pixels"]
     assert table["images"] == [5, 5]
-    assert all(0 < one < 1 for one in table["seconds_per_image"])
+    assert all(0 < each < 1 for each in table["seconds_per_image"])
     expected = scores[np.arange(5), classes]
     np.testing.assert_allclose(table["total"], [expected.mean(), X.sum(axis=(1, 2, 3)).mean()], rtol=1e-5)
     np.testing.assert_allclose(table["total std"], [expected.std(), X.sum(axis=(1, 2, 3)).std()], rtol=1e-5)
@@ -72,7 +72,7 @@ def test_metrics_of_the_package_fit(digits):
     table = evaluate.compare(model, EXPLAINERS, (X, Y), metrics)
     ours, other = table["aopc"]
     assert ours > other  # of a linear model, products are the drops
-    assert all(0 <= one <= 1 for one in table["hits"])
+    assert all(0 <= each <= 1 for each in table["hits"])
 
 
 def test_says_what_is_wrong():

@@ -40,13 +40,13 @@ def public_classes():
             continue
         module = importlib.import_module(f"keras_capsvit.{room}")
         for name in getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")]:
-            thing = getattr(module, name)
+            member = getattr(module, name)
             if (
-                inspect.isclass(thing)
-                and not issubclass(thing, Exception)
-                and thing.__module__.startswith("keras_capsvit")
+                inspect.isclass(member)
+                and not issubclass(member, Exception)
+                and member.__module__.startswith("keras_capsvit")
             ):
-                yield f"{room}.{name}", thing
+                yield f"{room}.{name}", member
 
 
 CLASSES = dict(public_classes())

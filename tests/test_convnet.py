@@ -34,23 +34,23 @@ def trained_step(build, shape, num_classes):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(0.01), loss, run_eagerly=TENSORFLOW)  # where tracing takes longer than the step
     before = [ops.convert_to_numpy(variable) for variable in model.trainable_variables]
-    found = model.train_on_batch(images(4, shape), np.arange(4) % num_classes)
+    metrics = model.train_on_batch(images(4, shape), np.arange(4) % num_classes)
     after = [ops.convert_to_numpy(variable) for variable in model.trainable_variables]
-    return model, found, before, after
+    return model, metrics, before, after
 
 
 @pytest.mark.parametrize("kernel_size, size", [(5, 35.4), (11, 16.19)])
 def test_sizes_of_convnet_fc_in_the_thesis(kernel_size, size):
-    found = ConvNetFC((40, 40, 1), 10, kernel_size=kernel_size).count_params()
-    assert abs(found / 1e6 - size) < 0.06
-    assert found == 35_445_522 or kernel_size != 5
+    count = ConvNetFC((40, 40, 1), 10, kernel_size=kernel_size).count_params()
+    assert abs(count / 1e6 - size) < 0.06
+    assert count == 35_445_522 or kernel_size != 5
 
 
 @pytest.mark.parametrize("kernel_size, size", [(3, 0.59), (5, 1.70), (7, 3.23), (9, 5.30), (11, 7.96)])
 def test_sizes_of_convnet_avg_in_the_thesis(kernel_size, size):
-    found = ConvNetAvg((40, 40, 1), 10, kernel_size=kernel_size).count_params()
-    assert abs(found / 1e6 - size) < 0.06
-    assert found == 5_332_234 or kernel_size != 9
+    count = ConvNetAvg((40, 40, 1), 10, kernel_size=kernel_size).count_params()
+    assert abs(count / 1e6 - size) < 0.06
+    assert count == 5_332_234 or kernel_size != 9
 
 
 def test_size_of_vgg19():
@@ -87,10 +87,10 @@ def test_mixed_precision(name, policy):
         keras.mixed_precision.set_global_policy("float32")
     assert np.isfinite(loss)
     assert all(np.isfinite(weight).all() for weight in after)
-    found = model(images(2, shape))
-    assert keras.backend.standardize_dtype(found.dtype) == "float32"
+    outputs = model(images(2, shape))
+    assert keras.backend.standardize_dtype(outputs.dtype) == "float32"
     assert keras.backend.standardize_dtype(model.taps["features"].dtype) == policy.removeprefix("mixed_")
-    assert np.isfinite(found).all()
+    assert np.isfinite(outputs).all()
 
 
 @pytest.mark.long
@@ -105,10 +105,10 @@ def test_reload_in_a_fresh_process(fresh_process, tmp_path):
         if name == "ResNet20":
             parts["backbone"] = taps.tap(model, "features")
         x = images(2, shape)
-        for part, one in parts.items():
-            one.save(tmp_path / f"{part}.keras")
+        for part, each in parts.items():
+            each.save(tmp_path / f"{part}.keras")
             np.save(tmp_path / f"{part} images.npy", x)
-            expected[part] = one(x)
+            expected[part] = each(x)
     code = """
 import pathlib, sys, keras, numpy as np
 import keras_capsvit.models.convnet, keras_capsvit.models.resnet

@@ -35,16 +35,16 @@ def test_results_depend_on_the_seed_and_the_key_only(name, images, library):
     few = images[:4]
     np.random.seed(3)  # noqa: NPY002
     state = np.random.get_state()[1].copy()  # noqa: NPY002
-    found = corrupt(few, name, 3, seed=1)
+    corrupted = corrupt(few, name, 3, seed=1)
     np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
-    assert found.shape == few.shape
-    assert found.dtype == "float32"
-    assert found.min() >= 0
-    assert found.max() <= 1
-    np.testing.assert_array_equal(corrupt(few, name, 3, seed=1), found)
-    np.testing.assert_array_equal(corrupt(few[2:3], name, 3, seed=1, keys=[2]), found[2:3])
+    assert corrupted.shape == few.shape
+    assert corrupted.dtype == "float32"
+    assert corrupted.min() >= 0
+    assert corrupted.max() <= 1
+    np.testing.assert_array_equal(corrupt(few, name, 3, seed=1), corrupted)
+    np.testing.assert_array_equal(corrupt(few[2:3], name, 3, seed=1, keys=[2]), corrupted[2:3])
     if name not in ("defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression"):
-        assert not np.array_equal(corrupt(few, name, 3, seed=2), found)
+        assert not np.array_equal(corrupt(few, name, 3, seed=2), corrupted)
         twice = corrupt(few[[0, 0]], name, 3, seed=1)
         assert not np.array_equal(twice[0], twice[1])
 
@@ -62,10 +62,10 @@ def test_stronger_corruptions_change_more(name, images, library):
 
 @pytest.mark.peers
 def test_a_corruption_is_the_published_one(images, library):
-    found = corrupt(images[:1], "contrast", 5)
+    corrupted = corrupt(images[:1], "contrast", 5)
     pixels = np.rint(255 * images[0]) / 255
     means = pixels.mean(axis=(0, 1))
-    np.testing.assert_allclose(found[0], (pixels - means) * 0.05 + means, atol=1 / 255)
+    np.testing.assert_allclose(corrupted[0], (pixels - means) * 0.05 + means, atol=1 / 255)
     salted = corrupt(images, "impulse_noise", 5)
     assert np.mean((salted == 0) | (salted == 1)) == pytest.approx(0.27, abs=0.02)
     noise = corrupt(np.full((4, 40, 40, 3), 0.5, "float32"), "gaussian_noise", 1) - 0.5
@@ -76,9 +76,9 @@ def test_a_corruption_is_the_published_one(images, library):
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_small_and_grey_images_stay_as_large_and_grey(name, images, library):
     small = images[:2, :9, :11, :1]
-    found = corrupt(small, name, 5)
-    assert found.shape == small.shape
-    assert np.abs(found - small).mean() > 0.005
+    corrupted = corrupt(small, name, 5)
+    assert corrupted.shape == small.shape
+    assert np.abs(corrupted - small).mean() > 0.005
     assert corrupt(images[:0], name, 5).shape == (0, 33, 34, 3)
 
 
@@ -86,14 +86,14 @@ def test_small_and_grey_images_stay_as_large_and_grey(name, images, library):
 def test_patches_are_those_of_the_corrupted_image(images, library):
     grid, few = PatchGrid((33, 34), 8), images[:3]
     indices = grid.draw(3, 5, seed=2)
-    found = corrupt_patches(few, grid, indices, "snow", 4, seed=3)
+    corrupted = corrupt_patches(few, grid, indices, "snow", 4, seed=3)
     whole = corrupt(few, "snow", 4, seed=3)
     for b in range(3):
         inside = np.zeros((33, 34), bool)
         for top, left, bottom, right in grid.boxes[indices[b]]:
             inside[top:bottom, left:right] = True
-        np.testing.assert_array_equal(found[b][inside], whole[b][inside])
-        np.testing.assert_array_equal(found[b][~inside], few[b][~inside])
+        np.testing.assert_array_equal(corrupted[b][inside], whole[b][inside])
+        np.testing.assert_array_equal(corrupted[b][~inside], few[b][~inside])
     np.testing.assert_array_equal(corrupt_patches(few, grid, np.zeros(0, int), "snow"), few)
 
 

@@ -12,9 +12,9 @@ def test_damaged_files_are_read_right_or_refused(tmp_path, monkeypatch):
     from damaged import damages, trial
 
     monkeypatch.setattr(damages, "BOMB", 2**27)
-    made, results = trial.Trials(tmp_path), []
+    trials, results = trial.Trials(tmp_path), []
     for planned in damage.trials(60, 16, KINDS):
-        outcome, text, taken = made.run(*planned)
+        outcome, text, taken = trials.run(*planned)
         assert outcome in ("right", "alike", "documented"), (planned, text)
         assert taken < MEGABYTES, planned
         results.append(outcome)

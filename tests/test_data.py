@@ -193,7 +193,9 @@ def test_a_stream_read_in_part_is_whole_the_next_time(make):
     labels = np.arange(20000)
     images = tf.zeros((len(labels), 8, 8, 1), "uint8")
     for _ in range(3):
-        base = tf.data.Dataset.from_tensor_slices((images, labels)).map(lambda *one: one, tf.data.AUTOTUNE).prefetch(99)
+        base = (
+            tf.data.Dataset.from_tensor_slices((images, labels)).map(lambda *each: each, tf.data.AUTOTUNE).prefetch(99)
+        )
         stream = make(base, batch_size=128, shuffle=False, seed=0)
         data.take(stream, 1000)
         seen = np.concatenate([y for _, y in stream.as_numpy_iterator()])

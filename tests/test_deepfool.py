@@ -25,33 +25,33 @@ def sizes(change, norm):
 def distances(norm):
     """Of every image to the nearest border of a linear model."""
     scores = X.reshape(20, 36) @ WEIGHTS
-    found = np.full((20, 4), np.inf)
+    ways = np.full((20, 4), np.inf)
     for n, y in enumerate(Y):
         for k in set(range(4)) - {y}:
             w = WEIGHTS[:, k] - WEIGHTS[:, y]
             length = np.abs(w).sum() if norm == "linf" else np.linalg.norm(w)
-            found[n, k] = (scores[n, y] - scores[n, k]) / length
-    return found.min(1)
+            ways[n, k] = (scores[n, y] - scores[n, k]) / length
+    return ways.min(1)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_linear_model_is_left_by_the_shortest_way(norm):
-    found = attacks.DeepFool(norm=norm)(linear, X, Y)
-    assert (ops.convert_to_numpy(linear(found)).argmax(1) != Y).all()
-    np.testing.assert_allclose(sizes(found - X, norm), 1.02 * (distances(norm) + 1e-4), rtol=1e-3)
+    adversarial = attacks.DeepFool(norm=norm)(linear, X, Y)
+    assert (ops.convert_to_numpy(linear(adversarial)).argmax(1) != Y).all()
+    np.testing.assert_allclose(sizes(adversarial - X, norm), 1.02 * (distances(norm) + 1e-4), rtol=1e-3)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_targeted_reaches_the_wanted_class(norm):
     scores = X.reshape(20, 36) @ WEIGHTS
-    wanted = np.argsort(scores, axis=1)[:, -2]
-    found = attacks.DeepFool(norm=norm)(linear, X, wanted, targeted=True)
-    assert (ops.convert_to_numpy(linear(found)).argmax(1) == wanted).all()
-    gap = scores[np.arange(20), Y] - scores[np.arange(20), wanted]
-    normal = WEIGHTS[:, wanted] - WEIGHTS[:, Y]
+    targets = np.argsort(scores, axis=1)[:, -2]
+    adversarial = attacks.DeepFool(norm=norm)(linear, X, targets, targeted=True)
+    assert (ops.convert_to_numpy(linear(adversarial)).argmax(1) == targets).all()
+    gap = scores[np.arange(20), Y] - scores[np.arange(20), targets]
+    normal = WEIGHTS[:, targets] - WEIGHTS[:, Y]
     way = gap / (np.abs(normal).sum(0) if norm == "linf" else np.linalg.norm(normal, axis=0))
     # The border between the two is as near as the wanted class can be; a third class may lie in between.
-    size = sizes(found - X, norm)
+    size = sizes(adversarial - X, norm)
     assert (size >= 1.01 * way).all()
     assert np.median(size / (1.02 * (way + 1e-4))) == pytest.approx(1, rel=1e-3)
     reached = ops.convert_to_numpy(linear(X)).argmax(1)
@@ -61,9 +61,9 @@ def test_targeted_reaches_the_wanted_class(norm):
 def test_no_image_goes_beyond_epsilon_or_moves_once_it_is_fooled():
     way = distances("l2")
     epsilon = float(np.median(way))
-    found = attacks.DeepFool(epsilon)(linear, X, Y)
-    assert (sizes(found - X, "l2") <= epsilon + 1e-6).all()
-    fooled = ops.convert_to_numpy(linear(found)).argmax(1) != Y
+    adversarial = attacks.DeepFool(epsilon)(linear, X, Y)
+    assert (sizes(adversarial - X, "l2") <= epsilon + 1e-6).all()
+    fooled = ops.convert_to_numpy(linear(adversarial)).argmax(1) != Y
     assert fooled[way < 0.97 * epsilon].all()
     assert not fooled[way > epsilon].any()
     wrong = (Y + 1) % 4
@@ -78,10 +78,10 @@ def test_a_batch_is_its_images_one_by_one():
     for objective in (attacks.capsules(model), attacks.votes(model)):
         attack = attacks.DeepFool(candidates=3)
         y = ops.convert_to_numpy(objective(x)).argmax(1)
-        found = attack(objective, x, y)
-        assert (ops.convert_to_numpy(objective(found)).argmax(1) != y).all()
+        adversarial = attack(objective, x, y)
+        assert (ops.convert_to_numpy(objective(adversarial)).argmax(1) != y).all()
         singles = [attack(objective, x[i : i + 1], y[i : i + 1]) for i in range(4)]
-        np.testing.assert_allclose(found, np.concatenate(singles), atol=1e-4)
+        np.testing.assert_allclose(adversarial, np.concatenate(singles), atol=1e-4)
 
 
 @pytest.mark.tensorflow
@@ -109,11 +109,11 @@ def test_finds_no_longer_ways_than_foolbox(norm, digits):
         ops.convert_to_tensor(y),
         epsilons=[None],
     )
-    found = attacks.DeepFool(norm=norm)(model, x, y)
-    fooled = model.predict(found, verbose=0).argmax(1) != y
+    adversarial = attacks.DeepFool(norm=norm)(model, x, y)
+    fooled = model.predict(adversarial, verbose=0).argmax(1) != y
     np.testing.assert_array_equal(fooled, success)
     assert fooled.mean() > 0.95
-    ours, foolboxs = (sizes(ops.convert_to_numpy(one) - x, norm)[fooled].mean() for one in (found, expected))
+    ours, foolboxs = (sizes(ops.convert_to_numpy(each) - x, norm)[fooled].mean() for each in (adversarial, expected))
     assert ours <= 1.01 * foolboxs
 
 

@@ -25,9 +25,9 @@ def errors(error, x):
 
 
 def test_error_is_the_distance_to_what_the_winning_capsule_decodes(capsnet):
-    found = errors(attacks.reconstruction_error(capsnet), X)
+    adversarial = errors(attacks.reconstruction_error(capsnet), X)
     decoded = ops.convert_to_numpy(capsnet.reconstruct(X, capsnet.predict(X, verbose=0).argmax(1)))
-    np.testing.assert_allclose(found, np.linalg.norm((decoded - X).reshape(40, -1), axis=1), rtol=1e-5)
+    np.testing.assert_allclose(adversarial, np.linalg.norm((decoded - X).reshape(40, -1), axis=1), rtol=1e-5)
     with pytest.raises(ValueError, match="has no tap 'reconstruction'"):
         attacks.reconstruction_error(CapsNet((12, 12, 1), 3, **SETTINGS))
 
@@ -57,12 +57,12 @@ def test_trades_fooling_for_hiding(capsnet):
     error = attacks.reconstruction_error(capsnet)
     objective = attacks.votes(capsnet)
     attack = attacks.DetectionAware(0.1, error=error, step_size=0.01, steps=20)
-    found = {beta: dataclasses.replace(attack, beta=beta)(objective, X, Y) for beta in (0.0, 0.5, 1.0)}
-    means = {beta: errors(error, x).mean() for beta, x in found.items()}
+    result = {beta: dataclasses.replace(attack, beta=beta)(objective, X, Y) for beta in (0.0, 0.5, 1.0)}
+    means = {beta: errors(error, x).mean() for beta, x in result.items()}
     assert means[0.0] < means[0.5] < means[1.0]
-    losses = {beta: ops.convert_to_numpy(objective.loss(x, Y)).mean() for beta, x in found.items()}
+    losses = {beta: ops.convert_to_numpy(objective.loss(x, Y)).mean() for beta, x in result.items()}
     assert losses[0.0] < losses[0.5] < losses[1.0]
-    for x in found.values():
+    for x in result.values():
         assert np.abs(x - X).max() <= 0.1 + 1e-6
     for targeted in (False, True):
         l2 = attacks.DetectionAware(0.5, error=error, norm="l2", steps=5)(objective, X, Y, targeted)
@@ -95,13 +95,13 @@ def brighter(objective, x, y, targeted=False):
 
 @pytest.mark.parametrize("targeted", [False, True])
 def test_rates_are_the_formulas(targeted):
-    found = brighter(model, X, Y)
+    report = brighter(model, X, Y)
     threshold = evaluate.detection_threshold(brightness, (X, Y), percentile=90)
     assert threshold == pytest.approx(np.percentile(X.mean((1, 2, 3)), 90))
-    classes, clean = (ops.convert_to_numpy(model(x)).argmax(1) for x in (found, X))
-    wanted = (clean + 1) % 3
-    success = classes == wanted if targeted else classes != Y
-    assert 0 < (success & (found.mean((1, 2, 3)) <= threshold)).sum() < success.sum()
+    classes, clean = (ops.convert_to_numpy(model(x)).argmax(1) for x in (report, X))
+    targets = (clean + 1) % 3
+    success = classes == targets if targeted else classes != Y
+    assert 0 < (success & (report.mean((1, 2, 3)) <= threshold)).sum() < success.sum()
     for dataset in ((X, Y), [(X[:16], Y[:16]), (X[16:], Y[16:])]):
         result = evaluate.detection(
             model,
@@ -109,17 +109,17 @@ def test_rates_are_the_formulas(targeted):
             dataset,
             error=brightness,
             threshold=threshold,
-            targets=(lambda y: wanted[: len(y)] if len(y) == 40 else _part(wanted, y)) if targeted else None,
+            targets=(lambda y: targets[: len(y)] if len(y) == 40 else _part(targets, y)) if targeted else None,
         )
         assert result.examples == 40
         assert result.success_rate == pytest.approx(success.mean())
-        assert result.undetected_rate == pytest.approx((success & (found.mean((1, 2, 3)) <= threshold)).mean())
+        assert result.undetected_rate == pytest.approx((success & (report.mean((1, 2, 3)) <= threshold)).mean())
         assert result.flagged_clean == pytest.approx(0.1)
         assert result.threshold == threshold
 
 
-def _part(wanted, y):
-    return wanted[:16] if len(y) == 16 else wanted[16:]
+def _part(targets, y):
+    return targets[:16] if len(y) == 16 else targets[16:]
 
 
 def test_what_is_no_error_is_refused():
@@ -145,11 +145,13 @@ def test_a_served_model_is_watched_like_the_live_one(capsnet, tmp_path):
     served = serving.load(tmp_path)
     assert "reconstruction" in taps.names(served)
     results = []
-    for one in (capsnet, served):
-        error = attacks.reconstruction_error(one)
+    for each in (capsnet, served):
+        error = attacks.reconstruction_error(each)
         attack = attacks.DetectionAware(0.1, error=error, steps=5)
         threshold = evaluate.detection_threshold(error, (X[:20], Y[:20]))
         results.append(
-            evaluate.detection(one, attack, (X[20:], Y[20:]), error=error, threshold=threshold, objective=attacks.votes)
+            evaluate.detection(
+                each, attack, (X[20:], Y[20:]), error=error, threshold=threshold, objective=attacks.votes
+            )
         )
     assert dataclasses.astuple(results[0]) == pytest.approx(dataclasses.astuple(results[1]), rel=1e-5)

@@ -86,8 +86,8 @@ SMALL = ("--epochs", 1, "--image-size", 12, "--filters", 8, "--num-types", 2, "-
 @pytest.mark.tensorflow
 def test_vote_attack_and_detection_write_what_they_say(tmp_path):
     out = tmp_path / "votes"
-    chosen = ("--attacks", "FGSM", "C&W L2", "--cw-steps", 2)
-    printed = run("vote_attack.py", *SMALL, *chosen, "--out", out).splitlines()
+    options = ("--attacks", "FGSM", "C&W L2", "--cw-steps", 2)
+    printed = run("vote_attack.py", *SMALL, *options, "--out", out).splitlines()
     start = next(i for i, line in enumerate(printed) if line.startswith("objective"))
     rows = [line.split()[:2] for line in printed[start + 1 : -1]]
     goals = ["capsules", "capsules", "votes", "votes", "squash_then_average", "average_loss"]
@@ -110,11 +110,11 @@ def test_vote_attack_and_detection_write_what_they_say(tmp_path):
 @pytest.mark.tensorflow
 def test_adversarial_training_compares_three_and_reuses_them(tmp_path):
     keras.utils.set_random_seed(0)
-    here = CapsNet((12, 12, 1), 10, kernel_size=5, filters=8, num_types=2, reconstruction="conditional")
-    here.compile("adam", MarginLoss(), metrics=["accuracy"])
+    capsnet = CapsNet((12, 12, 1), 10, kernel_size=5, filters=8, num_types=2, reconstruction="conditional")
+    capsnet.compile("adam", MarginLoss(), metrics=["accuracy"])
     for name in ("natural", "AT"):
         (tmp_path / name).mkdir()
-        here.save(tmp_path / name / "model.keras")
+        capsnet.save(tmp_path / name / "model.keras")
     printed = run("adversarial_training.py", *SMALL, "--out", tmp_path).splitlines()
     assert [line.split("  ")[0] for line in printed[-3:]] == ["natural", "AT", "AT + votes"]
     assert sum("val_accuracy" in line for line in printed) == 1
@@ -225,11 +225,11 @@ def test_compare_explanations_on_a_model_of_ones_own(tmp_path, squeezenet_weight
         ]
     )
     model.save(tmp_path / "model.keras")
-    things = [
+    objects = [
         {"imagenet_class": 7, "boxes_xywh": [[10, 5, 20, 10]]},
         {"imagenet_class": 3, "boxes_xywh": [[0, 0, 1, 1]]},
     ]
-    entries = {"one.png": {"width": 100, "height": 80, "scale": 0.5, "objects": things}}
+    entries = {"one.png": {"width": 100, "height": 80, "scale": 0.5, "objects": objects}}
     (tmp_path / "boxes.json").write_text(json.dumps(entries))
     options = ("--model", tmp_path / "model.keras", "--pictures", tmp_path, "--boxes", tmp_path / "boxes.json")
     options += ("--changes", 0)
@@ -285,7 +285,7 @@ def test_patch_examples_compare_two_models_and_temperatures(tmp_path):
     assert {row["images"] for row in rows["attention"]} == {"clean", "corrupted", "attacked"}
     maps = {"attention", "gradient of the true class", "gradient of the predicted class"}
     assert {(row["map"], row["patch_size"]) for row in rows["attention"]} == {
-        (one, size) for one in maps for size in (4, 8)
+        (heatmap, size) for heatmap in maps for size in (4, 8)
     }
     assert (out / "attention.png").stat().st_size > 10_000
     written = json.loads((out / "shift.json").read_text())

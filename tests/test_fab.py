@@ -47,31 +47,31 @@ def dual(w, norm):
 
 def distances(norm):
     """Of every image to the border of every other class of the linear model, ``(10, 3)``, the nearest first."""
-    scores, found = X.reshape(10, 36) @ WEIGHTS, np.full((10, 4), np.inf)
+    scores, ways = X.reshape(10, 36) @ WEIGHTS, np.full((10, 4), np.inf)
     for n, y in enumerate(scores.argmax(1)):
         for k in set(range(4)) - {y}:
-            found[n, k] = (scores[n, y] - scores[n, k]) / dual(WEIGHTS[:, k] - WEIGHTS[:, y], norm)
-    return np.sort(found, axis=1)[:, :3]
+            ways[n, k] = (scores[n, y] - scores[n, k]) / dual(WEIGHTS[:, k] - WEIGHTS[:, y], norm)
+    return np.sort(ways, axis=1)[:, :3]
 
 
 @pytest.mark.parametrize("targets", [None, 3, 100])
 def test_linear_model_is_left_by_the_shortest_way(targets, norm="l2"):
     y = classes(linear, X)
-    found = FAB(norm=norm, steps=5, targets=targets, bounds=WIDE)(linear, X, y)
-    assert (classes(linear, found) != y).all()
-    np.testing.assert_allclose(sizes(found - X, norm), distances(norm)[:, 0], rtol=2e-3)
+    adversarial = FAB(norm=norm, steps=5, targets=targets, bounds=WIDE)(linear, X, y)
+    assert (classes(linear, adversarial) != y).all()
+    np.testing.assert_allclose(sizes(adversarial - X, norm), distances(norm)[:, 0], rtol=2e-3)
 
 
 def test_targeted_reaches_the_wanted_class(norm="l2"):
     scores = X.reshape(10, 36) @ WEIGHTS
-    y, wanted = scores.argmax(1), np.argsort(scores, axis=1)[:, -2]
-    found = FAB(norm=norm, steps=10, bounds=WIDE)(linear, X, wanted, targeted=True)
-    assert (classes(linear, found) == wanted).all()
-    gap = scores[np.arange(10), y] - scores[np.arange(10), wanted]
-    way = gap / dual((WEIGHTS[:, wanted] - WEIGHTS[:, y]).T, norm)
+    y, targets = scores.argmax(1), np.argsort(scores, axis=1)[:, -2]
+    adversarial = FAB(norm=norm, steps=10, bounds=WIDE)(linear, X, targets, targeted=True)
+    assert (classes(linear, adversarial) == targets).all()
+    gap = scores[np.arange(10), y] - scores[np.arange(10), targets]
+    way = gap / dual((WEIGHTS[:, targets] - WEIGHTS[:, y]).T, norm)
     # The border between the two is as near as the wanted class can be; a third class may lie in between.
-    assert (sizes(found - X, norm) >= 0.999 * way).all()
-    assert np.median(sizes(found - X, norm) / way) == pytest.approx(1, rel=2e-3)
+    assert (sizes(adversarial - X, norm) >= 0.999 * way).all()
+    assert np.median(sizes(adversarial - X, norm) / way) == pytest.approx(1, rel=2e-3)
     np.testing.assert_array_equal(FAB(norm=norm, steps=2, bounds=WIDE)(linear, X, y, targeted=True), X)
 
 
@@ -123,13 +123,13 @@ def replica(x, y, norm, steps, start=None, alpha_max=0.1, eta=1.05, beta=0.9):
 @pytest.mark.parametrize("norm", NORMS)
 def test_steps_are_the_published_ones(norm):
     y = classes(curved, X)
-    found = FAB(norm=norm, steps=6, bounds=WIDE)(curved, X, y)
-    expected = np.stack([replica(one, label, norm, 6) for one, label in zip(X, y, strict=True)])
-    np.testing.assert_allclose(found, expected, atol=2e-4)
+    adversarial = FAB(norm=norm, steps=6, bounds=WIDE)(curved, X, y)
+    expected = np.stack([replica(each, label, norm, 6) for each, label in zip(X, y, strict=True)])
+    np.testing.assert_allclose(adversarial, expected, atol=2e-4)
     other = {"alpha_max": 0.4, "eta": 1.3, "beta": 0.5}
-    found = FAB(norm=norm, steps=4, bounds=WIDE, **other)(curved, X, y)
-    expected = np.stack([replica(one, label, norm, 4, **other) for one, label in zip(X, y, strict=True)])
-    np.testing.assert_allclose(found, expected, atol=2e-4)
+    adversarial = FAB(norm=norm, steps=4, bounds=WIDE, **other)(curved, X, y)
+    expected = np.stack([replica(each, label, norm, 4, **other) for each, label in zip(X, y, strict=True)])
+    np.testing.assert_allclose(adversarial, expected, atol=2e-4)
 
 
 def test_restarts_begin_half_as_far_away_as_epsilon():
@@ -140,14 +140,14 @@ def test_restarts_begin_half_as_far_away_as_epsilon():
 
     grey, y = np.full((5, 6, 6, 1), 0.5, "float32"), np.zeros(5, int)
     attack = FAB(0.22, steps=5, restarts=2)
-    found = attack(flat, grey, y)
-    assert (classes(flat, found) == 1).all()
+    adversarial = attack(flat, grey, y)
+    assert (classes(flat, adversarial) == 1).all()
     for changed in ({"epsilon": 0.12}, {"restarts": 1}):
         with pytest.raises(ValueError, match="gradient is exactly zero"):
             dataclasses.replace(attack, **changed)(flat, grey, y)
-    np.testing.assert_array_equal(attack(flat, grey, y), found)
-    assert np.abs(dataclasses.replace(attack, seed=1)(flat, grey, y) - found).max() > 1e-3
-    assert np.abs(attack(flat, grey, y, numbers=range(5, 10)) - found).max() > 1e-3
+    np.testing.assert_array_equal(attack(flat, grey, y), adversarial)
+    assert np.abs(dataclasses.replace(attack, seed=1)(flat, grey, y) - adversarial).max() > 1e-3
+    assert np.abs(attack(flat, grey, y, numbers=range(5, 10)) - adversarial).max() > 1e-3
     # Without epsilon, half as far as the bounds are apart.
     assert (classes(flat, dataclasses.replace(attack, epsilon=None)(flat, grey, y)) == 1).all()
 
@@ -155,11 +155,11 @@ def test_restarts_begin_half_as_far_away_as_epsilon():
 def test_images_leave_when_epsilon_is_reached_and_stay_as_they_were_when_it_is_not():
     y, way = classes(linear, X), distances("l2")[:, 0]
     epsilon = float(np.median(way))
-    found = FAB(epsilon, norm="l2", steps=5)(linear, X, y)
-    within, fooled = way < 0.99 * epsilon, classes(linear, found) != y
+    adversarial = FAB(epsilon, norm="l2", steps=5)(linear, X, y)
+    within, fooled = way < 0.99 * epsilon, classes(linear, adversarial) != y
     assert fooled[within].all() and not fooled[way > epsilon].any()
-    assert (sizes(found - X, "l2") <= epsilon * (1 + 1e-6)).all()
-    np.testing.assert_array_equal(found[way > epsilon], X[way > epsilon])
+    assert (sizes(adversarial - X, "l2") <= epsilon * (1 + 1e-6)).all()
+    np.testing.assert_array_equal(adversarial[way > epsilon], X[way > epsilon])
     np.testing.assert_array_equal(FAB(steps=2)(linear, X, (y + 1) % 4), X)  # fooled before
     # The second class may be nearer than the first, but what fools within epsilon is not tried again.
     first, both = (FAB(9, norm="l2", steps=5, targets=targets)(linear, X, y) for targets in (1, 3))
@@ -181,13 +181,13 @@ def test_found_images_keep_ball_and_bounds_whatever_batch_they_are_in(seed, norm
     y = random.integers(0, 5, 4)
     epsilon = float(random.uniform(0.1, 0.6)) * {"linf": 1, "l2": 3, "l1": 9}[norm]
     attack = FAB(epsilon, norm=norm, steps=5, restarts=2, targets=targets, bounds=(low, high), seed=seed)
-    found = attack(sine, x, y)
-    assert found.dtype == "float32" and (found >= low).all() and (found <= high).all()
-    assert (sizes(found - x, norm) <= epsilon * (1 + 1e-5)).all()
-    moved = np.abs(found - x).max(axis=(1, 2, 3)) > 0
-    assert (classes(sine, found)[moved] != y[moved]).all()
+    adversarial = attack(sine, x, y)
+    assert adversarial.dtype == "float32" and (adversarial >= low).all() and (adversarial <= high).all()
+    assert (sizes(adversarial - x, norm) <= epsilon * (1 + 1e-5)).all()
+    moved = np.abs(adversarial - x).max(axis=(1, 2, 3)) > 0
+    assert (classes(sine, adversarial)[moved] != y[moved]).all()
     among_others = attack(sine, x[[2, 0, 2, 0]], y[[2, 0, 2, 0]], numbers=[2, 0, 7, 8])
-    np.testing.assert_allclose(among_others[:2], found[[2, 0]], atol=2e-4)
+    np.testing.assert_allclose(among_others[:2], adversarial[[2, 0]], atol=2e-4)
 
 
 @pytest.mark.slow
@@ -216,9 +216,9 @@ def test_images_without_a_gradient_stay_as_they_are():
     x[:, 0, 0], x[:5, 0, 0] = 1.0, 0.0
     y = classes(blind, x)
     with pytest.warns(UserWarning, match="zero for 5 of 10 images"):
-        found = FAB(steps=4)(blind, x, y)
-    np.testing.assert_array_equal(found[:5], x[:5])
-    assert (classes(blind, found)[5:] != y[5:]).all()
+        adversarial = FAB(steps=4)(blind, x, y)
+    np.testing.assert_array_equal(adversarial[:5], x[:5])
+    assert (classes(blind, adversarial)[5:] != y[5:]).all()
     with pytest.raises(ValueError, match="exactly zero for all of 10 images that are not fooled"):
         FAB(steps=4)(blind, x[:5].repeat(2, axis=0), y[:5].repeat(2))
 
@@ -229,9 +229,9 @@ def test_equal_scores_and_tiny_gradients():
         return 1e-20 * ops.stack([scores[:, 0], scores[:, 0], scores[:, 1]], axis=1)
 
     y = classes(even, X)
-    found = FAB(norm="l2", steps=5, bounds=WIDE)(even, X, y)
-    assert np.isfinite(found).all()
-    assert (classes(even, found) != y).mean() > 0.8
+    adversarial = FAB(norm="l2", steps=5, bounds=WIDE)(even, X, y)
+    assert np.isfinite(adversarial).all()
+    assert (classes(even, adversarial) != y).mean() > 0.8
 
 
 def test_steps_that_end_on_the_border_but_for_rounding_turn_back():
@@ -242,8 +242,8 @@ def test_steps_that_end_on_the_border_but_for_rounding_turn_back():
         return 100.0 + ops.concatenate([0 * scores, scores], axis=1)
 
     x = np.full((4, 6, 6, 1), 0.3, "float32") - np.linspace(0, 0.02, 4, dtype="float32")[:, None, None, None]
-    found = FAB(steps=10)(offset, x, np.zeros(4, int))
-    np.testing.assert_allclose(sizes(found - x, "linf"), np.arctanh(0.5) - x[:, 0, 0, 0], rtol=0.02)
+    adversarial = FAB(steps=10)(offset, x, np.zeros(4, int))
+    np.testing.assert_allclose(sizes(adversarial - x, "linf"), np.arctanh(0.5) - x[:, 0, 0, 0], rtol=0.02)
 
 
 def test_bad_settings_are_refused(monkeypatch):
@@ -297,8 +297,8 @@ def test_perturbations_are_as_small_as_those_of_torchattacks(norm, targets, digi
         theirs.target_class = 2
         expected = theirs.attack_single_run_targeted(*inputs)
     expected = expected.numpy().transpose(0, 2, 3, 1)
-    found = FAB(epsilon, norm=norm, targets=targets)(model, x, y)
-    ours, others = (model.predict(images, verbose=0).argmax(1) != y for images in (found, expected))
+    adversarial = FAB(epsilon, norm=norm, targets=targets)(model, x, y)
+    ours, others = (model.predict(images, verbose=0).argmax(1) != y for images in (adversarial, expected))
     assert ours.mean() > 0.98 and others.mean() > 0.98
-    mean, reference = (sizes(images - x, norm)[ours & others].mean() for images in (found, expected))
+    mean, reference = (sizes(images - x, norm)[ours & others].mean() for images in (adversarial, expected))
     assert mean == pytest.approx(reference, rel=0.02)

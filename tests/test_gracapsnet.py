@@ -101,12 +101,12 @@ def test_learns_within_the_first_epoch(small_model, digits, reconstruction, resi
 def test_reconstruction_enters_the_loss_with_its_weight(small_model, resized, digits):
     x, y = resized(20, 12), digits[1][:20]
     model = compiled(small_model(reconstruction="conditional", reconstruction_weight=0.25))
-    found = model.evaluate(x, y, verbose=0, return_dict=True)
+    metrics = model.evaluate(x, y, verbose=0, return_dict=True)
     decoded = ops.convert_to_numpy(model.reconstruct(x, y))
     error = np.square(decoded - x).sum(axis=(1, 2, 3)).mean()
-    np.testing.assert_allclose(found["reconstruction_error"], error, rtol=1e-4)
+    np.testing.assert_allclose(metrics["reconstruction_error"], error, rtol=1e-4)
     margin = float(MarginLoss()(y, model(x)))
-    np.testing.assert_allclose(found["loss"], margin + 0.25 * error, rtol=1e-4)
+    np.testing.assert_allclose(metrics["loss"], margin + 0.25 * error, rtol=1e-4)
     assert not np.allclose(decoded, model.reconstruct(x, (y + 1) % 10))
     winners = ops.convert_to_numpy(model(x)).argmax(-1)
     np.testing.assert_array_equal(model.reconstruct(x), model.reconstruct(x, winners))

@@ -75,8 +75,8 @@ def test_integrated_gradients_are_those_of_a_loop():
     model, x, steps = conv_net("tanh"), images(2, 9, 7, 2), 5
     gradient = explain.Saliency(model, channels=True)
     expected = x * np.mean([gradient(x * (k + 0.5) / steps, 1) for k in range(steps)], axis=0)
-    found = explain.IntegratedGradients(model, steps=steps, channels=True, batch_size=3)(x, 1)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    maps = explain.IntegratedGradients(model, steps=steps, channels=True, batch_size=3)(x, 1)
+    np.testing.assert_allclose(maps, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("base", [GRADIENTS["saliency"], GRADIENTS["integrated"]])
@@ -93,7 +93,7 @@ def test_smooth_grad_averages_signed_gradients_of_noisy_images():
     ranges = (x.max((1, 2, 3)) - x.min((1, 2, 3)))[:, None, None, None]
     noise = np.random.default_rng(5).standard_normal((4, 9, 7, 2), "float32")
     gradient = explain.Saliency(model, channels=True)
-    expected = np.mean([gradient(x + 0.2 * ranges * one, 2) for one in noise], axis=0)
+    expected = np.mean([gradient(x + 0.2 * ranges * draw, 2) for draw in noise], axis=0)
     smooth = explain.SmoothGrad(explain.Saliency(model), 4, noise=0.2, seed=5)
     np.testing.assert_allclose(smooth(x, 2), np.abs(expected).max(-1), atol=1e-6)
     assert np.abs(explain.SmoothGrad(explain.Saliency(model), 4, noise=0.2, seed=6)(x, 2) - smooth(x, 2)).max() > 1e-3
@@ -277,10 +277,10 @@ def test_gradients_equal_those_of_tf_keras_vis(rule):
     guided = model_modifiers.GuidedBackpropagation() if rule == "guided" else None
     score = scores.CategoricalScore([0, 1, 2, 3])
     expected = vis.Saliency(model, model_modifier=guided)(score, x, normalize_map=False)
-    found = (explain.GuidedBackprop if guided else explain.Saliency)(model)(x, [0, 1, 2, 3])
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    maps = (explain.GuidedBackprop if guided else explain.Saliency)(model)(x, [0, 1, 2, 3])
+    np.testing.assert_allclose(maps, expected, atol=1e-6)
     if guided:
-        assert np.abs(found - explain.Saliency(model)(x, [0, 1, 2, 3])).max() > 1e-3
+        assert np.abs(maps - explain.Saliency(model)(x, [0, 1, 2, 3])).max() > 1e-3
 
 
 @pytest.mark.tensorflow

@@ -98,8 +98,8 @@ def test_the_command_answers_both_protocols_warmed_up(serve_example, served_digi
     expected = served_digits(enlarged_digits)
     with load_test.stand_in(MODEL, grpc=True) as (url, name, address):
         for asked in (client.Rest(url, name), client.Grpc(address, name)):
-            given = asked.predict("serving_default", {"images": enlarged_digits})["outputs"]
-            np.testing.assert_allclose(given, expected, atol=1e-5)
+            inputs = asked.predict("serving_default", {"images": enlarged_digits})["outputs"]
+            np.testing.assert_allclose(inputs, expected, atol=1e-5)
             assert asked.inputs("serve_bytes") == {"encoded": ("string", (-1,))}
 
 
@@ -110,10 +110,10 @@ def test_every_signature_answers_as_python_does(client, served_digits, enlarged_
         inputs = {name: values[name] for name in served_digits._inputs(endpoint)}
         answer = client.predict(endpoint, **inputs)
         expected = served_digits.run(endpoint, **inputs)
-        given = arrays(answer)
-        assert set(given) == set(expected), endpoint
+        arguments = arrays(answer)
+        assert set(arguments) == set(expected), endpoint
         for name, value in expected.items():
-            np.testing.assert_allclose(given[name], value, atol=1e-5, err_msg=f"{endpoint} {name}")
+            np.testing.assert_allclose(arguments[name], value, atol=1e-5, err_msg=f"{endpoint} {name}")
         spec = answer.model_spec
         assert (spec.name, spec.version.value, spec.signature_name) == (NAME, 1, endpoint)
     assert list(client.predict(only=["class"], images=enlarged_digits).outputs) == ["class"]
@@ -176,8 +176,8 @@ def test_errors_are_statuses(client, enlarged_digits):
         ("INVALID_ARGUMENT", "TensorFlow's dtype 14", {"images": tf.cast(x, "bfloat16")}),
     ]
     for code, message, request in cases:
-        given = refused(client.predict, **request)
-        assert given[0] == code and message in given[1], (request.keys(), given)
+        inputs = refused(client.predict, **request)
+        assert inputs[0] == code and message in inputs[1], (request.keys(), inputs)
     code, message = refused(client.prediction.Classify, classification_pb2.ClassificationRequest())
     assert code == "UNIMPLEMENTED" and "ask Predict" in message
     assert client.predict(images=x).model_spec.name == NAME  # it is still there

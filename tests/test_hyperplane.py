@@ -29,7 +29,7 @@ def naive(norm, w, gap, lowest, highest):
     # Variables: the change and, above its absolute values, one size for all or one for each.
     size = np.ones((n, 1)) if norm == "linf" else np.eye(n)
     others = size.shape[1]
-    found = linprog(
+    solution = linprog(
         c=[0] * n + [1] * others,
         A_ub=np.block([[np.eye(n), -size], [-np.eye(n), -size]]),
         b_ub=np.zeros(2 * n),
@@ -37,7 +37,7 @@ def naive(norm, w, gap, lowest, highest):
         b_eq=[gap],
         bounds=[*zip(lowest, highest, strict=True), *[(0, None)] * others],
     )
-    return found.x[:n] if found.status == 0 else None
+    return solution.x[:n] if solution.status == 0 else None
 
 
 def problems(seed, count, shape, per_channel):
@@ -60,17 +60,17 @@ def problems(seed, count, shape, per_channel):
 @given(st.integers(0, 10**6), st.booleans())
 def test_ways_are_the_shortest(norm, seed, per_channel):
     x, w, gap, limits = problems(seed, 4, (2, 3, 2), per_channel)
-    found = ops.convert_to_numpy(CLOSEST[norm](x, w, gap, limits)).astype("float64")
-    assert (x + found >= limits[0] - 1e-6).all() and (x + found <= limits[1] + 1e-6).all()
+    change = ops.convert_to_numpy(CLOSEST[norm](x, w, gap, limits)).astype("float64")
+    assert (x + change >= limits[0] - 1e-6).all() and (x + change <= limits[1] + 1e-6).all()
     for n in range(4):
         lowest, highest = ((np.float64(limit) - x[n]).ravel() for limit in limits)
         expected = naive(norm, w[n].ravel().astype("float64"), gap[n], lowest, highest)
         if expected is None:  # out of reach: as near as the bounds allow
             farthest = np.where(w[n].ravel() * gap[n] > 0, highest, lowest) * (w[n].ravel() != 0)
-            np.testing.assert_allclose(found[n].ravel(), farthest, atol=1e-5)
+            np.testing.assert_allclose(change[n].ravel(), farthest, atol=1e-5)
         else:
-            np.testing.assert_allclose((w[n] * found[n]).sum(), gap[n], atol=2e-5 * np.abs(w[n]).sum())
-            assert SIZES[norm](found[n]) == pytest.approx(SIZES[norm](expected), rel=1e-4, abs=1e-5)
+            np.testing.assert_allclose((w[n] * change[n]).sum(), gap[n], atol=2e-5 * np.abs(w[n]).sum())
+            assert SIZES[norm](change[n]) == pytest.approx(SIZES[norm](expected), rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("norm", CLOSEST)
@@ -78,8 +78,8 @@ def test_ways_are_the_shortest(norm, seed, per_channel):
 def test_ways_do_not_depend_on_the_length_of_the_normal(norm, scale):
     x, w, gap, limits = problems(3, 6, (3, 3, 1), False)
     expected = ops.convert_to_numpy(CLOSEST[norm](x, w, gap, limits))
-    found = ops.convert_to_numpy(CLOSEST[norm](x, w * np.float32(scale), gap * np.float32(scale), limits))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    change = ops.convert_to_numpy(CLOSEST[norm](x, w * np.float32(scale), gap * np.float32(scale), limits))
+    np.testing.assert_allclose(change, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("norm", CLOSEST)
@@ -95,5 +95,5 @@ def test_images_as_large_as_photographs_reach_the_plane(norm):
     x = random.uniform(size=(1, 224, 224, 3)).astype("float32")
     w = random.normal(size=x.shape).astype("float32") * 1e-3
     for gap in (1e-3, 1.0, 50.0):
-        found = ops.convert_to_numpy(CLOSEST[norm](x, w, np.float32([gap]), (0.0, 1.0))).astype("float64")
-        assert (found * w).sum() == pytest.approx(gap, rel=1e-3)
+        change = ops.convert_to_numpy(CLOSEST[norm](x, w, np.float32([gap]), (0.0, 1.0))).astype("float64")
+        assert (change * w).sum() == pytest.approx(gap, rel=1e-3)

@@ -39,9 +39,9 @@ def test_their_pgd_on_the_votes_equals_ours(library, options, steps, attack_of, 
     model = CapsNet((12, 12, 1), 10, backbone=features, kernel_size=3, num_types=2, primary_dim=4, capsule_dim=5)
     x, y = resized(8, 12), digits[1][:8]
     pgd = attacks.PGD(0.1, step_size=0.03, steps=steps, random_start=False, keep="last")  # as theirs do
-    found = pgd(attacks.votes(model), x, y)
-    assert (np.abs(found - x).max((1, 2, 3)) > 0.029).all()
-    np.testing.assert_allclose(theirs(pgd, attacks.votes(model), x, y, **options), found, atol=1e-6)
+    adversarial = pgd(attacks.votes(model), x, y)
+    assert (np.abs(adversarial - x).max((1, 2, 3)) > 0.029).all()
+    np.testing.assert_allclose(theirs(pgd, attacks.votes(model), x, y, **options), adversarial, atol=1e-6)
 
 
 @pytest.mark.parametrize("library", ["cleverhans", "foolbox", "art"])
@@ -83,9 +83,9 @@ class Judged:
         self.y = np.arange(count) * 3 % 5
 
     def by_quantus(self, metric, **more):
-        given = {"model": self.model, "x_batch": self.x, "y_batch": self.y, "a_batch": self.maps[:, None]}
-        given |= {"s_batch": self.masks[:, None], "channel_first": False, "softmax": False, "batch_size": len(self.x)}
-        return metric(**{**given, **more})
+        inputs = {"model": self.model, "x_batch": self.x, "y_batch": self.y, "a_batch": self.maps[:, None]}
+        inputs |= {"s_batch": self.masks[:, None], "channel_first": False, "softmax": False, "batch_size": len(self.x)}
+        return metric(**{**inputs, **more})
 
 
 def test_perturbation_equals_that_of_quantus(quantus_metrics):

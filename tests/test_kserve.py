@@ -91,12 +91,12 @@ def test_readiness_and_metadata(url):
 
 
 def infer_request(x, binary, signature=None, only=None):
-    given = kserve.InferInput("images", list(x.shape), "FP32")
-    given.set_data_from_numpy(x, binary_data=binary)
+    inputs = kserve.InferInput("images", list(x.shape), "FP32")
+    inputs.set_data_from_numpy(x, binary_data=binary)
     parameters = {"binary_data_output": binary} | ({"signature_name": signature} if signature else {})
     asked = [kserve.protocol.infer_type.RequestedOutput(name) for name in only or ()]
     return kserve.InferRequest(
-        model_name="digits", infer_inputs=[given], parameters=parameters, request_outputs=asked or None
+        model_name="digits", infer_inputs=[inputs], parameters=parameters, request_outputs=asked or None
     )
 
 
@@ -169,9 +169,9 @@ def test_files_are_classified(url, ports, model):
         b"\x00\x00\x00\nIDATx\x9cc`\x00\x00\x00\x02\x00\x01H\xaf\xa4q\x00\x00\x00\x00IEND\xaeB`\x82"
     )
     expected = model.run("serve_bytes", {"encoded": np.array([png], "object")})
-    given = kserve.InferInput("encoded", [1], "BYTES")
-    given.set_data_from_numpy(np.array([png], "object"), binary_data=True)
-    request = kserve.InferRequest("digits", [given], parameters={"signature_name": "serve_bytes"})
+    inputs = kserve.InferInput("encoded", [1], "BYTES")
+    inputs.set_data_from_numpy(np.array([png], "object"), binary_data=True)
+    request = kserve.InferRequest("digits", [inputs], parameters={"signature_name": "serve_bytes"})
 
     async def infer():
         return await kserve.InferenceGRPCClient(f"localhost:{ports[1]}", timeout=60).infer(request)
@@ -187,8 +187,8 @@ def malformed(x):
     images = x.tolist()
 
     def tensor(**changes):
-        given = {"name": "images", "shape": [3, 28, 28, 1], "datatype": "FP32", "data": x.ravel().tolist(), **changes}
-        return {"inputs": [given]}
+        inputs = {"name": "images", "shape": [3, 28, 28, 1], "datatype": "FP32", "data": x.ravel().tolist(), **changes}
+        return {"inputs": [inputs]}
 
     infer = "v2/models/digits/infer"
     yield infer, tensor(name="pictures"), "inputs images; received pictures"

@@ -72,9 +72,9 @@ def test_ids_of_every_type(dtype):
 
 @pytest.mark.parametrize("rows", ROWS, ids=["2", "-1", "nan"])
 def test_rows_that_are_no_multi_hot(rows):
-    found = ops.convert_to_numpy(known()(rows))
-    np.testing.assert_array_equal(found[0], rows[0])
-    assert np.isnan(found[1]).any()
+    result = ops.convert_to_numpy(known()(rows))
+    np.testing.assert_array_equal(result[0], rows[0])
+    assert np.isnan(result[1]).any()
     with pytest.raises(ValueError, match="multi-hot entries between 0 and 1; received values"):
         as_multi_hot(rows, 3)
 

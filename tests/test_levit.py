@@ -59,7 +59,7 @@ class Replica:
         x = np.array([[np.tensordot(x[r : r + 3, c : c + 3], kernel, 3) for c in columns] for r in rows])
         return self.norm(x, f"{name}.bn")
 
-    def attend(self, asking, given, query, key, value, biases, width):
+    def attend(self, asking, inputs, query, key, value, biases, width):
         """Attention of places ``asking`` on places ``given``, head by head; ``width`` of the grid."""
         temperature, heads, results = next(self.temperatures), [], []
         for q, k, v, bias in zip(query, key, value, biases, strict=True):
@@ -67,7 +67,7 @@ class Replica:
                 [
                     [
                         q[n] @ k[m] / np.sqrt(q.shape[-1]) + bias[abs(a[0] - g[0]) * width + abs(a[1] - g[1])]
-                        for m, g in enumerate(given)
+                        for m, g in enumerate(inputs)
                     ]
                     for n, a in enumerate(asking)
                 ]
@@ -81,16 +81,16 @@ class Replica:
         key_dim = SMALL["key_dim"]
         attn = f"{name}.attn_downsample" if strides > 1 else f"{name}.attn"
         biases = self.arrays[f"{attn}.attention_biases"]
-        given = list(itertools.product(*map(range, grid)))
+        inputs = list(itertools.product(*map(range, grid)))
         if strides > 1:
-            asking = [place for place in given if not any(axis % strides for axis in place)]
-            query = split(self.dense(x[[given.index(place) for place in asking]], f"{attn}.q.ln"), len(biases))
+            asking = [place for place in inputs if not any(axis % strides for axis in place)]
+            query = split(self.dense(x[[inputs.index(place) for place in asking]], f"{attn}.q.ln"), len(biases))
             rest = split(self.dense(x, f"{attn}.kv"), len(biases))
             key, value = rest[..., :key_dim], rest[..., key_dim:]
         else:
-            asking, together = given, split(self.dense(x, f"{attn}.qkv"), len(biases))
+            asking, together = inputs, split(self.dense(x, f"{attn}.qkv"), len(biases))
             query, key, value = np.split(together, [key_dim, 2 * key_dim], axis=-1)
-        mixed = self.attend(asking, given, query, key, value, biases, grid[1])
+        mixed = self.attend(asking, inputs, query, key, value, biases, grid[1])
         mixed = self.dense(hard_swish(mixed), f"{attn}.proj.ln")
         x = mixed if strides > 1 else x + mixed
         hidden = hard_swish(self.dense(x, f"{name}.mlp.ln1"))

@@ -76,9 +76,9 @@ def test_epochs_differ_and_seeds_repeat():
     def images(mixed):
         return data.take(mixed, 8)[0]
 
-    one = data.mix(stream, 8, mixup=0.8, cutmix=1.0, seed=1)
-    first = images(one)
-    assert np.any(first != images(one))
+    mixed = data.mix(stream, 8, mixup=0.8, cutmix=1.0, seed=1)
+    first = images(mixed)
+    assert np.any(first != images(mixed))
     np.testing.assert_array_equal(first, images(data.mix(stream, 8, mixup=0.8, cutmix=1.0, seed=1)))
     assert np.any(first != images(data.mix(stream, 8, mixup=0.8, cutmix=1.0, seed=2)))
     assert data.mix(stream, 8) is stream

@@ -122,7 +122,7 @@ def test_it_is_loaded_by_name(base, monkeypatch):
     monkeypatch.setattr(datasets, "read_tfds", read_tfds)
     train, test = data.load("multi_mnist", pairs=3, batch_size=30, seed=2)
     assert asked == ["mnist"]
-    assert [len(list(one)) for one in (train, test)] == [3, 3]
+    assert [len(list(each)) for each in (train, test)] == [3, 3]
     x, y = data.take(test, 90)
     tf.nest.map_structure(np.testing.assert_array_equal, (x, y), data.take(stream(base, pairs=3, seed=2), 90))
     assert data.info("multi_mnist").image_shape == x.shape[1:]

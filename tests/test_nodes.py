@@ -21,7 +21,7 @@ MODELS = {
 }
 
 
-def made(name):
+def model_of(name):
     keras.utils.set_random_seed(1)
     return MODELS[name]()
 
@@ -68,16 +68,16 @@ def test_contributions_of_nan_are_nan():
 
 
 def test_of_a_graph_they_are_attention_times_features_along_the_class_capsule():
-    model, x = made("gracapsnet"), images()
-    primary, attention, found = arrays(taps.tap(model, ["primary_capsules", "attention", "contributions"])(x))
+    model, x = model_of("gracapsnet"), images()
+    primary, attention, outputs = arrays(taps.tap(model, ["primary_capsules", "attention", "contributions"])(x))
     nodes = ops.convert_to_numpy(model.get_layer("projection")(primary))
-    expected = np.zeros_like(found)
+    expected = np.zeros_like(outputs)
     for b in range(len(x)):
         for j in range(4):
             capsule = (attention[b, ..., j, None] * nodes[b]).sum(axis=(0, 1, 2)) / 3
             along = nodes[b] @ capsule / np.linalg.norm(capsule)
             expected[b, ..., j] = (attention[b, ..., j] * along).sum(axis=-1) / 3
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-6)
 
 
 QUICK = ("gracapsnet", "dynamic", "em", "self")
@@ -88,7 +88,7 @@ QUICK = ("gracapsnet", "dynamic", "em", "self")
     "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in MODELS]
 )
 def test_maps_of_every_capsule_network_add_up_to_the_length_before_the_squash(name):
-    model, x = made(name), images()
+    model, x = model_of(name), images()
     lengths = ops.convert_to_numpy(model(x)).astype("float64")
     explainer = explain.GraphContribution(model, batch_size=2)
     for target in (None, 1, [3, 0, 2]):
@@ -100,7 +100,7 @@ def test_maps_of_every_capsule_network_add_up_to_the_length_before_the_squash(na
 
 
 def test_attention_is_the_mean_over_heads_and_adds_up_to_1():
-    model, x = made("gracapsnet"), images()
+    model, x = model_of("gracapsnet"), images()
     maps = explain.GraphAttention(model, batch_size=2)(x)
     lengths, attention = arrays(taps.tap(model, ["lengths", "attention"])(x))
     predicted = lengths.argmax(-1)
@@ -123,7 +123,7 @@ def test_a_grid_as_large_as_the_image_is_the_map():
 
 @pytest.mark.parametrize("kind", [explain.GraphAttention, explain.GraphContribution])
 def test_says_what_is_wrong(kind):
-    explainer, x = kind(made("gracapsnet")), images()
+    explainer, x = kind(model_of("gracapsnet")), images()
     with pytest.raises(ValueError, match="class ids between 0 and 3; received values between 4 and 4"):
         explainer(x, target=4)
     with pytest.raises(ValueError, match=r"ids of shape \(3,\); received shape \(2,\)"):
@@ -138,7 +138,7 @@ def test_says_what_is_wrong(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [explain.GraphAttention, explain.GraphContribution])
 def test_of_a_network_inside_another(kind):
-    inner, x = made("gracapsnet"), images()
+    inner, x = model_of("gracapsnet"), images()
     expected = kind(inner)(x)
     for last in ([], [layers.Softmax()]):
         outer = keras.Sequential([keras.Input((12, 12, 1)), layers.Rescaling(1 / 255), inner, *last])
@@ -154,7 +154,7 @@ def test_of_a_network_inside_another(kind):
 def test_of_a_served_network(name, tmp_path):
     from keras_capsvit import serving
 
-    model, x = made(name), images()
+    model, x = model_of(name), images()
     kinds = [explain.GraphContribution] + ([explain.GraphAttention] if name == "gracapsnet" else [])
     endpoints = {kind.__name__: kind(model) for kind in kinds}
     serving.export(model, tmp_path, explainers=endpoints, input_range=(0, 1))
@@ -171,7 +171,7 @@ def test_of_a_served_network(name, tmp_path):
 def test_a_served_network_that_does_not_tell_where_its_nodes_look_is_drawn_with_a_warning(tmp_path):
     from keras_capsvit import serving
 
-    serving.export(made("gracapsnet"), tmp_path, input_range=(0, 1))
+    serving.export(model_of("gracapsnet"), tmp_path, input_range=(0, 1))
     served = serving.load(tmp_path)
     served.centres = {}  # as an earlier version wrote it
     with pytest.warns(UserWarning, match="does not tell where its nodes look.*Export the model again"):

@@ -38,16 +38,16 @@ def convnet():
 def replica(x, y, attack, positions, targeted=False):
     """The loop, image by image, with the gradient of the cross-entropy of linear scores."""
     noise = np.random.default_rng(attack.seed).uniform(size=(len(positions[0]), *attack.patch_size, x.shape[-1]))
-    found, fooled, iterations = [], [], []
+    result, fooled, iterations = [], [], []
     for image, label, places in zip(x, y, positions, strict=True):
         low, high = image.copy(), image.copy()
         start = image.copy()
         for k, (top, left) in enumerate(places):
-            here = slice(top, top + attack.patch_size[0]), slice(left, left + attack.patch_size[1])
+            place = slice(top, top + attack.patch_size[0]), slice(left, left + attack.patch_size[1])
             radius = np.inf if attack.epsilon is None else attack.epsilon
-            low[here] = np.maximum(0, image[here] - radius)
-            high[here] = np.minimum(1, image[here] + radius)
-            start[here] = low[here] + noise[k] * (high[here] - low[here])
+            low[place] = np.maximum(0, image[place] - radius)
+            high[place] = np.minimum(1, image[place] + radius)
+            start[place] = low[place] + noise[k] * (high[place] - low[place])
         for step in range(attack.steps + 1):
             scores = scores_of(start[None])[0]
             done = (scores.argmax() == label) == targeted
@@ -58,10 +58,10 @@ def replica(x, y, attack, positions, targeted=False):
             gradient = (0.5 * WEIGHTS @ (probabilities - np.eye(4)[label])).reshape(image.shape)
             moved = start + np.float32(attack.step_size) * np.sign(gradient) * (-1 if targeted else 1)
             start = np.clip(moved, low, high).astype("float32")
-        found.append(start)
+        result.append(start)
         fooled.append(done)
         iterations.append(step)
-    return np.array(found), np.array(fooled), np.array(iterations)
+    return np.array(result), np.array(fooled), np.array(iterations)
 
 
 @pytest.mark.parametrize("targeted", [False, True])
@@ -78,8 +78,8 @@ def replica(x, y, attack, positions, targeted=False):
 def test_the_loop_is_the_one_of_the_paper(attack, targeted):
     y = (Y + 1) % 4 if targeted else Y
     result = attack.run(linear, X, y, targeted)
-    found, fooled, iterations = replica(X, y, attack, result.positions, targeted)
-    np.testing.assert_allclose(result.images, found, atol=1e-6)
+    values, fooled, iterations = replica(X, y, attack, result.positions, targeted)
+    np.testing.assert_allclose(result.images, values, atol=1e-6)
     np.testing.assert_array_equal(result.fooled, fooled)
     np.testing.assert_array_equal(result.iterations, iterations)
     assert targeted or not attack.early_stop or 0 < fooled.sum() < len(fooled)
@@ -157,7 +157,7 @@ def test_seeds_reproduce_and_differ():
     again, other = attack.run(linear, X, Y), dataclasses.replace(attack, seed=1).run(linear, X, Y)
     np.testing.assert_array_equal(first.images, again.images)
     assert not np.array_equal(first.positions, other.positions)
-    assert len({tuple(one) for one in first.positions[:, 0].tolist()}) > 1
+    assert len({tuple(each) for each in first.positions[:, 0].tolist()}) > 1
 
 
 def test_a_universal_patch_is_steps_of_the_mean_loss():
@@ -183,15 +183,15 @@ def test_a_universal_patch_at_random_positions_reaches_the_wanted_class():
     bright = lambda x: ops.mean(x, axis=(1, 2))  # noqa: E731  class 0 or 1 by the brighter channel, wherever it is
     x = np.random.default_rng(2).uniform(0.4, 0.6, size=(10, *SHAPE)).astype("float32")
     attack = attacks.PatchAttack(3, universal=True, steps=30, step_size=0.05, batch_size=4)
-    for wanted in (0, 1):
-        result = attack.run(bright, x, np.full(10, wanted), targeted=True)
+    for targets in (0, 1):
+        result = attack.run(bright, x, np.full(10, targets), targeted=True)
         assert result.patches.shape == (1, 3, 3, 2)
-        assert result.patches[..., wanted].min() > 0.9
-        assert result.patches[..., 1 - wanted].max() < 0.1
+        assert result.patches[..., targets].min() > 0.9
+        assert result.patches[..., 1 - targets].max() < 0.1
         assert result.fooled.all()
         assert len(np.unique(result.positions.reshape(-1, 2), axis=0)) > 1
         moved = apply_patch(x, result.patches, random_positions(SHAPE, 3, len(x), seed=5))
-        assert np.all(moved.mean(axis=(1, 2)).argmax(axis=1) == wanted)
+        assert np.all(moved.mean(axis=(1, 2)).argmax(axis=1) == targets)
 
 
 def test_it_fits_into_robust_accuracy(convnet):

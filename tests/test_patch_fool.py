@@ -46,9 +46,9 @@ def received(model, x, block):
 
 def replica(model, x, y, attack, targeted):
     """The steps, with a gradient for the class and one for each block."""
-    chosen = np.argsort(-received(model, x, 1), axis=1, kind="stable")[:, : attack.patches]
+    patches = np.argsort(-received(model, x, 1), axis=1, kind="stable")[:, : attack.patches]
     inside = np.zeros(x.shape, bool)
-    for image, cells in zip(inside, chosen, strict=True):
+    for image, cells in zip(inside, patches, strict=True):
         for row, column in zip(*np.divmod(cells, 3), strict=True):
             image[4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = True
     radius = np.inf if attack.epsilon is None else attack.epsilon
@@ -62,7 +62,7 @@ def replica(model, x, y, attack, targeted):
     functions = [loss] + [
         lambda x, k=k: sum(
             ops.take_along_axis(
-                ops.sum(taps.tap(model, f"attention_{k}")(x), axis=(1, 2)), chosen[:, n : n + 1] + 1, axis=1
+                ops.sum(taps.tap(model, f"attention_{k}")(x), axis=(1, 2)), patches[:, n : n + 1] + 1, axis=1
             )
             for n in range(attack.patches)
         )
@@ -82,7 +82,7 @@ def replica(model, x, y, attack, targeted):
         mean, square = 0.9 * mean + 0.1 * slope, 0.999 * square + 0.001 * slope**2
         change = mean / (1 - 0.9 ** (i + 1)) / (np.sqrt(square / (1 - 0.999 ** (i + 1))) + 1e-8)
         x = np.clip(x + attack.step_size * 0.95 ** (i // 10) * change, low, high)
-    return x, chosen, conflicts
+    return x, patches, conflicts
 
 
 @pytest.mark.samples(1)
@@ -100,8 +100,8 @@ def replica(model, x, y, attack, targeted):
 )
 def test_the_steps_are_those_of_the_paper(vit, attack, targeted):
     result = attack.run(vit, X, Y, targeted)
-    images, chosen, conflicts = replica(vit, X, Y, attack, targeted)
-    np.testing.assert_array_equal(result.positions, np.stack(np.divmod(chosen, 3), axis=-1) * 4)
+    images, cells, conflicts = replica(vit, X, Y, attack, targeted)
+    np.testing.assert_array_equal(result.positions, np.stack(np.divmod(cells, 3), axis=-1) * 4)
     assert conflicts > 0
     np.testing.assert_allclose(result.images, images, atol=2e-3)  # Adam divides small gradients by their size
     assert np.mean(np.abs(result.images - images) > 1e-5) < 0.02

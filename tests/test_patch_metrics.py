@@ -45,9 +45,9 @@ def test_rates_are_of_images_that_all_classify_correctly():
     assert [len(batch[0]) for batch in kept] == [5]
 
     def noise(model, x, y):
-        found = x.copy()
-        found[:2, 3, 3] = 1
-        return found
+        images = x.copy()
+        images[:2, 3, 3] = 1
+        return images
 
     table = evaluate.fooling_rate(MODELS, noise, (x, Y))
     assert table["model"] == ["corner", "centre"]
@@ -83,10 +83,10 @@ def test_without_images_there_is_no_rate():
 
 def test_a_map_has_the_rate_of_every_position():
     grid = PatchGrid((6, 6), 2)
-    found = evaluate.position_map(MODELS["centre"], Bright([[0, 0]]), [(X[:4], Y[:4]), (X[4:], Y[4:])], grid)
+    result = evaluate.position_map(MODELS["centre"], Bright([[0, 0]]), [(X[:4], Y[:4]), (X[4:], Y[4:])], grid)
     expected = np.zeros((3, 3))
     expected[1, 1] = 1
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(result, expected)
     real = attacks.PatchAttack(2, steps=20, step_size=0.1)
     np.testing.assert_array_equal(evaluate.position_map(MODELS["centre"], real, (X + 0.3, Y), grid), expected)
 
@@ -125,9 +125,9 @@ def test_the_share_of_a_map_on_its_patches():
     maps[0, 0, 0], maps[0, 5, 5] = -3, 1
     maps[1, 5, 5], maps[1, 1, 1] = 3, 1
     places = boxes(np.array([[[0, 0], [1, 1]]] * 3), 2)  # they overlap
-    found = evaluate.patch_share(maps, places)
-    np.testing.assert_allclose(found["sum"], [0.75, 0.25, 0])
-    assert found["max"].tolist() == [1, 0, 0]
+    result = evaluate.patch_share(maps, places)
+    np.testing.assert_allclose(result["sum"], [0.75, 0.25, 0])
+    assert result["max"].tolist() == [1, 0, 0]
     np.testing.assert_allclose(evaluate.patch_share(np.ones((3, 6, 6)), places)["sum"], 7 / 36)
 
 

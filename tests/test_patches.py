@@ -61,15 +61,15 @@ def test_seeds_and_images_differ():
 
 @given(st.integers(1, 3), st.integers(0, 20))
 def test_random_positions_lie_inside_and_apart(count, seed):
-    found = random_positions((7, 9, 2), (2, 3), 4, count, seed=seed)
-    pixels = apply_patch(np.zeros((4, 7, 9, 1)), np.ones((2, 3, 1)), found)
+    positions = random_positions((7, 9, 2), (2, 3), 4, count, seed=seed)
+    pixels = apply_patch(np.zeros((4, 7, 9, 1)), np.ones((2, 3, 1)), positions)
     assert np.all(pixels.sum(axis=(1, 2, 3)) == 6 * count)
-    np.testing.assert_array_equal(found[:2], random_positions((7, 9), (2, 3), 2, count, seed=seed))
+    np.testing.assert_array_equal(positions[:2], random_positions((7, 9), (2, 3), 2, count, seed=seed))
 
 
 def test_random_positions_reach_every_place_and_say_when_there_is_none():
-    found = random_positions((3, 4), 2, 200)
-    assert {tuple(one) for one in found[:, 0].tolist()} == {(i, j) for i in range(2) for j in range(3)}
+    positions = random_positions((3, 4), 2, 200)
+    assert {tuple(each) for each in positions[:, 0].tolist()} == {(i, j) for i in range(2) for j in range(3)}
     with pytest.raises(ValueError, match=r"3 patches of \(2, 2\) on images of \(3, 4\) overlapped 1000 times"):
         random_positions((3, 4), 2, 1, 3)
 
@@ -90,10 +90,10 @@ def test_patches_replace_pixels_the_last_on_top(count, height, width, seed):
     patches = random.uniform(size=(3, count, height, width, 2)).astype("float32")
     positions = random.integers([8 - height, 10 - width], size=(3, count, 2))
     before = X.copy()
-    found = apply_patch(X, patches, positions)
-    np.testing.assert_array_equal(found, replica(X, patches, positions))
+    patched = apply_patch(X, patches, positions)
+    np.testing.assert_array_equal(patched, replica(X, patches, positions))
     np.testing.assert_array_equal(X, before)
-    np.testing.assert_array_equal(cut_patches(found, positions, (height, width))[:, -1], patches[:, -1])
+    np.testing.assert_array_equal(cut_patches(patched, positions, (height, width))[:, -1], patches[:, -1])
 
 
 def test_one_patch_serves_all_images_and_positions():
@@ -104,8 +104,8 @@ def test_one_patch_serves_all_images_and_positions():
     np.testing.assert_array_equal(apply_patch(X, patches, places), expected)
     np.testing.assert_array_equal(apply_patch(X, every[0], places), expected)
     np.testing.assert_array_equal(apply_patch(X, patches, every[1]), expected)
-    one = apply_patch(X, patches[0], (0, 1))
-    np.testing.assert_array_equal(one, replica(X, every[0][:, :1], every[1][:, :1]))
+    patched = apply_patch(X, patches[0], (0, 1))
+    np.testing.assert_array_equal(patched, replica(X, every[0][:, :1], every[1][:, :1]))
     assert apply_patch(X, patches[0], np.zeros((0, 2), int)).tolist() == X.tolist()
     assert apply_patch((X * 255).astype("uint8"), np.full((1, 1, 2), 7), (0, 0)).dtype == "uint8"
 

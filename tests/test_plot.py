@@ -105,8 +105,8 @@ def test_says_what_is_wrong():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_adversarial_shows_what_attacks_made_and_changed(tmp_path, channels):
     images = rng.uniform(0.2, 0.8, size=(3, 6, 7, channels))
-    found = {"PGD": images + 0.1, "FGSM": images - 0.2}
-    figure = plot.adversarial(images, found, titles={"clean": list("abc"), "PGD": list("def")})
+    result = {"PGD": images + 0.1, "FGSM": images - 0.2}
+    figure = plot.adversarial(images, result, titles={"clean": list("abc"), "PGD": list("def")})
     drawn = [ax for ax in figure.axes if ax.images]
     assert len(drawn) == 15  # and a colour bar
     axes = np.array(drawn).reshape(5, 3)
@@ -122,7 +122,7 @@ def test_adversarial_shows_what_attacks_made_and_changed(tmp_path, channels):
         with pytest.raises(ValueError, match=r"and adversarial ones of the same; received \(3, 6, 7,"):
             plot.adversarial(images, wrong)
     with pytest.raises(ValueError, match=r"Expected a list of 3 titles, one for each image; received \['a'\]"):
-        plot.adversarial(images, found, titles={"PGD": ["a"]})
+        plot.adversarial(images, result, titles={"PGD": ["a"]})
 
 
 def test_rows_of_images(tmp_path):
@@ -144,8 +144,8 @@ def test_rows_of_images(tmp_path):
 
 def test_vote_histograms_bin_by_cosine(tmp_path):
     cosine = np.array([[[-0.9, -0.9, 0.9, 0.7]], [[0.1, 0.1, 0.1, 1.0]]])
-    one = {"cosine": cosine, "length": 2 + cosine, "coupling": (1 + cosine) / 4}
-    figure = plot.vote_histograms({"clean": one, "votes": one}, bins=4)
+    statistics = {"cosine": cosine, "length": 2 + cosine, "coupling": (1 + cosine) / 4}
+    figure = plot.vote_histograms({"clean": statistics, "votes": statistics}, bins=4)
     bars = figure.axes[0].containers[0]
     assert [bar.get_height() for bar in bars] == [50, 0, 0, 50]
     length, coupling = figure.axes[4].lines
@@ -181,8 +181,8 @@ def test_comparison_draws_images_times_explainers_on_a_fixed_scale(tmp_path, cha
     bars = [ax for ax in figure.axes if not ax.images]
     assert [ax.get_ylim() for ax in bars] == ([(0, 1), (-1, 1)] if signed else [(0, 1)])
     for row, column in np.ndindex(2, 2):
-        one = list(maps.values())[column][row]
-        expected = (one / np.quantile(np.abs(one), 0.995)).clip(-1, 1)
+        heatmap = list(maps.values())[column][row]
+        expected = (heatmap / np.quantile(np.abs(heatmap), 0.995)).clip(-1, 1)
         np.testing.assert_allclose(overlays[row, column].get_array(), expected)
     np.testing.assert_array_equal(overlays[0, 2].get_array(), maps["spike"][0] / 5)
     np.testing.assert_array_equal(overlays[1, 2].get_array(), 0)

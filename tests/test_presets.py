@@ -21,8 +21,8 @@ def test_every_preset_attacks():
         attack = attacks.preset(name, 0.3)
         if "carlini" in name:
             attack = dataclasses.replace(attack, steps=5)
-        found = attack(model, x, y)
-        change = np.abs(found - x).reshape(4, -1)
+        adversarial = attack(model, x, y)
+        change = np.abs(adversarial - x).reshape(4, -1)
         size = change.max(1) if attack.norm == "linf" else np.linalg.norm(change, axis=1)
         assert size.max() <= 0.3 + 1e-6, name
         assert name.endswith(attack.norm) or not name.endswith(("l2", "linf"))
@@ -94,7 +94,7 @@ def test_settings_are_those_of_art():
     evasion = pytest.importorskip("art.attacks.evasion")
 
     def defaults(kind):
-        return {name: one.default for name, one in inspect.signature(kind.__init__).parameters.items()}
+        return {name: parameter.default for name, parameter in inspect.signature(kind.__init__).parameters.items()}
 
     for name, kind in {
         "art_bim": evasion.BasicIterativeMethod,

@@ -107,11 +107,11 @@ def test_rules_are_their_formulas(kind, normalized):
     for name in every if kind in ("dense", "convolution") else ("alpha_beta", "z_box"):
         bias = name in ("alpha_beta", "epsilon", "gamma")
         box = (LOW, HIGH) if name == "z_box" else None
-        found = explain.LRP(model, [("*", name), "z_plus"], input_range=box, channels=True)(x, targets)
-        for one in range(2):
-            expected = (shares(name, x[one].ravel(), w, b, bias=bias) * scores[one]).T
+        maps = explain.LRP(model, [("*", name), "z_plus"], input_range=box, channels=True)(x, targets)
+        for each in range(2):
+            expected = (shares(name, x[each].ravel(), w, b, bias=bias) * scores[each]).T
             size = np.abs(expected).max()
-            np.testing.assert_allclose(found[one].reshape(len(b), -1), expected, atol=2e-4 * size, err_msg=name)
+            np.testing.assert_allclose(maps[each].reshape(len(b), -1), expected, atol=2e-4 * size, err_msg=name)
 
 
 def test_dilated_convolution():
@@ -123,9 +123,9 @@ def test_dilated_convolution():
     x = np.random.default_rng(2).uniform(LOW, HIGH, size=(1, 4, 4, 2)).astype("float32")
     for name in ("z_plus", "z_box"):
         box = (LOW, HIGH) if name == "z_box" else None
-        found = explain.LRP(model, [("*", name), "z_plus"], input_range=box, channels=True)(x, [list(range(len(b)))])
+        maps = explain.LRP(model, [("*", name), "z_plus"], input_range=box, channels=True)(x, [list(range(len(b)))])
         expected = (shares(name, x.ravel(), w, b, bias=False) * model.predict(x, verbose=0)[0]).T
-        np.testing.assert_allclose(found[0].reshape(len(b), -1), expected, atol=2e-4 * np.abs(expected).max())
+        np.testing.assert_allclose(maps[0].reshape(len(b), -1), expected, atol=2e-4 * np.abs(expected).max())
 
 
 def test_relevance_of_what_was_broadcast_is_the_sum_over_all_places():
@@ -145,10 +145,10 @@ def test_relevance_of_what_was_broadcast_is_the_sum_over_all_places():
 def test_flat_is_even_over_the_receptive_field():
     model = one_layer("convolution", False)
     x = np.ones((1, 4, 4, 2), "float32")
-    found = explain.LRP(model, "flat", channels=True)(x, 0)[0]
+    maps = explain.LRP(model, "flat", channels=True)(x, 0)[0]
     score = model.predict(x, verbose=0)[0, 0]
-    np.testing.assert_allclose(found[:3, :3], score / 18, rtol=1e-5)
-    assert not found[3:].any()
+    np.testing.assert_allclose(maps[:3, :3], score / 18, rtol=1e-5)
+    assert not maps[3:].any()
 
 
 # Whole networks.
@@ -163,20 +163,20 @@ def test_layers_follow_each_other_as_matrix_products():
     x = np.random.default_rng(4).normal(size=(4, 5)).astype("float32")
     for name in ("z_plus", "epsilon", "alpha_beta", "gamma"):
         bias = name != "z_plus"
-        found = explain.LRP(model, name)(x, target=np.tile([0, 1, 2], (4, 1)))
+        maps = explain.LRP(model, name)(x, target=np.tile([0, 1, 2], (4, 1)))
         for i in range(4):
             hidden = np.maximum(x[i] @ w1 + b1, 0)
             upper = shares(name, hidden, w2, b2, bias=bias) * (hidden @ w2 + b2)
             expected = shares(name, x[i], w1, b1, bias=bias) @ upper
-            np.testing.assert_allclose(found[i], expected.T, atol=2e-4 * np.abs(expected).max(), err_msg=name)
+            np.testing.assert_allclose(maps[i], expected.T, atol=2e-4 * np.abs(expected).max(), err_msg=name)
 
 
 @pytest.mark.samples(3)
 @pytest.mark.parametrize("rules", ["z_plus", "thesis", "epsilon_plus", "epsilon_gamma_box", "alpha2_beta1"])
 def test_relevance_is_conserved_without_biases(rules):
     model = cnn(biases=False)
-    found = explain.LRP(model, rules, input_range=(0, 1))(X, target=2)
-    np.testing.assert_allclose(found.sum((1, 2)), model.predict(X, verbose=0)[:, 2], rtol=1e-4)
+    maps = explain.LRP(model, rules, input_range=(0, 1))(X, target=2)
+    np.testing.assert_allclose(maps.sum((1, 2)), model.predict(X, verbose=0)[:, 2], rtol=1e-4)
 
 
 def test_relevance_starts_at_the_logit_of_the_predicted_class(model):
@@ -192,10 +192,10 @@ def test_relevance_starts_at_the_logit_of_the_predicted_class(model):
 def test_several_targets_are_the_single_ones(model, explainer):
     explainer = explainer(model, input_range=(0, 1), batch_size=2)
     targets = np.array([[0, 1, 3], [2, 2, 1], [3, 0, 0]])
-    found = explainer(X, targets)
-    assert found.shape == (3, 3, 8, 8)
+    maps = explainer(X, targets)
+    assert maps.shape == (3, 3, 8, 8)
     for k in range(3):
-        np.testing.assert_allclose(found[:, k], explainer(X, targets[:, k]), atol=1e-6 * np.abs(found).max())
+        np.testing.assert_allclose(maps[:, k], explainer(X, targets[:, k]), atol=1e-6 * np.abs(maps).max())
     np.testing.assert_array_equal(explainer(X, targets[:, :1])[:, 0], explainer(X, targets[:, 0]))
     assert explainer(X[:0]).shape == (0, 8, 8)
 
@@ -212,8 +212,8 @@ def test_gradients_are_gradients(model):
         tape.watch(x)
         score = model(x, training=False)[:, 1]
     expected = tape.gradient(score, x).numpy()
-    found = explain.LRP(model, "gradient", channels=True)(X, 1)
-    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    maps = explain.LRP(model, "gradient", channels=True)(X, 1)
+    np.testing.assert_allclose(maps, expected, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("rules", ["guided_backprop", "deconvnet"])
@@ -239,8 +239,8 @@ def test_modified_gradients_are_those_of_a_network_with_such_rectifiers(model, r
         tape.watch(x)
         score = twin(x, training=False)[:, 1]
     expected = tape.gradient(score, x).numpy()
-    found = explain.LRP(model, rules, channels=True)(X, 1)
-    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    maps = explain.LRP(model, rules, channels=True)(X, 1)
+    np.testing.assert_allclose(maps, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_attention_is_the_formulas_of_attnlrp():
@@ -254,17 +254,17 @@ def test_attention_is_the_formulas_of_attnlrp():
         return tf.squeeze(tf.nn.softmax(x @ a)[:, None] @ values, 1)
 
     for rules, half in (("attn_lrp", 0.5), ("cp_lrp", 1.0)):
-        found = explain.LRP(model, rules, input_shape=(4,))(x, 1)
-        for one in range(2):
-            logits, values = x[one] @ a, (x[one] @ b).reshape(3, 2)
+        maps = explain.LRP(model, rules, input_shape=(4,))(x, 1)
+        for each in range(2):
+            logits, values = x[each] @ a, (x[each] @ b).reshape(3, 2)
             weights = np.exp(logits) / np.exp(logits).sum()
             product = half * weights * values[:, 1]  # divided by and multiplied with their sum, the score
             of_values = np.stack([np.zeros(3), product], axis=1).ravel()
-            expected = (x[one][:, None] * b / (x[one] @ b)) @ of_values
+            expected = (x[each][:, None] * b / (x[each] @ b)) @ of_values
             if half < 1:
                 of_logits = logits * (product - weights * product.sum())
-                expected = expected + (x[one][:, None] * a / logits) @ of_logits
-            np.testing.assert_allclose(found[one], expected, rtol=1e-3, atol=1e-4)
+                expected = expected + (x[each][:, None] * a / logits) @ of_logits
+            np.testing.assert_allclose(maps[each], expected, rtol=1e-3, atol=1e-4)
 
 
 # Contrast.
@@ -276,19 +276,19 @@ def test_contrast_to_other_classes_is_the_difference_of_two_passes(model):
     by_unit = explain.LRP(model, channels=True)(X, classes) / scores[..., None, None, None]
     others = (by_unit.sum(1) - by_unit[:, 1]) * scores[:, 1, None, None, None] / 3
     expected = np.maximum(0, by_unit[:, 1] * scores[:, 1, None, None, None] - others)
-    found = explain.CLRP(model, channels=True)(X, 1)
+    maps = explain.CLRP(model, channels=True)(X, 1)
     assert expected.max() > 0
-    np.testing.assert_allclose(found, expected, atol=1e-5 * expected.max())
+    np.testing.assert_allclose(maps, expected, atol=1e-5 * expected.max())
 
 
 def test_negated_weights_are_those_of_a_model_whose_last_layer_is_negated(model):
     twin = cnn()
     twin.layers[-1].set_weights([-w for w in model.layers[-1].get_weights()])
-    explained, opposite = (explain.LRP(one, channels=True)(X, 1) for one in (model, twin))
+    explained, opposite = (explain.LRP(each, channels=True)(X, 1) for each in (model, twin))
     expected = np.maximum(0, explained + opposite)  # the twin's score is the negative one
-    found = explain.CLRP(model, "negated", channels=True)(X, 1)
+    maps = explain.CLRP(model, "negated", channels=True)(X, 1)
     assert expected.max() > 0
-    np.testing.assert_allclose(found, expected, atol=1e-5 * expected.max())
+    np.testing.assert_allclose(maps, expected, atol=1e-5 * expected.max())
 
 
 # Rules per layer.
@@ -346,9 +346,9 @@ def test_relevance_of_and_to_neurons_between(model):
 
 
 def test_contrast_between_neurons(model):
-    found = explain.CLRP(model, "negated", start="fc1")(X, [[0, 1], [2, 3], [4, 5]])
-    assert found.shape == (3, 2, 8, 8)
-    assert found.min() >= 0
+    maps = explain.CLRP(model, "negated", start="fc1")(X, [[0, 1], [2, 3], [4, 5]])
+    assert maps.shape == (3, 2, 8, 8)
+    assert maps.min() >= 0
 
 
 # Reports, and weights that change.
@@ -419,8 +419,8 @@ def test_tiny_activations_keep_their_relevance():
     model = cnn(biases=False)
     model.get_layer("conv1").set_weights([1e-12 * w for w in model.get_layer("conv1").get_weights()])
     model.get_layer("bn").set_weights([np.ones(6), np.zeros(6), np.zeros(6), np.ones(6)])
-    found = explain.LRP(model)(X, 1).sum((1, 2))
-    np.testing.assert_allclose(found, model.predict(X, verbose=0)[:, 1], rtol=1e-4)
+    maps = explain.LRP(model)(X, 1).sum((1, 2))
+    np.testing.assert_allclose(maps, model.predict(X, verbose=0)[:, 1], rtol=1e-4)
 
 
 def test_says_what_is_wrong_with_the_input(model):

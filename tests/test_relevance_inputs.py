@@ -15,8 +15,8 @@ def images(*shape, seed=0):
     return np.random.default_rng(seed).uniform(size=shape).astype("float32")
 
 
-def difference(found, expected):
-    return np.abs(found - expected).max() / np.abs(expected).max()
+def difference(result, expected):
+    return np.abs(result - expected).max() / np.abs(expected).max()
 
 
 # One output z is the logits [-z, z].
@@ -29,12 +29,12 @@ def two_classes():
     x = keras.Input((8, 8, 3))
     hidden = layers.Flatten()(layers.Conv2D(4, 3, activation="relu")(x))
     sigmoid, plain, two = layers.Dense(1, activation="sigmoid"), layers.Dense(1), layers.Dense(2)
-    found = [keras.Model(x, head(hidden)) for head in (sigmoid, plain, two)]
+    result = [keras.Model(x, head(hidden)) for head in (sigmoid, plain, two)]
     weight, bias = sigmoid.get_weights()[0], np.array([0.3], "float32")
     for head in (sigmoid, plain):
         head.set_weights([weight, bias])
     two.set_weights([np.concatenate([-weight, weight], 1), np.concatenate([-bias, bias])])
-    return found
+    return result
 
 
 EXPLAINERS = {
@@ -127,8 +127,8 @@ def test_softmax_inside_of_models():
 
     expected = explain.LRP(keras.Sequential([keras.Input((8, 8, 3)), *inner.layers[:2]]))(images(2, 8, 8, 3), 1)
     for model in (inner, nested, Subclassed()):
-        found = explain.LRP(model, input_shape=(8, 8, 3))(images(2, 8, 8, 3), 1)
-        np.testing.assert_allclose(found, expected, atol=1e-7)
+        relevance = explain.LRP(model, input_shape=(8, 8, 3))(images(2, 8, 8, 3), 1)
+        np.testing.assert_allclose(relevance, expected, atol=1e-7)
     maps = explain.LRP(
         lambda x: tf.squeeze(tf.nn.softmax(tf.reduce_mean(x @ WEIGHT[:3], (1, 2), keepdims=True)), (1, 2)),
         input_shape=(8, 8, 3),
@@ -155,8 +155,8 @@ def test_fixed_inputs_are_batched_and_broadcast(two_inputs, tmp_path):
     two_inputs.export(tmp_path, verbose=False)
     for model in (two_inputs, tmp_path):
         for size in (2, 8):
-            found = explain.LRP(model, "epsilon", fixed={"meta": rows}, batch_size=size)(x, 1)
-            np.testing.assert_allclose(found, expected, atol=1e-4)
+            maps = explain.LRP(model, "epsilon", fixed={"meta": rows}, batch_size=size)(x, 1)
+            np.testing.assert_allclose(maps, expected, atol=1e-4)
         by_row = explain.LRP(model, fixed={"meta": rows}, batch_size=2)(x)
         for i in range(5):
             for row in (rows[i], rows[i : i + 1]):
@@ -173,8 +173,8 @@ def test_fixed_inputs_are_batched_and_broadcast(two_inputs, tmp_path):
 def test_fixed_inputs_inside_of_compiled_functions(two_inputs):
     x, row = images(3, 4, 4, 3), images(1, 2, seed=1)
     explainer = explain.LRP(two_inputs, fixed={"meta": row})
-    found = tf.function(explainer.on_tensors)(tf.constant(x), tf.constant([0, 1, 2]))
-    np.testing.assert_allclose(found, explainer(x, [0, 1, 2]), atol=1e-6)
+    maps = tf.function(explainer.on_tensors)(tf.constant(x), tf.constant([0, 1, 2]))
+    np.testing.assert_allclose(maps, explainer(x, [0, 1, 2]), atol=1e-6)
     with pytest.raises(ValueError, match="one row for all; received 3 rows"):
         explain.LRP(two_inputs, fixed={"meta": images(3, 2)}).on_tensors(tf.constant(x), tf.constant([0, 1, 2]))
 
@@ -193,8 +193,8 @@ def test_outputs_by_name_and_index():
     by_key = keras.Model(x, {"b": second, "a": first})
     cases = ((model, "second"), (model, 1), (by_key, "b"), (by_key, 1), (Subclassed(), 1))
     for brought, output in cases:
-        found = explain.LRP(brought, output=output, input_shape=(4, 4, 3))(images(2, 4, 4, 3), 1)
-        np.testing.assert_array_equal(found, expected)
+        maps = explain.LRP(brought, output=output, input_shape=(4, 4, 3))(images(2, 4, 4, 3), 1)
+        np.testing.assert_array_equal(maps, expected)
     for brought, listed in ((model, r"\['first', 'second'\]"), (by_key, r"\['a', 'b'\]"), (Subclassed(), r"\[0, 1\]")):
         for output in (None, "third", 2):
             with pytest.raises(ValueError, match=f"output= to name one of the outputs of .*, {listed}; received "):
@@ -208,12 +208,12 @@ def test_integer_inputs_are_explained_behind_their_cast():
     keras.utils.set_random_seed(0)
     x, y = keras.Input((4, 4, 3), dtype="uint8"), keras.Input((4, 4, 3))
     body = [layers.Rescaling(1 / 255), layers.Conv2D(4, 3, activation="relu"), layers.Flatten(), layers.Dense(3)]
-    model, twin = (keras.Sequential([one, *body]) for one in (x, y))
+    model, twin = (keras.Sequential([each, *body]) for each in (x, y))
     pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), "uint8")
     for rules in ("z_plus", "epsilon", "gradient"):
-        found = explain.LRP(model, rules)(pixels, 1)
-        assert found.any()
-        np.testing.assert_allclose(found, explain.LRP(twin, rules)(pixels.astype("float32"), 1), rtol=1e-5)
+        maps = explain.LRP(model, rules)(pixels, 1)
+        assert maps.any()
+        np.testing.assert_allclose(maps, explain.LRP(twin, rules)(pixels.astype("float32"), 1), rtol=1e-5)
     box = explain.LRP(model, input_range=(0, 255))(pixels, 1)
     np.testing.assert_allclose(
         box, explain.LRP(twin, input_range=(0, 255))(pixels.astype("float32"), 1), rtol=1e-4, atol=1e-7

@@ -70,8 +70,8 @@ def test_nested_subclassed_and_functional_models_are_the_same(functional, expect
     for model in (nested, function, function.get_concrete_function()):
         np.testing.assert_array_equal(explain.LRP(model, input_range=(0, 1))(X, 1), expected)
     for model in (subclassed, lambda x: functional(x, training=False)):
-        found = explain.LRP(model, input_range=(0, 1), input_shape=(8, 8, 2))(X, 1)
-        np.testing.assert_array_equal(found, expected)
+        maps = explain.LRP(model, input_range=(0, 1), input_shape=(8, 8, 2))(X, 1)
+        np.testing.assert_array_equal(maps, expected)
 
 
 @pytest.mark.slow
@@ -121,11 +121,11 @@ def test_several_inputs_and_outputs():
         explain.LRP(lambda x: model([x, tf.tile(value, (tf.shape(x)[0], 1))]), input_shape=(8, 8, 2))
     with pytest.raises(ValueError, match=r"fixed=\['other'\]"):
         explain.LRP(model, fixed={"other": value})
-    one = keras.Model([images, extra], scores)
+    scoring = keras.Model([images, extra], scores)
     fixed = np.tile(value, (3, 1))
-    found = explain.LRP(one, fixed={"extra": fixed})(X, 1)
-    bound = explain.LRP(lambda x: one([x, tf.constant(fixed)]), input_shape=(8, 8, 2))(X, 1)
-    np.testing.assert_array_equal(found, bound)
+    maps = explain.LRP(scoring, fixed={"extra": fixed})(X, 1)
+    bound = explain.LRP(lambda x: scoring([x, tf.constant(fixed)]), input_shape=(8, 8, 2))(X, 1)
+    np.testing.assert_array_equal(maps, bound)
     other = explain.LRP(lambda x: model([x, tf.constant(fixed)]), output=1, input_shape=(8, 8, 2))(X)
     assert other.shape == (3, 8, 8)
 
@@ -220,9 +220,9 @@ def test_transformer_with_constant_attention_conserves(double):
     exact = [("*", rule, {"epsilon": 1e-12}) for rule in ("epsilon", "constant", "proportional")]
     explainer = explain.LRP(model, [*exact, "cp_lrp"], stop="tokens")
     assert {row.kind for row in explainer.report().rows} >= {"normalization", "product", "gate"}
-    found = explainer(x, 1)
-    assert found.shape == (2, 10, 8)
-    np.testing.assert_allclose(found.sum((1, 2)), model.predict(x, verbose=0)[:, 1], rtol=1e-4)
+    maps = explainer(x, 1)
+    assert maps.shape == (2, 10, 8)
+    np.testing.assert_allclose(maps.sum((1, 2)), model.predict(x, verbose=0)[:, 1], rtol=1e-4)
 
 
 # Capsule networks.
@@ -266,12 +266,12 @@ def test_relevance_of_votes_is_their_share_of_the_class_capsule():
     model = CAPSULES["dynamic"]()
     x = images_for(model)
     votes, coupling, lengths = (np.asarray(t) for t in taps.tap(model, ["votes", "coupling", "lengths"])(x))
-    found = explain.LRP(model, stop="votes")(x, 1)
+    maps = explain.LRP(model, stop="votes")(x, 1)
     weighted = coupling[:, :, 1, None] * votes[:, :, 1]
     total = weighted.sum(1, keepdims=True)
     share = weighted * total / (total**2).sum(-1, keepdims=True)
-    np.testing.assert_allclose(found[:, :, 1], share * lengths[:, 1, None, None], atol=1e-5)
-    assert not found[:, :, [0, 2]].any()
+    np.testing.assert_allclose(maps[:, :, 1], share * lengths[:, 1, None, None], atol=1e-5)
+    assert not maps[:, :, [0, 2]].any()
 
 
 @pytest.mark.samples(2)
@@ -284,8 +284,8 @@ def test_gradients_of_all_kinds_of_ops(make):
         tape.watch(x)
         score = model(x, training=False)[:, 1]
     expected = tape.gradient(score, x).numpy()
-    found = explain.LRP(model, "gradient", channels=True)(x, 1)
-    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    maps = explain.LRP(model, "gradient", channels=True)(x, 1)
+    np.testing.assert_allclose(maps, expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_half_of_the_relevance_to_the_coupling_if_wanted():
@@ -299,11 +299,11 @@ def test_taps_are_starts_and_stops(tmp_path):
     keras.utils.set_random_seed(0)
     model = ConvNetAvg((8, 8, 2), 3, kernel_size=3, filters=4)
     features = taps.tap(model, "features")
-    found = explain.LRP(model, start="features")(X, 1)
-    np.testing.assert_array_equal(found, explain.LRP(features)(X, 1))
+    maps = explain.LRP(model, start="features")(X, 1)
+    np.testing.assert_array_equal(maps, explain.LRP(features)(X, 1))
     serving.export(model, tmp_path)
     served = serving.load(tmp_path)
-    np.testing.assert_array_equal(explain.LRP(served, start="features")(X, 1), found)
+    np.testing.assert_array_equal(explain.LRP(served, start="features")(X, 1), maps)
     assert explain.LRP(model, stop="features")(X, 1).shape == (3, *model.taps["features"].shape[1:])
     with pytest.raises(ValueError, match=r"Tap 'features' of a served model .* cannot stop there"):
         explain.LRP(served, stop="features")
@@ -364,8 +364,8 @@ def test_unknown_ops_are_named_all_at_once_and_can_be_registered(monkeypatch):
     assert [row.rule for row in explainer.report().rows if row.op == "Cumsum"] == ["cumsum"]
     score = model(X)[:, 1]
     np.testing.assert_allclose(explainer(X, 1).sum((1, 2)), score, rtol=1e-4)
-    found = explainer(X, [[0, 1]] * 3)
-    np.testing.assert_allclose(found[:, 1], explainer(X, 1), rtol=1e-5)
+    maps = explainer(X, [[0, 1]] * 3)
+    np.testing.assert_allclose(maps[:, 1], explainer(X, 1), rtol=1e-5)
     with pytest.raises(ValueError, match="Expected a callable"):
         explain.register_rule("Cumsum", "identity")
     with pytest.raises(ValueError, match="Conv2D is a linear layer; choose among its rules"):

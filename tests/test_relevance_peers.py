@@ -76,8 +76,8 @@ def peer(package, make, folder):
     command = [sys.executable, script, make.__name__, folder / "weights.npz", folder / "relevance.npz"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    with np.load(folder / "relevance.npz") as found:
-        return model, dict(found)
+    with np.load(folder / "relevance.npz") as stored:
+        return model, dict(stored)
 
 
 @pytest.fixture(scope="module", params=[chain, residual], ids=lambda make: make.__name__)
@@ -85,8 +85,8 @@ def pair(request, tmp_path_factory):
     return peer("zennit", request.param, tmp_path_factory.mktemp("zennit"))
 
 
-def difference(found, expected):
-    return np.abs(found - expected).max() / np.abs(expected).max()
+def difference(result, expected):
+    return np.abs(result - expected).max() / np.abs(expected).max()
 
 
 def test_the_models_are_the_same(pair):
@@ -98,15 +98,15 @@ def test_the_models_are_the_same(pair):
 def test_rules_equal_zennit(pair, name):
     model, theirs = pair
     rules, input_range, *own = RULES[name]
-    found = explain.LRP(model, [*own, SUMS, rules], input_range=input_range, channels=True)(X, TARGETS)
-    assert difference(found, theirs[name]) <= 1e-5
+    maps = explain.LRP(model, [*own, SUMS, rules], input_range=input_range, channels=True)(X, TARGETS)
+    assert difference(maps, theirs[name]) <= 1e-5
 
 
 @pytest.mark.parametrize("variant", ["others", "negated"])
 def test_contrast_equals_two_passes_of_zennit(pair, variant):
     model, theirs = pair
-    found = explain.CLRP(model, variant, rules=[SUMS, "z_plus"], input_range=(0, 1), channels=True)(X, TARGETS)
-    assert difference(found, theirs[variant]) <= 1e-4
+    maps = explain.CLRP(model, variant, rules=[SUMS, "z_plus"], input_range=(0, 1), channels=True)(X, TARGETS)
+    assert difference(maps, theirs[variant]) <= 1e-4
 
 
 def test_transformer_equals_lxt(double, tmp_path):
@@ -114,5 +114,5 @@ def test_transformer_equals_lxt(double, tmp_path):
     np.testing.assert_allclose(theirs["scores"], model(X), atol=1e-5)
     # LXT adds its stabiliser without regard to the sign, so only a negligible one is comparable.
     alike = [("*", rule, {"epsilon": 1e-14}) for rule in ("epsilon", "uniform", "proportional")]
-    found = explain.LRP(model, [*alike, "attn_lrp"], channels=True)(X, TARGETS)
-    assert difference(found, theirs["attn_lrp"]) <= 1e-5
+    maps = explain.LRP(model, [*alike, "attn_lrp"], channels=True)(X, TARGETS)
+    assert difference(maps, theirs["attn_lrp"]) <= 1e-5

@@ -66,9 +66,9 @@ def test_relevance_of_differences_is_input_times_gradient(name, double):
     x = images(2, 8, 8, 3, seed=2).astype("float64")
     function = tf.function(scores, input_signature=[tf.TensorSpec((None, 8, 8, 3), "float64")])
     exact = [("*", rule, {"epsilon": 1e-13}) for rule in ("epsilon", "proportional")]
-    found = explain.LRP(function, [*exact, "epsilon"], channels=True)(x, 1)
+    maps = explain.LRP(function, [*exact, "epsilon"], channels=True)(x, 1)
     expected = input_times_gradient(scores, x, 1)
-    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(maps, expected, atol=1e-5 * np.abs(expected).max())
     single = explain.LRP(function, "epsilon")(x, 1)  # its own stabilizers are larger, and nothing explodes
     assert np.abs(single).sum() < 1e3 * np.abs(expected).sum()
 
@@ -77,8 +77,8 @@ def test_the_case_of_the_issue():
     x, a, b = relu_branches()
     model = keras.Model(x, layers.Dense(3, use_bias=False)(layers.Flatten()(layers.Subtract()([a, b]))))
     x = images(2, 8, 8, 3)
-    found = explain.LRP(model, "epsilon")(x, 0).sum((1, 2))
-    np.testing.assert_allclose(found, np.asarray(model(x))[:, 0], rtol=1e-3)
+    maps = explain.LRP(model, "epsilon")(x, 0).sum((1, 2))
+    np.testing.assert_allclose(maps, np.asarray(model(x))[:, 0], rtol=1e-3)
 
 
 OPS = {
@@ -222,8 +222,8 @@ def test_losing_most_of_the_relevance_is_told_once():
     x = images(2, 6, 6, 2)
     explainer = explain.LRP(bias_only())
     with pytest.warns(UserWarning, match=r"Only 0.0% of .* at DepthwiseConv2dNative at '.*depthwise.*'z_plus'") as told:
-        found = explainer(x, 1)
-    assert not found.any()
+        maps = explainer(x, 1)
+    assert not maps.any()
     assert told[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -238,7 +238,7 @@ def test_fallback_of_neurons_without_a_positive_contribution(fallback):
     model, x = bias_only(), images(2, 6, 6, 2)
     rules = [("*", "z_plus", {"fallback": fallback}), "z_plus"]
     targets = np.tile([0, 2], (2, 1))
-    found = explain.LRP(model, rules, channels=True)(x, targets)
+    maps = explain.LRP(model, rules, channels=True)(x, targets)
     hidden = keras.Model(model.inputs, model.layers[0].output).predict(x, verbose=0)
     weight = model.layers[0].get_weights()[0][..., 0]
     share = np.ones_like(weight) if fallback == "flat" else weight**2
@@ -246,7 +246,7 @@ def test_fallback_of_neurons_without_a_positive_contribution(fallback):
     for i, j in np.ndindex(4, 4):
         expected[:, i : i + 3, j : j + 3] += share / share.sum((0, 1)) * hidden[:, i, None, None, j]
     for k in range(2):  # all weights of the upper layer are 1: relevance of a hidden neuron is its value
-        np.testing.assert_allclose(found[:, k], expected, rtol=1e-4)
+        np.testing.assert_allclose(maps[:, k], expected, rtol=1e-4)
     report = explain.LRP(model, rules).report(x, 0)
     for row in report.rows:
         np.testing.assert_allclose(row.passed, row.arrived, rtol=1e-5)

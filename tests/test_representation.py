@@ -59,11 +59,11 @@ def varied(image, factor, degree):
 @pytest.mark.parametrize("factor", evaluate.FACTORS)
 def test_varied_images_agree_with_a_loop_over_pixels(factor):
     degrees = evaluate.FACTORS[factor][::3]
-    found = ops.convert_to_numpy(evaluate.vary(IMAGES[:2], factor, degrees))
-    assert found.shape == (2, len(degrees), 9, 7, 2)
-    for image, row in zip(IMAGES, found, strict=False):
-        for degree, one in zip(degrees, row, strict=True):
-            np.testing.assert_allclose(one, varied(image, factor, degree), atol=2e-4)
+    result = ops.convert_to_numpy(evaluate.vary(IMAGES[:2], factor, degrees))
+    assert result.shape == (2, len(degrees), 9, 7, 2)
+    for image, row in zip(IMAGES, result, strict=False):
+        for degree, each in zip(degrees, row, strict=True):
+            np.testing.assert_allclose(each, varied(image, factor, degree), atol=2e-4)
     still = 1.0 if factor == "scale" else 0.0
     unchanged = ops.convert_to_numpy(evaluate.vary(IMAGES, factor, [still] * 3))
     np.testing.assert_allclose(unchanged, np.stack([IMAGES] * 3, axis=1), atol=1e-6)
@@ -84,13 +84,13 @@ def score(vectors):
 
 @pytest.mark.parametrize("batch_size", [1, 25])
 def test_compactness_agrees_with_a_loop_over_images(batch_size):
-    found = evaluate.compactness(represent, IMAGES, LABELS, batch_size=batch_size)
-    assert list(found) == ["rotation", "trans_x", "trans_y", "scale", "shear_x", "shear_y"]
-    for factor, value in found.items():
+    result = evaluate.compactness(represent, IMAGES, LABELS, batch_size=batch_size)
+    assert list(result) == ["rotation", "trans_x", "trans_y", "scale", "shear_x", "shear_y"]
+    for factor, value in result.items():
         expected = []
         for image, label in zip(IMAGES, LABELS, strict=True):
             images = ops.convert_to_numpy(evaluate.vary(image[None], factor, evaluate.FACTORS[factor]))[0]
-            expected.append(score([ops.convert_to_numpy(represent(one[None]))[0, label] for one in images]))
+            expected.append(score([ops.convert_to_numpy(represent(each[None]))[0, label] for each in images]))
         assert value == pytest.approx(np.mean(expected), rel=1e-4)
         assert 0 < value < np.log(4)
 
@@ -102,14 +102,14 @@ def test_compactness_keeps_flat_representations_whole_and_calls_in_chunks():
         sizes.append(x.shape[0])
         return ops.reshape(represent(x), (-1, 12))
 
-    found = evaluate.compactness(flat, IMAGES, LABELS[:, None], factors=SCALES, batch_size=7)
+    result = evaluate.compactness(flat, IMAGES, LABELS[:, None], factors=SCALES, batch_size=7)
     assert sizes == [6, 6, 3]
     vectors = ops.reshape(evaluate.vary(IMAGES, "scale", SCALES["scale"]), (-1, 9, 7, 2))
-    expected = [score(one) for one in ops.convert_to_numpy(flat(vectors)).reshape(5, 3, 12)]
-    assert found == {"scale": pytest.approx(np.mean(expected), rel=1e-4)}
+    expected = [score(each) for each in ops.convert_to_numpy(flat(vectors)).reshape(5, 3, 12)]
+    assert result == {"scale": pytest.approx(np.mean(expected), rel=1e-4)}
 
 
-def made(vectors):
+def returning(vectors):
     """Representation that is a given vector per degree, whatever the images."""
     return lambda x: np.tile(vectors, (x.shape[0] // len(vectors), 1))
 
@@ -121,23 +121,23 @@ finite = st.floats(-10, 10, width=32)
 @given(st.integers(1, 6).flatmap(lambda n: st.lists(st.lists(finite, min_size=n, max_size=n), min_size=3, max_size=3)))
 def test_compactness_lies_between_0_and_log_n(vectors):
     vectors = np.array(vectors)
-    found = evaluate.compactness(made(vectors), IMAGES, LABELS, factors=SCALES)["scale"]
-    assert -1e-12 <= found <= np.log(vectors.shape[1]) + 1e-12
-    permuted = evaluate.compactness(made(vectors[::-1, ::-1] * 2), IMAGES, LABELS, factors=SCALES)["scale"]
-    assert permuted == pytest.approx(found, abs=1e-5)
+    result = evaluate.compactness(returning(vectors), IMAGES, LABELS, factors=SCALES)["scale"]
+    assert -1e-12 <= result <= np.log(vectors.shape[1]) + 1e-12
+    permuted = evaluate.compactness(returning(vectors[::-1, ::-1] * 2), IMAGES, LABELS, factors=SCALES)["scale"]
+    assert permuted == pytest.approx(result, abs=1e-5)
 
 
 @given(st.integers(2, 20), st.integers(0, 19), st.floats(0.01, 10), finite)
 def test_compactness_of_a_single_changing_dimension_is_log_n(n, dim, change, base):
     vectors = np.full((3, n), base)
     vectors[1, dim % n] += change
-    found = evaluate.compactness(made(vectors), IMAGES, LABELS, factors=SCALES)["scale"]
-    assert found == pytest.approx(np.log(n))
+    result = evaluate.compactness(returning(vectors), IMAGES, LABELS, factors=SCALES)["scale"]
+    assert result == pytest.approx(np.log(n))
     vectors[1] = vectors[0] * (1 + 1e-7)  # the rounding of float32
-    assert evaluate.compactness(made(vectors), IMAGES, LABELS, factors=SCALES)["scale"] == 0.0
+    assert evaluate.compactness(returning(vectors), IMAGES, LABELS, factors=SCALES)["scale"] == 0.0
     vectors[1] = vectors[0] + change  # all alike
-    found = evaluate.compactness(made(vectors), IMAGES, LABELS, factors=SCALES)["scale"]
-    assert found == pytest.approx(0, abs=1e-9)
+    result = evaluate.compactness(returning(vectors), IMAGES, LABELS, factors=SCALES)["scale"]
+    assert result == pytest.approx(0, abs=1e-9)
 
 
 def decode(capsules):
@@ -149,22 +149,22 @@ def decode(capsules):
 @pytest.mark.parametrize("dims", [None, [3, 0]])
 def test_sweep_moves_one_dimension_of_one_capsule(label, moved, dims):
     capsules = np.array([[0.1] * 4, [-0.4] * 4, [0.2] * 4])
-    found = evaluate.sweep(decode, ops.convert_to_tensor(capsules), label, dims=dims)
+    result = evaluate.sweep(decode, ops.convert_to_tensor(capsules), label, dims=dims)
     rows = [0, 1, 2, 3] if dims is None else dims
-    assert found.shape == (len(rows), 11, 2, 6, 1)
+    assert result.shape == (len(rows), 11, 2, 6, 1)
     for row, dim in enumerate(rows):
         for column, offset in enumerate([-0.25, -0.2, -0.15, -0.1, -0.05, 0, 0.05, 0.1, 0.15, 0.2, 0.25]):
             expected = capsules.copy()
             expected[moved, dim] += offset
-            np.testing.assert_allclose(found[row, column].reshape(3, 4), expected, atol=1e-6)
+            np.testing.assert_allclose(result[row, column].reshape(3, 4), expected, atol=1e-6)
 
 
 def test_compactness_and_sweep_of_a_model(small_model, resized, digits):
     model = small_model(reconstruction="conditional", reconstruction_units=(8,))
     represent = taps.tap(model, "capsules")
     x, y = resized(4, 12), digits[1][:4]
-    found = evaluate.compactness(represent, x, y, batch_size=22)
-    assert all(0 < value < np.log(6) for value in found.values())
+    result = evaluate.compactness(represent, x, y, batch_size=22)
+    assert all(0 < value < np.log(6) for value in result.values())
     blank = evaluate.compactness(represent, 0 * x[:2], y[:2], batch_size=22)
     assert set(blank.values()) == {0.0}
     capsules = CapsuleMask()(represent(x), y)[2]
@@ -195,9 +195,9 @@ def test_agreement_agrees_with_the_equation():
             terms.append(s @ (s @ s / (1 + s @ s) * s / np.sqrt(s @ s)))  # v_j = g(s_j), Eq. 4.2
         target.append(terms[t])
         others.append(sum(terms) - terms[t])
-    found = evaluate.agreement(*routed())
-    assert found == (pytest.approx(np.mean(target), rel=1e-5), pytest.approx(np.mean(others), rel=1e-5))
-    assert all(isinstance(value, float) for value in found)
+    result = evaluate.agreement(*routed())
+    assert result == (pytest.approx(np.mean(target), rel=1e-5), pytest.approx(np.mean(others), rel=1e-5))
+    assert all(isinstance(value, float) for value in result)
 
 
 @given(st.integers(0, 1000), st.integers(1, 4), st.integers(1, 4))
@@ -217,8 +217,8 @@ def test_agreement_is_the_sum_over_classes_split_in_two(seed, batch, classes):
 def test_vote_statistics_agree_with_a_loop(label):
     votes, capsules, coupling, _ = routed()
     labels = np.full(3, label)
-    found = evaluate.vote_statistics(votes, capsules, coupling, labels)
-    assert {name: array.shape for name, array in found.items()} == {
+    result = evaluate.vote_statistics(votes, capsules, coupling, labels)
+    assert {name: array.shape for name, array in result.items()} == {
         "classes": (2, 3),
         "cosine": (2, 3, 5),
         "length": (2, 3, 5),
@@ -227,14 +227,14 @@ def test_vote_statistics_agree_with_a_loop(label):
     for b in range(3):
         others = [j for j in range(4) if j != label]
         longest = max(others, key=lambda j: np.linalg.norm(capsules[b, j]))
-        assert found["classes"][:, b].tolist() == [label, longest]
+        assert result["classes"][:, b].tolist() == [label, longest]
         for k, j in enumerate((label, longest)):
             for i in range(5):
                 u, v = votes[b, i, j], capsules[b, j]
-                assert found["length"][k, b, i] == pytest.approx(np.linalg.norm(u), rel=1e-5)
+                assert result["length"][k, b, i] == pytest.approx(np.linalg.norm(u), rel=1e-5)
                 cosine = u @ v / np.linalg.norm(u) / np.linalg.norm(v)
-                assert found["cosine"][k, b, i] == pytest.approx(cosine, abs=1e-5)
-                assert found["coupling"][k, b, i] == coupling[b, i, j]
+                assert result["cosine"][k, b, i] == pytest.approx(cosine, abs=1e-5)
+                assert result["coupling"][k, b, i] == coupling[b, i, j]
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e30])
@@ -258,8 +258,8 @@ def test_vote_gradients_agree_with_differences():
     def loss(lengths):
         return ops.sum(weights * ops.square(lengths), axis=-1)
 
-    found = evaluate.vote_gradients(pool, votes, loss)
-    assert found.shape == votes.shape
+    result = evaluate.vote_gradients(pool, votes, loss)
+    assert result.shape == votes.shape
 
     def total(votes):
         value = 0.0
@@ -273,7 +273,7 @@ def test_vote_gradients_agree_with_differences():
         step = np.zeros(votes.shape)
         step[index] = 1e-4
         difference = (total(votes + step) - total(votes - step)) / 2e-4
-        assert found[index] == pytest.approx(difference, abs=1e-5)
+        assert result[index] == pytest.approx(difference, abs=1e-5)
 
 
 def test_vote_gradients_tell_rolled_from_unrolled_routing():

@@ -34,7 +34,7 @@ class Replica:
 
     def norm(self, x, name):
         mean, variance, scale, offset = (
-            self.arrays[f"{name}.{one}"] for one in ("running_mean", "running_var", "weight", "bias")
+            self.arrays[f"{name}.{each}"] for each in ("running_mean", "running_var", "weight", "bias")
         )
         return (x - mean) / np.sqrt(variance + 1e-5) * scale + offset
 
@@ -191,10 +191,10 @@ print(np.isfinite(loss))
 
 def test_shortcut_without_parameters():
     x = np.random.default_rng(0).normal(size=(2, 5, 4, 3)).astype("float32")
-    found = ops.convert_to_numpy(PadChannels(8)(x))
-    assert found.shape == PadChannels(8).compute_output_shape(x.shape) == (2, 3, 2, 8)
-    np.testing.assert_array_equal(found[..., 2:5], x[:, ::2, ::2])
-    np.testing.assert_array_equal(found[..., [0, 1, 5, 6, 7]], 0)
+    result = ops.convert_to_numpy(PadChannels(8)(x))
+    assert result.shape == PadChannels(8).compute_output_shape(x.shape) == (2, 3, 2, 8)
+    np.testing.assert_array_equal(result[..., 2:5], x[:, ::2, ::2])
+    np.testing.assert_array_equal(result[..., [0, 1, 5, 6, 7]], 0)
 
 
 def test_says_what_is_wrong_with_the_model():

@@ -24,24 +24,24 @@ def batches(size):
 def unfooled(x, y):
     """How many PGD leaves, applied to the correctly classified of a batch by hand."""
     correct = (x.reshape(-1, 36) @ WEIGHTS).argmax(1) == y
-    found = PGD(model, x[correct], y[correct])
-    return (ops.convert_to_numpy(model(found)).argmax(1) == y[correct]).sum()
+    adversarial = PGD(model, x[correct], y[correct])
+    return (ops.convert_to_numpy(model(adversarial)).argmax(1) == y[correct]).sum()
 
 
 @pytest.mark.parametrize("size", [50, 16])
 def test_equals_attacking_every_example_to_the_end(size):
-    found = evaluate.robustness(model, PGD, batches(size))
+    result = evaluate.robustness(model, PGD, batches(size))
     to_the_end = evaluate.robustness(model, PGD, batches(size), early=False)
     expected = [CORRECT.mean(), sum(unfooled(x, y) for x, y in batches(size)) / 50]
     assert 0 < expected[1] < expected[0]
-    for one in (found, to_the_end):
-        np.testing.assert_allclose([one.accuracy, one.robust_accuracy], expected, atol=1e-6)
-        np.testing.assert_allclose(one.success_rate, 1 - expected[1] / expected[0], atol=1e-6)
-        assert one.examples == 50
-        assert one.seconds_per_example > 0
-        assert one.norms["linf"] <= 0.03 + 1e-6
+    for each in (result, to_the_end):
+        np.testing.assert_allclose([each.accuracy, each.robust_accuracy], expected, atol=1e-6)
+        np.testing.assert_allclose(each.success_rate, 1 - expected[1] / expected[0], atol=1e-6)
+        assert each.examples == 50
+        assert each.seconds_per_example > 0
+        assert each.norms["linf"] <= 0.03 + 1e-6
     assert evaluate.robust_accuracy(model, PGD, batches(size)) == pytest.approx(expected[1])
-    assert evaluate.success_rate(model, PGD, batches(size)) == pytest.approx(found.success_rate)
+    assert evaluate.success_rate(model, PGD, batches(size)) == pytest.approx(result.success_rate)
 
 
 def test_fooled_examples_leave_and_only_correct_ones_are_attacked():
@@ -68,10 +68,10 @@ def test_the_objective_is_attacked_and_the_model_judges():
         assert judge is model
         return lambda x: calls.append(x.shape) or -model(x)  # the wrong way round
 
-    found = evaluate.robustness(model, attacks.BIM(0.05), (X, Y), objective=objective)
+    result = evaluate.robustness(model, attacks.BIM(0.05), (X, Y), objective=objective)
     assert calls
-    assert found.success_rate == 0
-    assert np.isnan(found.norms["l2"])
+    assert result.success_rate == 0
+    assert np.isnan(result.norms["l2"])
 
 
 def scores(x):
@@ -80,16 +80,16 @@ def scores(x):
 
 def test_targeted():
     targets = evaluate.random_targets(3, seed=4)
-    wanted = np.stack([targets(Y, numbers) for numbers in np.arange(200)[:, None] + np.arange(len(Y))])
-    assert (wanted != Y).all()
-    assert 0.4 < ((wanted - Y) % 3 == 1).mean() < 0.6
+    target_ids = np.stack([targets(Y, numbers) for numbers in np.arange(200)[:, None] + np.arange(len(Y))])
+    assert (target_ids != Y).all()
+    assert 0.4 < ((target_ids - Y) % 3 == 1).mean() < 0.6
     np.testing.assert_array_equal(targets(Y[10:20], np.arange(10, 20)), targets(Y)[10:20])
     # Success is counted over images that were classified correctly.
-    found = evaluate.robustness(model, PGD, (X, Y), targets=lambda y: (y + 1) % 3)
+    result = evaluate.robustness(model, PGD, (X, Y), targets=lambda y: (y + 1) % 3)
     adversarial = PGD(model, X, (Y + 1) % 3, targeted=True)
     hit = ops.convert_to_numpy(model(adversarial)).argmax(1) == (Y + 1) % 3
-    np.testing.assert_allclose(found.success_rate, hit[CORRECT].mean(), atol=1e-6)
-    np.testing.assert_allclose(found.robust_accuracy, (CORRECT & ~hit).mean(), atol=1e-6)
+    np.testing.assert_allclose(result.success_rate, hit[CORRECT].mean(), atol=1e-6)
+    np.testing.assert_allclose(result.robust_accuracy, (CORRECT & ~hit).mean(), atol=1e-6)
 
 
 def test_all_objectives_and_batches_want_the_same_random_classes():
@@ -106,11 +106,11 @@ def test_all_objectives_and_batches_want_the_same_random_classes():
     for size in (50, 7):
         attacks_of_size = {f"{name} {size}": attack_of(f"{name} {size}") for name in ("a", "b")}
         evaluate.attack_table(model, attacks_of_size, (X, Y), batch_size=size, **settings)
-    pixels, wanted = (np.concatenate(part) for part in zip(*seen["a 50"], strict=True))
+    pixels, targets = (np.concatenate(part) for part in zip(*seen["a 50"], strict=True))
     assert len(seen) == 4
     for batches in seen.values():
         np.testing.assert_array_equal(np.concatenate([pixel for pixel, _ in batches]), pixels)
-        np.testing.assert_array_equal(np.concatenate([classes for _, classes in batches]), wanted)
+        np.testing.assert_array_equal(np.concatenate([classes for _, classes in batches]), targets)
 
 
 def test_norms_of_images_at_which_all_attacks_succeed():
@@ -140,35 +140,35 @@ def test_a_table_names_what_is_judged():
 def test_norms_of_perturbations():
     change = np.zeros((2, 6, 6, 1))
     change[0, 0, :2, 0] = 0.3, -0.4
-    found = evaluate.perturbation_norms(X[:2], X[:2] + change)
+    result = evaluate.perturbation_norms(X[:2], X[:2] + change)
     for name, expected in {"l0": 2, "l1": 0.7, "l2": 0.5, "linf": 0.4}.items():
-        np.testing.assert_allclose(found[name], [expected, 0], atol=1e-6)
+        np.testing.assert_allclose(result[name], [expected, 0], atol=1e-6)
 
 
 def test_attacks_without_steps_are_run_whole():
-    found = evaluate.robustness(model, lambda objective, x, y, targeted: 1 - x, (X, Y))
+    result = evaluate.robustness(model, lambda objective, x, y, targeted: 1 - x, (X, Y))
     flipped = ((1 - X).reshape(50, 36) @ WEIGHTS).argmax(1) == Y
-    np.testing.assert_allclose(found.robust_accuracy, (flipped & CORRECT).mean(), atol=1e-6)
+    np.testing.assert_allclose(result.robust_accuracy, (flipped & CORRECT).mean(), atol=1e-6)
 
 
 def test_nothing_to_attack_is_no_crash_and_no_data_an_error():
     wrong = (X, (Y + 1 + (CORRECT == 0)) % 3)
     keep = (X.reshape(50, 36) @ WEIGHTS).argmax(1) != wrong[1]
-    found = evaluate.robustness(model, PGD, (X[keep], wrong[1][keep]))
-    assert (found.accuracy, found.robust_accuracy) == (0, 0)
-    assert np.isnan(found.success_rate)
+    result = evaluate.robustness(model, PGD, (X[keep], wrong[1][keep]))
+    assert (result.accuracy, result.robust_accuracy) == (0, 0)
+    assert np.isnan(result.success_rate)
     with pytest.raises(ValueError, match="at least one example; the data set is empty"):
         evaluate.robustness(model, PGD, [])
 
 
 def test_a_table_of_attacks_and_objectives():
     goals = {"model": lambda model: model, "reversed": lambda model: lambda x: -model(x)}
-    found = evaluate.attack_table(model, {"PGD": PGD, "FGSM": attacks.FGSM(0.03)}, (X, Y), objectives=goals)
-    assert found["objective"] == ["model", "model", "reversed", "reversed"]
-    assert found["attack"] == ["PGD", "FGSM"] * 2
-    assert found["robust_accuracy"][0] == pytest.approx(evaluate.robust_accuracy(model, PGD, (X, Y)))
-    assert found["robust_accuracy"][2] == pytest.approx(CORRECT.mean())
-    assert {"l0", "l1", "l2", "linf", "seconds_per_example", "success_rate"} <= set(found.columns)
+    result = evaluate.attack_table(model, {"PGD": PGD, "FGSM": attacks.FGSM(0.03)}, (X, Y), objectives=goals)
+    assert result["objective"] == ["model", "model", "reversed", "reversed"]
+    assert result["attack"] == ["PGD", "FGSM"] * 2
+    assert result["robust_accuracy"][0] == pytest.approx(evaluate.robust_accuracy(model, PGD, (X, Y)))
+    assert result["robust_accuracy"][2] == pytest.approx(CORRECT.mean())
+    assert {"l0", "l1", "l2", "linf", "seconds_per_example", "success_rate"} <= set(result.columns)
     assert evaluate.attack_table(model, {"PGD": PGD}, (X, Y))["objective"] == ["natural"]
 
 
@@ -181,13 +181,13 @@ def test_transfer_is_the_share_of_the_targets_correct_examples():
     attack = attacks.BIM(0.05, step_size=0.02)
     models = {"model": model, "related": related}
     for dataset in ((X, Y), batches(16)):
-        found = evaluate.transfer_matrix(models, attack, dataset)
-        assert found["target"] == ["model", "related"]
-        for row in found.rows:
+        result = evaluate.transfer_matrix(models, attack, dataset)
+        assert result["target"] == ["model", "related"]
+        for row in result.rows:
             for source in models:
                 target = models[row["target"]]
                 right = ops.convert_to_numpy(target(X)).argmax(1) == Y
                 wrong = ops.convert_to_numpy(target(attack(models[source], X, Y))).argmax(1) != Y
                 assert row[source] == pytest.approx((right & wrong).sum() / right.sum())
-    chosen = evaluate.transfer_matrix({"related": related}, attack, (X, Y), sources={"reversed": lambda x: -model(x)})
-    assert chosen.columns == ["target", "reversed"]
+    table = evaluate.transfer_matrix({"related": related}, attack, (X, Y), sources={"reversed": lambda x: -model(x)})
+    assert table.columns == ["target", "reversed"]

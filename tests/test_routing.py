@@ -43,7 +43,7 @@ def test_shapes_config_and_mixed_precision(name):
     assert capsules.shape == (2, 3, 4) and coupling.shape == (2, 6, 3)
     np.testing.assert_array_equal(layer(VOTES, *per_input), capsules)
     spec = layer.compute_output_spec(keras.KerasTensor(VOTES.shape), *per_input, return_coupling=True)
-    assert [one.shape for one in spec] == [(2, 3, 4), (2, 6, 3)]
+    assert [each.shape for each in spec] == [(2, 3, 4), (2, 6, 3)]
     twin = keras.layers.deserialize(keras.layers.serialize(layer))
     assert twin.get_config() == layer.get_config()
     twin(VOTES, *per_input)
@@ -175,7 +175,7 @@ def test_nothing_active_gives_no_nan(name):
     make, per_input = ROUTINGS[name]
     layer = make()
     layer(VOTES, *per_input)
-    zeros = [np.zeros_like(one) for one in per_input]
+    zeros = [np.zeros_like(each) for each in per_input]
     capsules, gradient = value_and_gradient(lambda v: layer(v, *zeros))(np.zeros_like(VOTES))
     assert np.isfinite(ops.convert_to_numpy(capsules)).all()
     assert np.isfinite(ops.convert_to_numpy(gradient)).all()

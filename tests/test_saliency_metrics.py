@@ -27,17 +27,17 @@ def scored(x):
 
 def naive_curves(x, maps, patch, steps, filling, target, descending):
     curves = []
-    for image, heatmap, fill, wanted in zip(x, maps, filling, target, strict=True):
+    for image, heatmap, fill, class_id in zip(x, maps, filling, target, strict=True):
         regions = []
         for top in range(0, image.shape[0], patch):
             for left in range(0, image.shape[1], patch):
                 where = (slice(top, top + patch), slice(left, left + patch))
                 regions.append((heatmap[where].sum(dtype="float64"), where))
-        regions.sort(key=lambda one: -one[0] if descending else one[0])
+        regions.sort(key=lambda region: -region[0] if descending else region[0])
         now, curve = image.copy(), [0.0]
         for _, where in regions[:steps]:
             now[where] = fill[where]
-            curve.append(scored(image[None])[0, wanted] - scored(now[None])[0, wanted])
+            curve.append(scored(image[None])[0, class_id] - scored(now[None])[0, class_id])
         curves.append(curve)
     return np.array(curves)
 
@@ -46,17 +46,17 @@ def naive_curves(x, maps, patch, steps, filling, target, descending):
 @pytest.mark.parametrize("patch, steps", [(1, 20), (2, None), (3, 5), (7, None)])
 def test_aopc_equals_a_naive_one(patch, steps, order):
     target = np.array([2, 0, 3])
-    found = evaluate.aopc(linear, X, MAPS, patch=patch, steps=steps, fill=0.25, order=order, target=target)
+    result = evaluate.aopc(linear, X, MAPS, patch=patch, steps=steps, fill=0.25, order=order, target=target)
     filling = np.full_like(X, 0.25)
     expected = naive_curves(X, MAPS, patch, steps, filling, target, order == "descending")
-    np.testing.assert_allclose(found.curve, expected, atol=1e-5)
-    np.testing.assert_allclose(found.area, expected.sum(axis=1) / expected.shape[1], atol=1e-5)
+    np.testing.assert_allclose(result.curve, expected, atol=1e-5)
+    np.testing.assert_allclose(result.area, expected.sum(axis=1) / expected.shape[1], atol=1e-5)
 
 
 @pytest.mark.parametrize("patch, steps", [(1, 56), (3, 10), (5, None)])
 def test_aopc_around_pixels_equals_a_naive_one(patch, steps):
     target = np.array([2, 0, 3])
-    found = evaluate.aopc(linear, X, MAPS, patch=patch, regions="pixels", steps=steps, target=target, seed=4)
+    result = evaluate.aopc(linear, X, MAPS, patch=patch, regions="pixels", steps=steps, target=target, seed=4)
     filling = np.random.default_rng(4).uniform(size=X.shape).astype("float32")
     reach = patch // 2
     for k, (image, heatmap, fill) in enumerate(zip(X, MAPS, filling, strict=True)):
@@ -65,7 +65,7 @@ def test_aopc_around_pixels_equals_a_naive_one(patch, steps):
         for step, (row, column) in enumerate(zip(*np.unravel_index(order, heatmap.shape), strict=True), 1):
             where = slice(max(row - reach, 0), row + reach + 1), slice(max(column - reach, 0), column + reach + 1)
             now[where] = fill[where]
-            assert found.curve[k, step] == pytest.approx(clean - scored(now[None])[0, target[k]], abs=1e-5)
+            assert result.curve[k, step] == pytest.approx(clean - scored(now[None])[0, target[k]], abs=1e-5)
 
 
 @given(st.integers(1, 40), st.integers(0, 3))
@@ -116,7 +116,9 @@ def test_aopc_of_live_and_served_models_agree(small_model, digits, resized, tmp_
     model, x = small_model(), resized(4, 12)
     maps = rng.uniform(size=(4, 12, 12))
     serving.export(model, tmp_path)
-    curves = [evaluate.aopc(one, x, maps, patch=4).curve for one in (model, serving.load(tmp_path), lambda x: model(x))]
+    curves = [
+        evaluate.aopc(each, x, maps, patch=4).curve for each in (model, serving.load(tmp_path), lambda x: model(x))
+    ]
     for curve in curves[1:]:
         np.testing.assert_allclose(curve, curves[0], atol=1e-5)
 
@@ -178,7 +180,7 @@ def naive_ablation(image, heatmap, mean, size):
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 20])
 def test_ablation_equals_a_naive_one(size):
     mean, target = X.mean(axis=0), np.array([1, 1, 3])
-    after = np.stack([naive_ablation(image, one, mean, size) for image, one in zip(X, MAPS, strict=True)])
+    after = np.stack([naive_ablation(image, heatmap, mean, size) for image, heatmap in zip(X, MAPS, strict=True)])
     rows = np.arange(3)
     before = scored(X)[rows, target]
     expected = before - scored(after)[rows, target]
@@ -186,19 +188,19 @@ def test_ablation_equals_a_naive_one(size):
     np.testing.assert_allclose(evaluate.ablation_drop(linear, X, MAPS, **settings), expected, atol=1e-6)
     relative = evaluate.ablation_drop(linear, X, MAPS, relative=True, batch_size=2, **settings)
     np.testing.assert_allclose(relative, expected / np.abs(before), atol=1e-5)
-    one = evaluate.ablation_drop(linear, X, MAPS, mean=0.5, target=1)
-    np.testing.assert_array_equal(one, evaluate.ablation_drop(linear, X, MAPS, mean=0.5, target=[1, 1, 1]))
+    heatmap = evaluate.ablation_drop(linear, X, MAPS, mean=0.5, target=1)
+    np.testing.assert_array_equal(heatmap, evaluate.ablation_drop(linear, X, MAPS, mean=0.5, target=[1, 1, 1]))
 
 
 def test_neuron_ablation_equals_a_naive_one_and_shows_the_diagonal():
     maps, mean = rng.normal(size=(4, 3, 7, 8)), X.mean(axis=0)
-    found = evaluate.neuron_ablation(linear, X, maps, mean=mean, size=3)
-    assert found.shape == (3, 4, 4)
+    result = evaluate.neuron_ablation(linear, X, maps, mean=mean, size=3)
+    assert result.shape == (3, 4, 4)
     relative = evaluate.neuron_ablation(linear, X, maps, mean=mean, size=3, relative=True, batch_size=2)
     for image, i in np.ndindex(3, 4):
         after = naive_ablation(X[image], maps[i, image], mean, 3)
         expected = scored(X[image][None])[0] - scored(after[None])[0]
-        np.testing.assert_allclose(found[image, i], expected, atol=1e-6)
+        np.testing.assert_allclose(result[image, i], expected, atol=1e-6)
         np.testing.assert_allclose(relative[image, i], expected / np.abs(scored(X[image][None])[0]), atol=1e-5)
 
     def quadrants(x):
@@ -241,17 +243,18 @@ def test_pointing_game_equals_a_naive_one(seed):
     maps = np.random.default_rng(seed).normal(size=(3, 7, 8)) ** 3
     masks, thresholds = masks_of(BOXES), [0.1, 5, 20, 60, 100]
     expected = [
-        [naive_hit(one.astype("float32"), mask, p) for p in thresholds] for one, mask in zip(maps, masks, strict=True)
+        [naive_hit(heatmap.astype("float32"), mask, p) for p in thresholds]
+        for heatmap, mask in zip(maps, masks, strict=True)
     ]
-    found = evaluate.pointing_game(maps, BOXES, threshold=thresholds)
-    np.testing.assert_array_equal(found, expected)
-    assert (np.diff(found.astype(int), axis=1) <= 0).all()  # more energy is harder
+    result = evaluate.pointing_game(maps, BOXES, threshold=thresholds)
+    np.testing.assert_array_equal(result, expected)
+    assert (np.diff(result.astype(int), axis=1) <= 0).all()  # more energy is harder
     classic = evaluate.pointing_game(maps, BOXES)
-    highest = [np.unravel_index(one.argmax(), one.shape) for one in maps]
+    highest = [np.unravel_index(heatmap.argmax(), heatmap.shape) for heatmap in maps]
     np.testing.assert_array_equal(classic, [mask[place] for mask, place in zip(masks, highest, strict=True)])
     np.testing.assert_array_equal(evaluate.pointing_game(maps, masks.astype("uint8")), classic)
-    np.testing.assert_array_equal(found[:, 0], classic)
-    np.testing.assert_array_equal(evaluate.pointing_game(maps, masks, threshold=20), found[:, 2])
+    np.testing.assert_array_equal(result[:, 0], classic)
+    np.testing.assert_array_equal(evaluate.pointing_game(maps, masks, threshold=20), result[:, 2])
 
 
 def test_pointing_game_at_its_ends():
@@ -273,15 +276,15 @@ def test_pointing_game_at_its_ends():
 def test_patch_share():
     maps = np.zeros((3, 4, 5))
     maps[0, 1, 1], maps[0, 3, 3], maps[1, 1, 2] = -3, 1, 2
-    found = evaluate.patch_share(maps, [(0, 0, 2, 3)] * 3)
-    np.testing.assert_allclose(found["sum"], [0.75, 1, 0])
-    np.testing.assert_array_equal(found["max"], [1, 1, 0])
+    result = evaluate.patch_share(maps, [(0, 0, 2, 3)] * 3)
+    np.testing.assert_allclose(result["sum"], [0.75, 1, 0])
+    np.testing.assert_array_equal(result["max"], [1, 1, 0])
     random = rng.normal(size=(3, 7, 8))
     masks = masks_of(BOXES)
-    found = evaluate.patch_share(random, BOXES)
-    for one, mask, total, most in zip(np.abs(random), masks, found["sum"], found["max"], strict=True):
-        assert total == pytest.approx(one[mask].sum() / one.sum(), abs=1e-6)
-        assert most == (one[mask].max() == one.max())
+    result = evaluate.patch_share(random, BOXES)
+    for each, mask, total, most in zip(np.abs(random), masks, result["sum"], result["max"], strict=True):
+        assert total == pytest.approx(each[mask].sum() / each.sum(), abs=1e-6)
+        assert most == (each[mask].max() == each.max())
 
 
 def test_localisation_says_what_is_wrong():
@@ -338,21 +341,21 @@ def weights_as_maps(model):
 def test_parameter_randomization_tells_what_depends_on_weights_and_restores_them():
     model, x = two_layers(), rng.uniform(size=(3, 4, 4, 1)).astype("float32")
     before = model.get_weights()
-    found = evaluate.parameter_randomization(weights_as_maps, model, x)
-    assert list(found) == ["top", "low"]
-    assert all(one.shape == (3,) and (one < 0.999).all() for one in found.values())
+    result = evaluate.parameter_randomization(weights_as_maps, model, x)
+    assert list(result) == ["top", "low"]
+    assert all(each.shape == (3,) and (each < 0.999).all() for each in result.values())
     edges = evaluate.parameter_randomization(lambda model: lambda x, target: x[..., 0], model, x, target=1)
     np.testing.assert_allclose(list(edges.values()), 1)
     alone = evaluate.parameter_randomization(weights_as_maps, model, x, cascading=False)
-    np.testing.assert_array_equal(alone["top"], found["top"])
-    assert not np.allclose(alone["low"], found["low"])
+    np.testing.assert_array_equal(alone["top"], result["top"])
+    assert not np.allclose(alone["low"], result["low"])
 
-    made = []
+    models = []
 
     def failing(model):
-        if made:
+        if models:
             raise RuntimeError("no second time")
-        made.append(model)
+        models.append(model)
         return weights_as_maps(model)
 
     with pytest.raises(RuntimeError, match="no second time"):
@@ -368,10 +371,10 @@ def test_class_sensitivity():
     explainer = weights_as_maps(model)
     np.testing.assert_allclose(evaluate.class_sensitivity(explainer, x, 1, 1), 1)
     expected = evaluate.rank_correlation(explainer(x, np.array([0, 1, 2])), explainer(x, 2))
-    found = evaluate.class_sensitivity(explainer, x, np.array([0, 1, 2]), 2)
-    np.testing.assert_array_equal(found, expected)
-    assert found[2] == pytest.approx(1)
-    assert (found[:2] < 0.999).all()
+    result = evaluate.class_sensitivity(explainer, x, np.array([0, 1, 2]), 2)
+    np.testing.assert_array_equal(result, expected)
+    assert result[2] == pytest.approx(1)
+    assert (result[:2] < 0.999).all()
 
 
 def test_conservation():

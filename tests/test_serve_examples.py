@@ -71,12 +71,12 @@ def test_c_api_answers_and_refuses_without_python_tensorflow(enlarged_digits, se
     assert imported == "[]"
     assert len(refused) == 4 * 10
     assert [line for line in refused if "images" not in line.split(": ", 1)[1]] == []
-    with np.load(tmp_path / "out.npz") as found:
-        assert {name.split("/")[0] for name in found} == set(expected)
+    with np.load(tmp_path / "out.npz") as arrays:
+        assert {name.split("/")[0] for name in arrays} == set(expected)
         for endpoint, inputs in expected.items():
             for name, value in served_digits.run(endpoint, **inputs).items():
-                np.testing.assert_allclose(found[f"{endpoint}/{name}"], value, atol=1e-5)
-                assert found[f"{endpoint}/{name}"].dtype == value.numpy().dtype
+                np.testing.assert_allclose(arrays[f"{endpoint}/{name}"], value, atol=1e-5)
+                assert arrays[f"{endpoint}/{name}"].dtype == value.numpy().dtype
 
 
 def test_c_api_program_lists_and_answers(enlarged_digits, served_digits, serve_main, tmp_path):
@@ -86,34 +86,34 @@ def test_c_api_program_lists_and_answers(enlarged_digits, served_digits, serve_m
     assert lines["lengths"] == "images DT_FLOAT (-1, 28, 28, 1) -> outputs DT_FLOAT (-1, 10)"
     (tmp_path / "one.png").write_bytes(png(x[0]))
     (line,) = serve_main("c_api", MODEL, "--signature", "serve_bytes", f"encoded={tmp_path / 'one.png'}")
-    found = json.loads(line)
-    np.testing.assert_allclose(found["outputs"], served_digits(x[:1]), atol=1e-2)  # rounded to 8 bits
+    arrays = json.loads(line)
+    np.testing.assert_allclose(arrays["outputs"], served_digits(x[:1]), atol=1e-2)  # rounded to 8 bits
     np.save(tmp_path / "x.npy", x)
     serve_main("c_api", MODEL, "--signature", "explain", f"images={tmp_path / 'x.npy'}", "--out", tmp_path / "out.npz")
-    with np.load(tmp_path / "out.npz") as found:
-        np.testing.assert_allclose(found["maps"], served_digits.explain(x)["maps"], atol=1e-5)
+    with np.load(tmp_path / "out.npz") as arrays:
+        np.testing.assert_allclose(arrays["maps"], served_digits.explain(x)["maps"], atol=1e-5)
 
 
 def test_c_api_passes_all_dtypes(serve_example, tmp_path):
     import tensorflow as tf
 
     c_api = serve_example("c_api")
-    given = {name: np.arange(6).reshape(2, 3).astype(name) for name in c_api.CODES if name != "object"}
+    arguments = {name: np.arange(6).reshape(2, 3).astype(name) for name in c_api.CODES if name != "object"}
     texts = [b"", b"short", b"\0with zeros\0", b"longer than what is kept in place" * 9]
-    given["object"] = np.array(texts, "object").reshape(2, 2)
+    arguments["object"] = np.array(texts, "object").reshape(2, 2)
     echo = tf.Module()
-    specs = {name: tf.TensorSpec(None, "string" if name == "object" else name, name) for name in given}
+    specs = {name: tf.TensorSpec(None, "string" if name == "object" else name, name) for name in arguments}
     echo.call = tf.function(lambda **inputs: {name: tf.identity(value) for name, value in inputs.items()})
     tf.saved_model.save(echo, str(tmp_path / "1"), echo.call.get_concrete_function(**specs))
     model = c_api.SavedModel(c_api.newest(tmp_path))
     signature = model.signatures["serving_default"]
     assert all(info["shape"] is None for info in signature["inputs"].values())
-    strided = {name: array[::-1, ::2] for name, array in given.items()}
-    for arrays in (given, strided, {name: array[:0] for name, array in given.items()}):
-        found = model.run("serving_default", arrays)
+    strided = {name: array[::-1, ::2] for name, array in arguments.items()}
+    for arrays in (arguments, strided, {name: array[:0] for name, array in arguments.items()}):
+        result = model.run("serving_default", arrays)
         for name, array in arrays.items():
-            assert found[name].dtype == array.dtype
-            np.testing.assert_array_equal(found[name], array)
+            assert result[name].dtype == array.dtype
+            np.testing.assert_array_equal(result[name], array)
 
 
 def test_c_api_says_what_is_wrong(serve_example, serve_main, enlarged_digits, tmp_path):
@@ -205,9 +205,9 @@ def test_export_writes_endpoints_card_and_warm_up(small_model, serve_main, tmp_p
 def test_digits_model_is_made_by_its_script(serve_main, tmp_path):
     pytest.importorskip("tensorflow_serving")
     printed = "\n".join(serve_main("make_digits_model", "--epochs", 1, "--out", tmp_path))
-    made, kept = (json.loads((path / "1" / "model_card.json").read_text()) for path in (tmp_path, MODEL))
-    assert made["endpoints"] == kept["endpoints"]
-    assert kept["trained"] == made["trained"].replace("; 1 epochs", "; 15 epochs")
+    new, kept = (json.loads((path / "1" / "model_card.json").read_text()) for path in (tmp_path, MODEL))
+    assert new["endpoints"] == kept["endpoints"]
+    assert kept["trained"] == new["trained"].replace("; 1 epochs", "; 15 epochs")
     assert f"-e MODEL_NAME={tmp_path.name} tensorflow/serving" in printed
 
 

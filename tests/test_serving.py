@@ -102,9 +102,9 @@ def exported(tmp_path_factory):
     def make(name):
         keras.utils.set_random_seed(0)
         model = FAMILIES[name]()
-        explainers = {key: one(model) for key, one in EXPLAINERS.get(name, {}).items()}
-        wanted = [] if name in FEW_TAPS else None
-        return model, serving.export(model, tmp_path_factory.mktemp(name), taps=wanted, explainers=explainers)
+        explainers = {key: explainer(model) for key, explainer in EXPLAINERS.get(name, {}).items()}
+        tap_names = [] if name in FEW_TAPS else None
+        return model, serving.export(model, tmp_path_factory.mktemp(name), taps=tap_names, explainers=explainers)
 
     return make
 
@@ -162,11 +162,11 @@ def test_families_answer_where_the_package_is_not_installed(families, exported, 
         np.save(folder.parent / "x.npy", images(exported(name)[0], 64))
     answers = int(fresh_process(ANSWER, tmp_path / "found.npz", *folders.values()))
     compared = 0
-    with np.load(tmp_path / "found.npz") as found:
+    with np.load(tmp_path / "found.npz") as arrays:
         for name, folder in folders.items():
             for endpoint, n, expected in answers_of(exported(name)[0], name, folder):
                 for key, value in expected.items():
-                    answer = found[f"{folder.parent.name}/{endpoint}/{n}/{key}"]
+                    answer = arrays[f"{folder.parent.name}/{endpoint}/{n}/{key}"]
                     scale = max(1, np.abs(value).max())  # logits of random networks may be large
                     # In another order, float32 sums of n terms differ by about the root of n roundings; in a ResNet50 n
                     # is 3 x 3 x 512.
@@ -181,22 +181,22 @@ def answers_of(model, name, folder):
     x = images(model, 64)
     scores = keras.ops.convert_to_numpy(model(x))
     every = {"outputs": scores, "class": scores.argmax(-1)}
-    found = {"serving_default": every}
+    result = {"serving_default": every}
     if model.input_shape[-1] in (1, 3):
-        found["serve_bytes"] = every
+        result["serve_bytes"] = every
     for tap in [] if name in FEW_TAPS else taps.names(model):
-        found[tap] = {"outputs": keras.ops.convert_to_numpy(taps.tap(model, tap)(x))}
-    if "contributions" in found:
-        found["explain"] = {**every, "maps": found["contributions"]["outputs"]}
+        result[tap] = {"outputs": keras.ops.convert_to_numpy(taps.tap(model, tap)(x))}
+    if "contributions" in result:
+        result["explain"] = {**every, "maps": result["contributions"]["outputs"]}
     elif name in BUILT_IN:
-        found["explain"] = {**every, "maps": BUILT_IN[name](model)(x)}
+        result["explain"] = {**every, "maps": BUILT_IN[name](model)(x)}
     target = np.arange(64) % 5 - 1
     target = np.where(target < 0, every["class"], target)
     for key, explainer in EXPLAINERS.get(name, {}).items():
-        found[key] = {**every, "maps": explainer(model)(x, target)}
+        result[key] = {**every, "maps": explainer(model)(x, target)}
     card = json.loads((folder / "model_card.json").read_text())
-    assert sorted(card["endpoints"]) == sorted(found)
-    for endpoint, expected in found.items():
+    assert sorted(card["endpoints"]) == sorted(result)
+    for endpoint, expected in result.items():
         for n in (1, 3, 64):
             yield endpoint, n, {key: value[:n] for key, value in expected.items()}
 
@@ -244,13 +244,13 @@ def test_reload_in_a_fresh_process(trained, resized, tmp_path, fresh_process, ki
     path = tmp_path / "model.keras" if kind == "keras" else tmp_path / "served"
     trained.save(path) if kind == "keras" else serving.export(trained, path)
     printed = fresh_process(RELOAD, path, tmp_path / "x.npy", kind, tmp_path / "out.npz")
-    with np.load(tmp_path / "out.npz") as found:
-        np.testing.assert_array_equal(found["lengths"], trained.predict(x, verbose=0))
+    with np.load(tmp_path / "out.npz") as arrays:
+        np.testing.assert_array_equal(arrays["lengths"], trained.predict(x, verbose=0))
         decoded = keras.ops.convert_to_numpy(trained.reconstruct(x))  # not compiled here, hence the tolerance
-        np.testing.assert_allclose(found["decoded"], decoded, atol=1e-6)
+        np.testing.assert_allclose(arrays["decoded"], decoded, atol=1e-6)
         if kind == "saved_model":
-            np.testing.assert_allclose(found["parts"], found["lengths"], atol=1e-6)
-            np.testing.assert_allclose(found["maps"], explain.GraphAttention(trained)(x), atol=1e-6)
+            np.testing.assert_allclose(arrays["parts"], arrays["lengths"], atol=1e-6)
+            np.testing.assert_allclose(arrays["maps"], explain.GraphAttention(trained)(x), atol=1e-6)
             assert printed.strip() == str(taps.names(trained))
         else:
             layers, _, steps = printed.split()
@@ -297,9 +297,9 @@ def test_attacks_find_what_they_find_on_the_live_model(both, name, goal):
     live, served = both(name)
     x, y = images(live, 6), np.arange(6) % CLASSES
     pgd, objective = attacks.PGD(0.1, steps=5, seed=3), getattr(attacks, goal)
-    found = pgd(objective(served), x, y)
-    np.testing.assert_allclose(found, pgd(objective(live), x, y), atol=1e-6)
-    assert np.abs(found - x).max() > 0.05
+    adversarial = pgd(objective(served), x, y)
+    np.testing.assert_allclose(adversarial, pgd(objective(live), x, y), atol=1e-6)
+    assert np.abs(adversarial - x).max() > 0.05
     single = pgd(objective(served), x[:1], y[:1])  # the SavedModel knows no batch size
     np.testing.assert_allclose(single, pgd(objective(live), x[:1], y[:1]), atol=1e-6)
     assert evaluate.robust_accuracy(served, pgd, (x, y), objective=objective) == pytest.approx(
@@ -329,8 +329,8 @@ def test_explanations_are_those_of_the_live_model(both, name, explainer):
     expected = explainer(live)(x, target)
     np.testing.assert_allclose(explainer(served)(x, target), expected, atol=1e-6 * max(1, np.abs(expected).max()))
     assert np.ptp(expected) > 0
-    one, two = (evaluate.aopc(model, x, expected, patch=4, steps=2, target=target).area for model in (live, served))
-    np.testing.assert_allclose(two, one, atol=1e-6)
+    areas = [evaluate.aopc(model, x, expected, patch=4, steps=2, target=target).area for model in (live, served)]
+    np.testing.assert_allclose(*areas, atol=1e-6)
 
 
 @pytest.mark.long
@@ -339,13 +339,13 @@ def test_saved_model_cli_shows_and_runs_every_endpoint(exported, tmp_path, capsy
     model, folder = exported("gracapsnet")
     x = images(model, 3)
     np.save(tmp_path / "images.npy", x)
-    encoded = [keras.utils.array_to_img(255 * one, scale=False) for one in x]
-    np.save(tmp_path / "encoded.npy", np.array([_png(one) for one in encoded]))
+    encoded = [keras.utils.array_to_img(255 * image, scale=False) for image in x]
+    np.save(tmp_path / "encoded.npy", np.array([_png(image) for image in encoded]))
     tool = importlib.import_module("tensorflow.python.tools.saved_model_cli")  # in this process: it starts slowly
     endpoints = json.loads((folder / "model_card.json").read_text())["endpoints"]
 
     def run(*command):
-        arguments = tool.create_parser().parse_args([str(one) for one in command])
+        arguments = tool.create_parser().parse_args([str(image) for image in command])
         arguments.func()
         return capsys.readouterr().out
 
@@ -354,8 +354,8 @@ def test_saved_model_cli_shows_and_runs_every_endpoint(exported, tmp_path, capsy
     assert "shape: (-1, 12, 12, 1)" in shown
     for name, described in endpoints.items():
         assert f"signature_def['{name}']" in shown
-        given = {"images": f"images={tmp_path}/images.npy", "encoded": f"encoded={tmp_path}/encoded.npy"}
-        files = [given[one] for one in described["inputs"] if one in given]
+        inputs = {"images": f"images={tmp_path}/images.npy", "encoded": f"encoded={tmp_path}/encoded.npy"}
+        files = [inputs[image] for image in described["inputs"] if image in inputs]
         target = ["--input_exprs", "target=[-1, 0, 3]" if "target" in described["inputs"] else ""]  # flags are kept
         how = ["--tag_set", "serve", "--signature_def", name, "--inputs", ";".join(files), *target]
         printed = run("run", "--dir", folder, *how, "--outdir", tmp_path / name)
@@ -383,7 +383,7 @@ def test_warm_up_asks_every_endpoint(both, tmp_path):
         request = log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
         inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
         answer = served.run(request.model_spec.signature_name, **{k: tf.constant(v) for k, v in inputs.items()})
-        assert all(len(one) == 2 for one in answer.values())
+        assert all(len(each) == 2 for each in answer.values())
         asked.append(request.model_spec.signature_name)
         if "outputs" in answer and asked[-1] in ("serving_default", "serve_bytes"):
             np.testing.assert_allclose(answer["outputs"], live(x), atol=1e-6)
@@ -412,11 +412,11 @@ def test_malformed_requests_are_refused_by_name(both, raw_signatures, kind):
     bad = change(images(live, 2))
     for endpoint in set(served.endpoints) - {"serve_bytes"}:
         inputs = served.card["endpoints"][endpoint]["inputs"]
-        given = {"images": bad} | ({"target": [-1] * 2} if "target" in inputs else {})
+        arguments = {"images": bad} | ({"target": [-1] * 2} if "target" in inputs else {})
         with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match=rf"(?s)images.*{said}"):
-            served.run(endpoint, **given)
-        raw = {name: tf.constant(value) for name, value in given.items()}
-        raw |= {"target": tf.constant([-1, -1], "int64")} if "target" in given else {}
+            served.run(endpoint, **arguments)
+        raw = {name: tf.constant(value) for name, value in arguments.items()}
+        raw |= {"target": tf.constant([-1, -1], "int64")} if "target" in arguments else {}
         # TensorFlow itself tells the place, not the name, of an input of another dtype.
         with pytest.raises((ValueError, TypeError, tf.errors.InvalidArgumentError), match=r"images|input #0"):
             raw_signatures[endpoint](**raw)
@@ -454,9 +454,9 @@ def test_relevance_of_new_weights_is_exported(tmp_path):
     model.layers[-1].kernel.assign(-model.layers[-1].kernel)
     serving.export(model, tmp_path, explainers={"lrp": explainer}, taps=[])
     served = serving.load(tmp_path)
-    found = served.explain(x, 1, endpoint="lrp")["maps"]
-    np.testing.assert_allclose(found, explain.LRP(model)(x, 1), atol=1e-6)
-    assert np.abs(found - before).max() > 1e-4
+    maps = served.explain(x, 1, endpoint="lrp")["maps"]
+    np.testing.assert_allclose(maps, explain.LRP(model)(x, 1), atol=1e-6)
+    assert np.abs(maps - before).max() > 1e-4
     assert served.endpoints == ["lrp", "serve_bytes", "serving_default"]
 
 
@@ -479,8 +479,8 @@ def test_integers_that_do_not_fit_are_refused(tmp_path):
     model = keras.Model(images, keras.layers.Flatten()(keras.layers.Rescaling(1.0)(images)))
     served = serving.load(serving.export(model, tmp_path))
     x = np.array([0, 1, 254, 255]).reshape(1, 2, 2, 1)
-    for given in (x, x.astype("uint8"), x.astype("float64")):
-        np.testing.assert_array_equal(served(given)[0], [0, 1, 254, 255])
+    for inputs in (x, x.astype("uint8"), x.astype("float64")):
+        np.testing.assert_array_equal(served(inputs)[0], [0, 1, 254, 255])
     for bad in (x + 1, x - 1, x + 2**32):
         with pytest.raises(ValueError, match="Expected images from 0 to 255, as uint8; received others"):
             served(bad)
@@ -504,8 +504,8 @@ def test_images_are_decoded_resized_and_scaled(tmp_path, channels):
 
     x = np.random.default_rng(0).integers(0, 256, (4, 6, 3), "uint8")
     grey = np.repeat(x[..., :1], 3, axis=-1)
-    for one in read(tf.io.encode_png(grey).numpy(), tf.io.encode_png(grey[..., :1]).numpy()):
-        np.testing.assert_allclose(one, grey[..., :channels].ravel() / 255, atol=3e-3)
+    for each in read(tf.io.encode_png(grey).numpy(), tf.io.encode_png(grey[..., :1]).numpy()):
+        np.testing.assert_allclose(each, grey[..., :channels].ravel() / 255, atol=3e-3)
     if channels == 3:
         np.testing.assert_allclose(read(tf.io.encode_png(x).numpy())[0], x.ravel() / 255, atol=1e-6)
     plain = np.full((40, 30, 3), 51, "uint8")

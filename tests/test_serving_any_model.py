@@ -255,10 +255,10 @@ def test_mixed_precision_answers_in_float32(policy, tmp_path):
 def test_taps_of_any_name(tmp_path):
     x = images(3, 12) / 255
     model = nested(vit(), layers.Softmax())
-    wanted = ["norm0a", "attention_0", "attention_1", "features"]
-    loaded = served(model, tmp_path, taps=wanted)
-    assert taps.names(loaded) == sorted(wanted)
-    for name, tapped in zip(wanted, taps.tap(loaded, wanted)(x), strict=True):
+    tap_names = ["norm0a", "attention_0", "attention_1", "features"]
+    loaded = served(model, tmp_path, taps=tap_names)
+    assert taps.names(loaded) == sorted(tap_names)
+    for name, tapped in zip(tap_names, taps.tap(loaded, tap_names)(x), strict=True):
         expected = ops.convert_to_numpy(taps.tap(model, name)(x))
         np.testing.assert_allclose(tapped, expected, atol=1e-6, err_msg=name)
         np.testing.assert_allclose(loaded.taps[name](x), expected, atol=1e-6, err_msg=name)

@@ -38,23 +38,23 @@ def test_rest_has_rows_and_columns_of_tf_serving(stand_in, enlarged_digits, serv
         "status": None,
     }
     for predict in (f"{model}:predict", f"{model}/versions/1:predict"):
-        for instances in (images, [{"images": one} for one in images]):
-            found = ask(predict, {"instances": instances})[1]["predictions"]
-            np.testing.assert_allclose([one["outputs"] for one in found], scores, atol=1e-5)
-            assert [one["class"] for one in found] == np.argmax(scores, -1).tolist()
+        for instances in (images, [{"images": image} for image in images]):
+            predictions = ask(predict, {"instances": instances})[1]["predictions"]
+            np.testing.assert_allclose([image["outputs"] for image in predictions], scores, atol=1e-5)
+            assert [image["class"] for image in predictions] == np.argmax(scores, -1).tolist()
     for inputs in (images, {"images": images}):
-        found = ask(f"{model}:predict", {"signature_name": "capsules", "inputs": inputs})[1]["outputs"]
-        np.testing.assert_allclose(found, served_digits.taps["capsules"](x), atol=1e-5)
-    found = ask(f"{model}:predict", {"signature_name": "capsules", "instances": images})[1]["predictions"]
-    np.testing.assert_allclose(found, served_digits.taps["capsules"](x), atol=1e-5)
-    rows = [{"images": one, "target": 3} for one in images]
-    found = ask(f"{model}:predict", {"signature_name": "clrp", "instances": rows})[1]["predictions"]
+        predictions = ask(f"{model}:predict", {"signature_name": "capsules", "inputs": inputs})[1]["outputs"]
+        np.testing.assert_allclose(predictions, served_digits.taps["capsules"](x), atol=1e-5)
+    predictions = ask(f"{model}:predict", {"signature_name": "capsules", "instances": images})[1]["predictions"]
+    np.testing.assert_allclose(predictions, served_digits.taps["capsules"](x), atol=1e-5)
+    rows = [{"images": image, "target": 3} for image in images]
+    predictions = ask(f"{model}:predict", {"signature_name": "clrp", "instances": rows})[1]["predictions"]
     maps = served_digits.explain(x, 3, endpoint="clrp")["maps"]
-    np.testing.assert_allclose([one["maps"] for one in found], maps, atol=1e-5)
+    np.testing.assert_allclose([image["maps"] for image in predictions], maps, atol=1e-5)
     encoded = {"b64": base64.b64encode(load_test.encoded(np.rint(x[0] * 255).astype("uint8"))).decode()}
     for row in (encoded, {"encoded": encoded}):
-        found = ask(f"{model}:predict", {"signature_name": "serve_bytes", "instances": [row]})[1]["predictions"]
-        np.testing.assert_allclose(found[0]["outputs"], scores[0], atol=1e-2)
+        predictions = ask(f"{model}:predict", {"signature_name": "serve_bytes", "instances": [row]})[1]["predictions"]
+        np.testing.assert_allclose(predictions[0]["outputs"], scores[0], atol=1e-2)
 
 
 @pytest.fixture
@@ -68,7 +68,9 @@ def test_no_request_of_many_clients_is_lost_and_limits_hold(stand_in, load_test,
     connect = functools.partial(serve_example("client").Rest, stand_in, NAME)
     ends, seconds = load_test.load(connect, asked, clients=8)
     assert ends == {"right": 80} and len(seconds) == 80
-    wrong = [(name, given, {key: value + 1 for key, value in expected.items()}) for name, given, expected in asked[:1]]
+    wrong = [
+        (name, inputs, {key: value + 1 for key, value in expected.items()}) for name, inputs, expected in asked[:1]
+    ]
     assert load_test.load(connect, wrong, clients=1)[0] == {"wrong": 1}
     rows = list(load_test.beyond(stand_in, NAME))
     assert len(rows) == 4

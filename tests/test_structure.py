@@ -140,13 +140,13 @@ def test_everything_public_has_a_docstring():
 
 def test_every_keras_object_of_the_package_is_registered():
     kinds = (keras.Layer, keras.losses.Loss, keras.metrics.Metric, keras.initializers.Initializer)
-    found = 0
+    count = 0
     for path in FILES:
         module = importlib.import_module(".".join(("keras_capsvit", *path.relative_to(PACKAGE).with_suffix("").parts)))
-        own = [thing for thing in vars(module).values() if getattr(thing, "__module__", "") == module.__name__]
-        for thing in own:
-            is_keras_object = isinstance(thing, type) and issubclass(thing, kinds)
-            if is_keras_object and thing.__name__ not in BASES and not thing.__name__.startswith("_"):
-                assert keras.saving.get_registered_name(thing) == f"keras_capsvit>{thing.__name__}"
-                found += 1
-    assert found >= 20
+        own = [member for member in vars(module).values() if getattr(member, "__module__", "") == module.__name__]
+        for member in own:
+            is_keras_object = isinstance(member, type) and issubclass(member, kinds)
+            if is_keras_object and member.__name__ not in BASES and not member.__name__.startswith("_"):
+                assert keras.saving.get_registered_name(member) == f"keras_capsvit>{member.__name__}"
+                count += 1
+    assert count >= 20

@@ -391,8 +391,8 @@ def test_attention_of_a_saved_model(tmp_path):
     served = taps.scores(exported(model, tmp_path / "model"))
     assert taps.tokens(served) == (1, (3, 3))
     live = taps.scores(model).recorded(ops.convert_to_tensor(x), attention=True)[2]
-    for one, twin in zip(served.recorded(ops.convert_to_tensor(x), attention=True)[2], live, strict=True):
-        np.testing.assert_allclose(one, twin, atol=1e-5)
+    for each, twin in zip(served.recorded(ops.convert_to_tensor(x), attention=True)[2], live, strict=True):
+        np.testing.assert_allclose(each, twin, atol=1e-5)
 
 
 def test_range_of_pixels():

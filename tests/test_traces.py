@@ -17,7 +17,7 @@ def images(count):
     return np.random.default_rng(count).uniform(size=(count, *SHAPE)).astype("float32")
 
 
-def made(name):
+def explainer_of(name):
     family, make = battery.EXPLAINERS.get(name, (battery.cnn, lambda model, scale: getattr(explain, name)(model)))
     return make(family(SHAPE), 1.0)
 
@@ -25,7 +25,7 @@ def made(name):
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("name", NAMES)
 def test_an_explainer_is_traced_for_no_class_and_no_batch_size(name):
-    explainer = made(name)
+    explainer = explainer_of(name)
     for count in (8, 5):  # of one batch size a function knows that size only
         explainer(images(count))
         explainer(images(count), 1)

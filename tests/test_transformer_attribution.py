@@ -205,12 +205,12 @@ def tokens_of(make_head, registers=2):
 def test_rows_are_those_that_the_scores_depend_on(head, read):
     model, x = tokens_of(head), images()
     scores = taps.scores(model)
-    found = taps.tokens_read(scores)
+    result = taps.tokens_read(scores)
     if read is None:
-        assert 0 in found
-        assert not {1, 2} & set(found)
+        assert 0 in result
+        assert not {1, 2} & set(result)
         return
-    np.testing.assert_array_equal(found, read)
+    np.testing.assert_array_equal(result, read)
     assert taps.tokens(scores) == (3, (3, 3))
     attention = ops.convert_to_numpy(taps.tap(model, "attention_0")(x))
     expected = np.stack([naive_rollout([each], read, 3).reshape(3, 3) for each in attention])
@@ -283,8 +283,8 @@ def test_attention_of_keras_hub_is_that_of_hugging_face(tmp_path):
     tokens = ops.convert_to_numpy(backbone(theirs["images"]))
     np.testing.assert_allclose(tokens, theirs["tokens"], atol=1e-4)
     model = keras.Sequential([backbone, layers.Flatten(), layers.Dense(3)])
-    found = taps.tap(model, ["attention_0", "attention_1"])(theirs["images"])
-    for k, attention in enumerate(found):
+    outputs = taps.tap(model, ["attention_0", "attention_1"])(theirs["images"])
+    for k, attention in enumerate(outputs):
         np.testing.assert_allclose(ops.convert_to_numpy(attention), theirs[f"attention_{k}"], atol=1e-5)
         assert theirs[f"attention_{k}"].std() > 0.01
 

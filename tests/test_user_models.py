@@ -72,7 +72,7 @@ def _as_if_trained(model):
 
 
 def close(received, expected, tolerance=2e-3):
-    received, expected = (ops.convert_to_numpy(one).astype("float64") for one in (received, expected))
+    received, expected = (ops.convert_to_numpy(each).astype("float64") for each in (received, expected))
     assert np.abs(expected).max() > 0
     assert np.abs(received - expected).max() <= tolerance * np.abs(expected).max()
 

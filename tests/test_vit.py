@@ -57,7 +57,7 @@ def replica(model, image, temperature):
     x = np.concatenate([*prefix, tokens]) + arrays["patch_embed/positions"]
     attention = []
     for index, block in enumerate(model.blocks):
-        own = {name.split("/", 1)[1]: one for name, one in arrays.items() if name.startswith(f"blocks_{index}/")}
+        own = {name.split("/", 1)[1]: each for name, each in arrays.items() if name.startswith(f"blocks_{index}/")}
         qkv = norm(x, own["norm1/gamma"], own["norm1/beta"]) @ own["attn/qkv/kernel"] + own["attn/qkv/bias"]
         heads = np.split(qkv, 3 * block.num_heads, axis=-1)
         query, key, value = (heads[n * block.num_heads : (n + 1) * block.num_heads] for n in range(3))
@@ -96,8 +96,8 @@ def test_computes_what_loops_compute(x):
     for index, image in enumerate(x):
         expected, scores = replica(model, image, 1.7)
         np.testing.assert_allclose(logits[index], expected, atol=2e-5)
-        for found, one in zip(attention, scores, strict=True):
-            np.testing.assert_allclose(found[index], one, atol=1e-5)
+        for result, each in zip(attention, scores, strict=True):
+            np.testing.assert_allclose(result[index], each, atol=1e-5)
     assert attention[0].shape == (3, 4, 14, 14)
     assert features.shape == (3, 4, 3, 32)
     np.testing.assert_allclose(model(x), logits, atol=1e-5)
@@ -111,9 +111,9 @@ def test_attention_is_a_distribution_and_the_views_are_one_model(x, prefix):
     assert names == ["attention_0", "attention_1", "features", "logits"]
     tapped = taps.tap(model, names)
     *attention, _, logits = tapped(x)
-    for one in attention:
-        assert one.shape == (3, 4, 12 + prefix, 12 + prefix)
-        np.testing.assert_allclose(ops.sum(one, axis=-1), 1, atol=1e-5)
+    for each in attention:
+        assert each.shape == (3, 4, 12 + prefix, 12 + prefix)
+        np.testing.assert_allclose(ops.sum(each, axis=-1), 1, atol=1e-5)
     np.testing.assert_allclose(model(x), logits, atol=1e-5)
     gradients = [
         autodiff.value_and_gradient(lambda x, of=of: ops.sum(ops.square(of(x)), axis=-1), model.variables)(x)[1]
@@ -207,10 +207,10 @@ def test_stochastic_depth_leaves_out_whole_branches():
     x = np.random.default_rng(0).normal(size=(64, 5, 4)).astype("float32")
     whole = ops.convert_to_numpy(block(x))
     assert np.abs(whole - x).max() > 0.1
-    found = ops.convert_to_numpy(block(x, training=True))
-    untouched = np.all(found == x, axis=(1, 2))
+    outputs = ops.convert_to_numpy(block(x, training=True))
+    untouched = np.all(outputs == x, axis=(1, 2))
     assert 4 <= untouched.sum() <= 32  # both branches are left out for a quarter of the images
-    assert not np.any(found[~untouched] == x[~untouched])
+    assert not np.any(outputs[~untouched] == x[~untouched])
 
 
 def test_embedding_on_another_size(x):
@@ -279,12 +279,12 @@ def test_rollout_is_the_product_of_matrices(x, prefix, fusion, discard):
     small = x[:, :4, :3]
     explainer = explain.AttentionRollout(model, head_fusion=fusion, discard_ratio=discard, batch_size=2)
     maps = explainer(small)
-    attention = [np.asarray(one) for one in taps.tap(model, ["attention_0", "attention_1"])(small)]
+    attention = [np.asarray(image) for image in taps.tap(model, ["attention_0", "attention_1"])(small)]
     fuse = {"mean": np.mean, "max": np.max, "min": np.min}[fusion]
-    for index, found in enumerate(maps):
-        expected = naive_rollout([one[index] for one in attention], fuse, discard, prefix).reshape(4, 3)
-        np.testing.assert_allclose(found, expected, atol=1e-5)
-    np.testing.assert_allclose(np.concatenate([explainer(one[None]) for one in small]), maps, atol=1e-6)
+    for index, result in enumerate(maps):
+        expected = naive_rollout([image[index] for image in attention], fuse, discard, prefix).reshape(4, 3)
+        np.testing.assert_allclose(result, expected, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate([explainer(image[None]) for image in small]), maps, atol=1e-6)
 
 
 def test_rollout_follows_the_temperature_and_enlarges(x):

@@ -69,8 +69,8 @@ def written(model, style):
     rng, arrays, values = np.random.default_rng(0), {}, {}
     for name, variable in torch_names(model).items():
         array = np.exp(rng.normal(size=torch_shape(variable))).astype("float32")
-        found = sources(name, FORMATS[style])
-        arrays.update(zip(found, np.split(array, len(found)), strict=True))
+        result = sources(name, FORMATS[style])
+        arrays.update(zip(result, np.split(array, len(result)), strict=True))
         if variable.name == "kernel":
             array = np.moveaxis(array, (0, 1), (-1, -2)) if array.ndim == 4 else array.T
         values[name] = array[0] if variable.name == "positions" else array
@@ -174,10 +174,10 @@ def test_positions_of_another_grid(save):
     arrays, values = written(SMALL["vit"](input_shape=(12, 12, 3), distilled=True), "timm")
     model = SMALL["vit"](input_shape=(20, 16, 3), distilled=True)
     load_weights_from(model, save(arrays), interpolate_positions=True)
-    found, stored = torch_names(model)["patch_embed.positions"], values["patch_embed.positions"]
-    np.testing.assert_array_equal(found[:2], stored[:2])
+    result, stored = torch_names(model)["patch_embed.positions"], values["patch_embed.positions"]
+    np.testing.assert_array_equal(result[:2], stored[:2])
     expected = ops.image.resize(stored[2:].reshape(1, 3, 3, 8), (5, 4), interpolation="bicubic", antialias=True)
-    np.testing.assert_allclose(found[2:], ops.reshape(expected, (20, 8)), atol=1e-6)
+    np.testing.assert_allclose(result[2:], ops.reshape(expected, (20, 8)), atol=1e-6)
     arrays["pos_embed"] = arrays["pos_embed"][:, :-1]
     with pytest.raises(ValueError, match=r"which grid its 8 patches have: neither .*; the model's is \(5, 4\)\. Pass"):
         load_weights_from(model, save(arrays), interpolate_positions=True)
@@ -348,8 +348,8 @@ def peers(tmp_path_factory):
 @pytest.mark.peers
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_equal_those_of_hugging_face(peers, name):
-    with np.load(peers / name / "outputs.npz") as found:
-        expected = dict(found)
+    with np.load(peers / name / "outputs.npz") as arrays:
+        expected = dict(arrays)
     images = expected.pop("images")
     model = MODELS[name]()
     tapped = taps.tap(model, [*expected, "features"])
@@ -358,8 +358,10 @@ def test_outputs_equal_those_of_hugging_face(peers, name):
         for variable in model.weights:
             variable.assign(np.zeros(variable.shape))
         load_weights_from(model, peers / name / f"{file}.safetensors")
-        for one, theirs, ours in zip(expected, expected.values(), tapped.predict(images, verbose=0), strict=False):
-            np.testing.assert_allclose(ours, theirs, atol=1e-4, err_msg=f"{file} {one}")
+        for tapped_name, theirs, ours in zip(
+            expected, expected.values(), tapped.predict(images, verbose=0), strict=False
+        ):
+            np.testing.assert_allclose(ours, theirs, atol=1e-4, err_msg=f"{file} {tapped_name}")
         assert np.abs(expected["logits"]).max() > 0.1
     np.testing.assert_allclose(model.predict(images, verbose=0), expected["logits"], atol=1e-4)
     if "attention_0" in expected:
@@ -368,8 +370,8 @@ def test_outputs_equal_those_of_hugging_face(peers, name):
 
 @pytest.mark.peers
 def test_positions_equal_those_of_torch(peers):
-    with np.load(peers / "positions.npz") as found:
-        arrays = dict(found)
+    with np.load(peers / "positions.npz") as stored:
+        arrays = dict(stored)
     positions = arrays.pop("positions")[0].transpose(1, 2, 0).reshape(16, 24)
     for name, expected in arrays.items():
         size, _, mode = name.rpartition("_")

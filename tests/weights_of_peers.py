@@ -77,18 +77,18 @@ def as_if_trained(model):
     """Values at which a wrong layer shows: no scale is 1, no offset is 0, attention is far from uniform."""
     torch.manual_seed(0)
     with torch.no_grad():
-        for name, one in model.state_dict().items():
-            noise = torch.randn(one.shape)
+        for name, each in model.state_dict().items():
+            noise = torch.randn(each.shape)
             if name.endswith("num_batches_tracked"):
                 continue
             if name.endswith("attention_biases"):
-                one.copy_(noise)
+                each.copy_(noise)
             elif name.endswith("running_var") or ("norm" in name and name.endswith("weight")):
-                one.copy_(torch.exp(0.1 * noise))
-            elif (one.ndim >= 2 and "embeddings." not in name) or re.search(r"(projection|convolution)\.weight", name):
-                one.copy_(noise / np.sqrt(one[0].numel()))
+                each.copy_(torch.exp(0.1 * noise))
+            elif (each.ndim >= 2 and "embeddings." not in name) or re.search(r"(projection|convolution)\.weight", name):
+                each.copy_(noise / np.sqrt(each[0].numel()))
             else:
-                one.copy_(0.2 * noise)
+                each.copy_(0.2 * noise)
     return model.eval()
 
 
@@ -105,7 +105,7 @@ def timm(arrays):
     """The same tensors as timm names and joins them."""
     arrays = {re.sub(r"^(vit|deit|resnet|levit)\.", "", name): array for name, array in arrays.items()}
     for name in [name for name in arrays if ".attention.attention.query." in name]:
-        parts = [arrays.pop(name.replace("query", one)) for one in ("query", "key", "value")]
+        parts = [arrays.pop(name.replace("query", each)) for each in ("query", "key", "value")]
         arrays[name.replace("attention.attention.query", "attn.qkv")] = np.concatenate(parts)
     renamed = {}
     for name, array in arrays.items():
@@ -140,9 +140,9 @@ def timm(arrays):
             (r"^embedder\.embedder\.normalization", "bn1"),
             (r"shortcut\.convolution", "downsample.0"),
             (r"shortcut\.normalization", "downsample.1"),
-            (r"^encoder\.stages\.(\d)\.layers\.", lambda found: f"layer{int(found[1]) + 1}."),
-            (r"layer\.(\d)\.convolution", lambda found: f"conv{int(found[1]) + 1}"),
-            (r"layer\.(\d)\.normalization", lambda found: f"bn{int(found[1]) + 1}"),
+            (r"^encoder\.stages\.(\d)\.layers\.", lambda match: f"layer{int(match[1]) + 1}."),
+            (r"layer\.(\d)\.convolution", lambda match: f"conv{int(match[1]) + 1}"),
+            (r"layer\.(\d)\.normalization", lambda match: f"bn{int(match[1]) + 1}"),
         ]:
             name = re.sub(old, new, name)
         renamed[name] = array
@@ -161,7 +161,7 @@ def main(folder, names):
         attention = {} if name.startswith(("resnet", "levit")) else {"output_attentions": True}
         with torch.no_grad():
             out = model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), **attention)
-        maps = {f"attention_{index}": one.numpy() for index, one in enumerate(out.attentions)} if attention else {}
+        maps = {f"attention_{index}": each.numpy() for index, each in enumerate(out.attentions)} if attention else {}
         np.savez(folder / name / "outputs.npz", images=images, logits=out.logits.numpy(), **maps)
     positions = torch.randn(1, 24, 4, 4)
     resized = {

@@ -69,7 +69,7 @@ def described(value, seen=None, depth=0):
     if dataclasses.is_dataclass(value):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return {"class": type(value).__qualname__, **inner(fields)}
-    if hasattr(value, "given"):  # an explainer's
+    if hasattr(value, "constructed_with"):  # an explainer's
         return {"class": type(value).__qualname__, **inner(value.constructed_with)}
     kind = {"class": type(value).__qualname__, "name": getattr(value, "__qualname__", None)}
     if type(value).__module__.split(".")[0] in _OPAQUE:

@@ -310,10 +310,10 @@ def _code(config, rng, marker):
         {"class_name": "Popen", "module": "subprocess", "config": {"args": f"touch {marker}", "shell": True}},
         {"class_name": "Sequential", "module": "keras", "config": {"layers": [{"class_name": "Run", "module": "run"}]}},
     ]
-    chosen = code[int(rng.integers(len(code)))]
+    program = code[int(rng.integers(len(code)))]
     if rng.integers(2):
-        return chosen
-    config["config"]["epsilon"] = chosen
+        return program
+    config["config"]["epsilon"] = program
     return config
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from fuzz import values, zoo
-from fuzz.values import Pool, among, made, nonsense
+from fuzz.values import Lazy, Pool, among, nonsense
 from keras_capsvit import attacks, evaluate, layers, patches
 
 NAN = float("nan")
@@ -53,16 +53,16 @@ def masks():
 
 
 def digits(*bad):
-    more = [made("batched", zoo.batched), made("empty", lambda: zoo.stream().take(0)), *bad]
-    return among([made("digits", zoo.stream)], more)
+    more = [Lazy("batched", zoo.batched), Lazy("empty", lambda: zoo.stream().take(0)), *bad]
+    return among([Lazy("digits", zoo.stream)], more)
 
 
 def functions_like(*good, nonsense_of=zoo.NONSENSE):
     return among(
-        [made(f"good {k}", each) for k, each in enumerate(good)],
+        [Lazy(f"good {k}", each) for k, each in enumerate(good)],
         nonsense(nonsense_of),
-        [made("raises", lambda: zoo.raises)],
-        [made("not_finite", lambda: zoo.not_finite)],
+        [Lazy("raises", lambda: zoo.raises)],
+        [Lazy("not_finite", lambda: zoo.not_finite)],
     )
 
 
@@ -86,13 +86,13 @@ GENERAL = {
     "patch_size": PATCH_SIZE,
     "positions": among(
         [
-            made("for all", lambda: np.array([[0, 0], [3, 3]])),
-            made("of each", lambda: np.zeros((zoo.BATCH, 2, 2), int)),
+            Lazy("for all", lambda: np.array([[0, 0], [3, 3]])),
+            Lazy("of each", lambda: np.zeros((zoo.BATCH, 2, 2), int)),
         ],
         [
             *([[-1, 0], [0, 0]], [[5, 5], [0, 0]], [[0.5, 0], [1, 1]], [[2**32, 0], [0, 0]], [["a", "b"]], [[NAN, 0]]),
-            made("of other images", lambda: np.zeros((zoo.BATCH + 1, 2, 2), int)),
-            made("triples", lambda: np.zeros((2, 3), int)),
+            Lazy("of other images", lambda: np.zeros((zoo.BATCH + 1, 2, 2), int)),
+            Lazy("triples", lambda: np.zeros((2, 3), int)),
         ],
         [[[0, 0], [0, 0]]],
         but=["[]"],
@@ -133,14 +133,14 @@ OPS = {
     "keepdims": FLAG,
     "shares": FLAG,
     "attention": among(
-        [made("attention", zoo.attention)],
-        [[1, 2], [None], made("different", lambda: [zoo.attention()[0], np.ones((4, 3, 3), "float32")])],
-        nan=[made("NaN inside", lambda: [each * NAN for each in zoo.attention()])],
+        [Lazy("attention", zoo.attention)],
+        [[1, 2], [None], Lazy("different", lambda: [zoo.attention()[0], np.ones((4, 3, 3), "float32")])],
+        nan=[Lazy("NaN inside", lambda: [each * NAN for each in zoo.attention()])],
     ),
     "matrices": among(
-        [made("attention", zoo.attention)],
+        [Lazy("attention", zoo.attention)],
         [[1, 2], [None]],
-        nan=[made("NaN", lambda: [each * NAN for each in zoo.attention()])],
+        nan=[Lazy("NaN", lambda: [each * NAN for each in zoo.attention()])],
     ),
     "labels": values.labels(rows="open", others=False),
     "weights": values.array(zoo.coupling),
@@ -154,7 +154,7 @@ OPS = {
 ATTACKS = {
     "objective": values.models(zoo.cnn, zoo.softmax_cnn, zoo.graph_capsules, lambda: zoo.linear),
     "numbers": among(
-        [None, made("numbers", lambda: np.arange(7, 7 + zoo.BATCH)), made("list", lambda: [3, 1, 2, 0])],
+        [None, Lazy("numbers", lambda: np.arange(7, 7 + zoo.BATCH)), Lazy("list", lambda: [3, 1, 2, 0])],
         [[1], [0.5] * 4, [-1] * 4, ["a"] * 4, [None] * 4, [NAN] * 4],
         [[2**33] * 4, [0.0] * 4, [True] * 4],
     ),
@@ -184,7 +184,7 @@ ATTACKS = {
     "APGD.targets": values.whole(1, [1, 2, 9]),
     "AutoAttack.version": among(["custom"], ["best", 3]),
     "AutoAttack.attacks": among(
-        [made("APGD", lambda: {"apgd": attacks.APGD(0.1, steps=2), "square": attacks.Square(0.1, queries=3)})],
+        [Lazy("APGD", lambda: {"apgd": attacks.APGD(0.1, steps=2), "square": attacks.Square(0.1, queries=3)})],
         [{}, 3, ["a"], {"a": 3}, {"": None}],
     ),
     "rho": values.number([0.75, 0.5], 0, 1),
@@ -207,10 +207,10 @@ ATTACKS = {
     "positions": among(
         [
             None,
-            made("grid", zoo.grid),
+            Lazy("grid", zoo.grid),
             ((0, 0),),
-            made("array", lambda: np.array([[1, 1]])),
-            made("of each", lambda: np.zeros((4, 1, 2), int)),
+            Lazy("array", lambda: np.array([[1, 1]])),
+            Lazy("of each", lambda: np.zeros((4, 1, 2), int)),
         ],
         [((5, 5),), ((-1, 0),), ((0.5, 0),), (("a", "b"),), ((2**32, 0),)],
         but=["[]"],
@@ -220,7 +220,7 @@ ATTACKS = {
     "Square.norm": values.choice("linf", "l2", "l1"),
     "Square.p": values.number([0.8, 0.1, 1.0], 0, 1, above=True),
     "Square.loss": values.choice("margin", "ce"),
-    "transforms": among([None, made("moved", lambda: attacks.PatchTransforms(draws=2, translation=1, rotation=20))]),
+    "transforms": among([None, Lazy("moved", lambda: attacks.PatchTransforms(draws=2, translation=1, rotation=20))]),
     "patches": values.whole(1, [1, 2], huge=False),
     "PatchFool.patch_size": PATCH_SIZE.or_none(),
     "select": values.choice("attention", "saliency", "random").or_none(),
@@ -235,8 +235,8 @@ ATTACKS = {
     "logits.model": values.models(zoo.cnn, zoo.softmax_cnn, silly=zoo.NONSENSE[:4]),
     "reconstruction_error.model": values.models(zoo.capsules, bad=(zoo.cnn,)),
     "combined.objectives": Pool(
-        [made("two", lambda: [attacks.capsules(zoo.capsules()), attacks.votes(zoo.capsules())])],
-        [[], [None], ["votes"], [3], made("models", lambda: [zoo.linear])],
+        [Lazy("two", lambda: [attacks.capsules(zoo.capsules()), attacks.votes(zoo.capsules())])],
+        [[], [None], ["votes"], [3], Lazy("models", lambda: [zoo.linear])],
     ),
 }
 EXPLAIN = {
@@ -262,17 +262,17 @@ EXPLAIN = {
     "layer": among([None, "conv"], ["nothing", "", b"conv"]),
     "steps": values.whole(1, [2, 1, 4], huge=False),
     "baseline": Pool(
-        [0.0, 0.5, made("image", lambda: zoo.images()[0])],
+        [0.0, 0.5, Lazy("image", lambda: zoo.images()[0])],
         [
             None,
             "black",
             {},
             1j,
-            made("larger", lambda: np.zeros((7, 7, 1))),
+            Lazy("larger", lambda: np.zeros((7, 7, 1))),
             values.OBJECTS,
-            made("generator", values.generator),
+            Lazy("generator", values.generator),
         ],
-        [True, made("row", lambda: np.zeros((1, zoo.SIZE, 1))), [], 1e30],
+        [True, Lazy("row", lambda: np.zeros((1, zoo.SIZE, 1))), [], 1e30],
         values.NOT_FINITE,
     ),
     "samples": values.whole(1, [2, 1], huge=False),
@@ -303,8 +303,8 @@ EVALUATE = {
     "stride": values.whole(1, [1, 2], zoo.SIZE),
     "certified_patch_accuracy.threshold": values.number([0.3, 0.5], 0, 1, above=True).or_none(),
     "certified_patch_accuracy.fill": Pool(
-        [0.0, -1.0, made("image", lambda: zoo.images()[0])],
-        ["mean", None, {}, 1j, values.OBJECTS, made("images", zoo.images), made("generator", values.generator)],
+        [0.0, -1.0, Lazy("image", lambda: zoo.images()[0])],
+        ["mean", None, {}, 1j, values.OBJECTS, Lazy("images", zoo.images), Lazy("generator", values.generator)],
         [True, 1e30, []],
         values.NOT_FINITE,
     ),
@@ -315,25 +315,25 @@ EVALUATE = {
     "detection_threshold.dataset": values.datasets(of_model=False),
     "where": among(
         [
-            made("boxes", boxes),
-            made("masks", masks),
-            made("several boxes", lambda: [boxes()[:2]] * zoo.BATCH),
-            made("masks of 0 and 1", lambda: masks().astype("uint8")),
-            made("list", lambda: boxes().tolist()),
+            Lazy("boxes", boxes),
+            Lazy("masks", masks),
+            Lazy("several boxes", lambda: [boxes()[:2]] * zoo.BATCH),
+            Lazy("masks of 0 and 1", lambda: masks().astype("uint8")),
+            Lazy("list", lambda: boxes().tolist()),
         ],
         [
-            made("too few", lambda: boxes()[:2]),
-            made("float boxes", lambda: boxes() + 0.5),
-            made("NaN boxes", lambda: boxes() * NAN),
-            made("empty masks", lambda: masks() & False),
-            made("outside", lambda: boxes() + 10),
-            made("negative", lambda: boxes() - 5),
-            made("2**32", lambda: boxes() + 2**32),
-            made("twos", lambda: masks() * 2),
-            made("NaN masks", lambda: np.where(masks(), NAN, 0)),
-            made("strings", lambda: boxes().astype(str)),
-            made("other size", lambda: np.ones((zoo.BATCH, 3, 3), bool)),
-            made("ragged", lambda: [[1, 2], [1], [], [3]]),
+            Lazy("too few", lambda: boxes()[:2]),
+            Lazy("float boxes", lambda: boxes() + 0.5),
+            Lazy("NaN boxes", lambda: boxes() * NAN),
+            Lazy("empty masks", lambda: masks() & False),
+            Lazy("outside", lambda: boxes() + 10),
+            Lazy("negative", lambda: boxes() - 5),
+            Lazy("2**32", lambda: boxes() + 2**32),
+            Lazy("twos", lambda: masks() * 2),
+            Lazy("NaN masks", lambda: np.where(masks(), NAN, 0)),
+            Lazy("strings", lambda: boxes().astype(str)),
+            Lazy("other size", lambda: np.ones((zoo.BATCH, 3, 3), bool)),
+            Lazy("ragged", lambda: [[1, 2], [1], [], [3]]),
         ],
     ),
     "objective": functions_like(
@@ -345,9 +345,9 @@ EVALUATE = {
     "metrics": values.mapping(functions_like(lambda: zoo.metric, nonsense_of=zoo.NONSENSE[:3])),
     "paired_tests.values": among(
         [
-            made("two", lambda: {name: {"m": zoo.random(1).normal(size=5)} for name in "ab"}),
-            made("three", lambda: {name: {"m": zoo.random(ord(name)).normal(size=5)} for name in "abc"}),
-            made("lists", lambda: {name: {"m": [0.5, 1.0, ord(name)]} for name in "ab"}),
+            Lazy("two", lambda: {name: {"m": zoo.random(1).normal(size=5)} for name in "ab"}),
+            Lazy("three", lambda: {name: {"m": zoo.random(ord(name)).normal(size=5)} for name in "abc"}),
+            Lazy("lists", lambda: {name: {"m": [0.5, 1.0, ord(name)]} for name in "ab"}),
         ],
         [
             {"a": {"m": [1.0, 2.0]}},
@@ -365,11 +365,11 @@ EVALUATE = {
     ),  # open, because an attack may have no radius
     "auto_attack.attack": among(
         [
-            made(
+            Lazy(
                 "AutoAttack", lambda: attacks.AutoAttack(0.1, version="custom", attacks={"a": attacks.APGD(1, steps=2)})
             ),
         ],
-        [made("FGSM", zoo.fgsm), made("callable", lambda: lambda objective, x, y, targeted: x)],
+        [Lazy("FGSM", zoo.fgsm), Lazy("callable", lambda: lambda objective, x, y, targeted: x)],
     ),
     "test": values.choice("t", "wilcoxon"),
     "compare.target": values.choice("predicted", "label"),
@@ -381,15 +381,15 @@ EVALUATE = {
     "tolerance": values.number([0, 1.5], 0),
     "perturb": values.attacks(),
     "position_map.attack": among(
-        [made("PatchAttack", lambda: attacks.PatchAttack(2, steps=1))], [made("FGSM", zoo.fgsm)]
+        [Lazy("PatchAttack", lambda: attacks.PatchAttack(2, steps=1))], [Lazy("FGSM", zoo.fgsm)]
     ),
     "grid": among(
-        [made("grid", lambda: patches.PatchGrid((zoo.SIZE, zoo.SIZE), 3))],
-        [made("of other images", lambda: patches.PatchGrid((12, 12), 4))],
+        [Lazy("grid", lambda: patches.PatchGrid((zoo.SIZE, zoo.SIZE), 3))],
+        [Lazy("of other images", lambda: patches.PatchGrid((12, 12), 4))],
     ),
-    "result": among([made("result", zoo.patched)]),
-    "results": among([made("results", lambda: {"a": zoo.patched()})], [{"b": 3}, {"a": None}], but=["{}"]),
-    "patch_transfer.models": among([made("models", lambda: {"a": zoo.cnn()})], [{"a": None}, {"a": "model"}]),
+    "result": among([Lazy("result", zoo.patched)]),
+    "results": among([Lazy("results", lambda: {"a": zoo.patched()})], [{"b": 3}, {"a": None}], but=["{}"]),
+    "patch_transfer.models": among([Lazy("models", lambda: {"a": zoo.cnn()})], [{"a": None}, {"a": "model"}]),
     "shifts": among(
         [[(0, 0), (1, -1)], [(0, 1)]],
         [[3], [(1,)], [(0.5, 0)], [("a", "b")], [(NAN, 0)]],
@@ -412,9 +412,9 @@ EVALUATE = {
     ),
     "infidelity.maps": values.array(zoo.maps, fixed=False),
     "perturbations": Pool(
-        ["gaussian", "square", made("array", lambda: zoo.random(1).normal(size=(2, *zoo.images().shape)))],
-        ["nonsense", None, 3, [], {}, 1j, values.OBJECTS, made("images", zoo.images)],
-        nan=[made("NaN", lambda: zoo.images()[None] * NAN)],
+        ["gaussian", "square", Lazy("array", lambda: zoo.random(1).normal(size=(2, *zoo.images().shape)))],
+        ["nonsense", None, 3, [], {}, 1j, values.OBJECTS, Lazy("images", zoo.images)],
+        nan=[Lazy("NaN", lambda: zoo.images()[None] * NAN)],
     ),
     "samples": SMALL,
     "noise": values.number([0.1, 0.2], 0, above=True),
@@ -427,30 +427,30 @@ EVALUATE = {
     "max_sensitivity.target": values.targets(none="bad", beyond="open"),
     "max_sensitivity.x": values.pictures(sizes=False, wrong_length=False),
     "fill": Pool(
-        ["random", "black", "mean", "blur", 0.0, 0.5, made("images", zoo.images)],
+        ["random", "black", "mean", "blur", 0.0, 0.5, Lazy("images", zoo.images)],
         [
             "nonsense",
             None,
             {},
             1j,
             values.OBJECTS,
-            made("other size", lambda: np.zeros((7, 7, 1))),
-            made("generator", values.generator),
+            Lazy("other size", lambda: np.zeros((7, 7, 1))),
+            Lazy("generator", values.generator),
         ],
         [True, 1e30, []],
         values.NOT_FINITE,
     ),
     "order": values.choice("descending", "ascending"),
     "mean": Pool(
-        [0.5, made("image", lambda: zoo.images().mean(axis=0))],
+        [0.5, Lazy("image", lambda: zoo.images().mean(axis=0))],
         [
             "mean",
             None,
             {},
             1j,
             values.OBJECTS,
-            made("other size", lambda: np.zeros((7, 7, 1))),
-            made("generator", values.generator),
+            Lazy("other size", lambda: np.zeros((7, 7, 1))),
+            Lazy("generator", values.generator),
         ],
         [True, []],
         values.NOT_FINITE,
@@ -494,7 +494,7 @@ EVALUATE = {
     "class_sensitivity.x": values.pictures(sizes=False, wrong_length=False),
     "vary.x": values.pictures(sizes=False, wrong_length=False),
     "make_explainer": functions_like(lambda: lambda model: zoo.explainer, nonsense_of=zoo.NONSENSE[:3]),
-    "parameter_randomization.model": among([made("cnn", zoo.cnn)], [made("linear", lambda: zoo.linear)]),
+    "parameter_randomization.model": among([Lazy("cnn", zoo.cnn)], [Lazy("linear", lambda: zoo.linear)]),
     "explainer": functions_like(lambda: zoo.explainer, zoo.saliency),
     "scores": values.models(zoo.cnn, lambda: zoo.linear),
     "conservation.x": values.pictures(wrong_length=False),
@@ -504,9 +504,9 @@ EVALUATE = {
     "coupling": values.array(zoo.coupling, fixed=False),
     "route": functions_like(lambda: lambda votes: ops.sum(votes, axis=1), layers.UniformRouting),
     "loss": functions_like(lambda: lambda lengths: ops.sum(lengths, axis=-1)),
-    "sources": among([None, made("cnn", lambda: {"s": zoo.cnn()})], [{"s": None}, {"s": "model"}, [1]], but=["{}"]),
+    "sources": among([None, Lazy("cnn", lambda: {"s": zoo.cnn()})], [{"s": None}, {"s": "model"}, [1]], but=["{}"]),
     "objectives": among(
-        [None, made("logits", lambda: {"l": attacks.logits})],
+        [None, Lazy("logits", lambda: {"l": attacks.logits})],
         [{"a": 3}, {"a": "votes"}, [1]],
         [{"a": None}],
         but=["{}"],
@@ -520,7 +520,7 @@ TITLES_BY_NAME = among([None, {}, {"a": ["t"] * zoo.BATCH}], [{"a": ["t"]}, {"a"
 PLOT = {
     "robustness_curve.table": among(
         [
-            made(
+            Lazy(
                 "table",
                 lambda: evaluate.attack_table(
                     zoo.linear, {"FGSM": zoo.fgsm()}, (zoo.images(), zoo.ids()), epsilons=[0.1]
@@ -528,11 +528,11 @@ PLOT = {
             )
         ],
         [
-            made(
+            Lazy(
                 "no radii", lambda: evaluate.attack_table(zoo.linear, {"FGSM": zoo.fgsm()}, (zoo.images(), zoo.ids()))
             ),
-            made("rows", lambda: [{"epsilon": 0.1}]),
-            made("other rows", lambda: evaluate.Table([{"epsilon": 0.1}])),
+            Lazy("rows", lambda: [{"epsilon": 0.1}]),
+            Lazy("other rows", lambda: evaluate.Table([{"epsilon": 0.1}])),
         ],
     ),
     "robustness_curve.accuracy": FLAG,
@@ -557,7 +557,7 @@ PLOT = {
     "rows.images": values.mapping(values.pictures(sizes=False, wrong_length=False)),
     "statistics": among(
         [
-            made(
+            Lazy(
                 "statistics",
                 lambda: {"a": evaluate.vote_statistics(zoo.votes(), zoo.class_capsules(), zoo.coupling(), zoo.ids())},
             )
@@ -582,7 +582,7 @@ PATCHES = {
     "num_patches": values.whole(0, [1, 2], huge=False),
     "offset": among([(0, 0), (1, 2), [0, 1]], [(0,), (0, -1), (0.5, 0), (99, 0), (True, 0)], [0, 1], but=["3"]),
     "boxes.positions": among(
-        [made("positions", lambda: np.array([[0, 0], [3, 3]]))],
+        [Lazy("positions", lambda: np.array([[0, 0], [3, 3]]))],
         [["a", "b"], [[0.5, 0]], [[NAN, 0]], [1], [1, 2, 3]],
         [[[-1, 0]]],
         but=["[]"],
@@ -593,14 +593,14 @@ TAPS = {
     "tap.output": among([None], [], ["nothing", -1, 0, "nonsense", 3]),  # of no consequence for declared taps
     "tap.model": values.models(zoo.cnn, zoo.graph_capsules, zoo.transformer, scored=False),
     "scores.model": values.models(zoo.cnn, zoo.graph_capsules, zoo.transformer, silly=zoo.NONSENSE[:4]),
-    "layers.model": Pool([made("cnn", zoo.cnn), made("capsules", zoo.graph_capsules)], [None, "model", 3, [], {}, 1j]),
+    "layers.model": Pool([Lazy("cnn", zoo.cnn), Lazy("capsules", zoo.graph_capsules)], [None, "model", 3, [], {}, 1j]),
     "names.model": Pool(
-        [made("cnn", zoo.cnn), made("capsules", zoo.graph_capsules), None, 3, made("linear", lambda: zoo.linear)]
+        [Lazy("cnn", zoo.cnn), Lazy("capsules", zoo.graph_capsules), None, 3, Lazy("linear", lambda: zoo.linear)]
     ),
     "input_range.model": Pool(
-        [made("cnn", zoo.cnn), made("capsules", zoo.graph_capsules), None, 3, made("linear", lambda: zoo.linear)]
+        [Lazy("cnn", zoo.cnn), Lazy("capsules", zoo.graph_capsules), None, 3, Lazy("linear", lambda: zoo.linear)]
     ),
-    "x": among([None, made("images", zoo.images)], [made("maps", zoo.maps)]),
+    "x": among([None, Lazy("images", zoo.images)], [Lazy("maps", zoo.maps)]),
     "predictions.x": values.pictures(wrong_length=False),
     "checked_scores.x": IMAGES,
     "centres.model": values.models(zoo.graph_capsules, bad=(zoo.cnn, zoo.transformer)),
@@ -665,10 +665,10 @@ LAYERS = {
     "kernel_initializer": among([None, "he_normal"]),
     "CapsuleTransform.num_capsules": SMALL.or_none(),
     "conv": among(
-        [made("conv", lambda: keras.layers.Conv2D(2, 2))],
-        [made("activated", lambda: keras.layers.Conv2D(2, 2, activation="relu"))],
+        [Lazy("conv", lambda: keras.layers.Conv2D(2, 2))],
+        [Lazy("activated", lambda: keras.layers.Conv2D(2, 2, activation="relu"))],
     ),
-    "NormalizedConv2D.norm": among([made("norm", keras.layers.BatchNormalization)]),
+    "NormalizedConv2D.norm": among([Lazy("norm", keras.layers.BatchNormalization)]),
     "sigma": values.number([2.0, 1.0], 0),
     "ratio": values.number([0.5, 1.0], 0, 1, above=True),
     "SelfRouting.num_capsules": values.whole(1, [3, 3], huge=False),
@@ -709,7 +709,7 @@ MODELS = {
     "strides": among(
         [(1, 1), (1, 2)], [0, (0, 1), (1.5, 1), (-1, 1), (True, 1), (2**31, 1), (2**32, 1)], [1, (), [1, 1]], but=["[]"]
     ),
-    "backbone": among([None], [made("linear", lambda: zoo.linear)]),
+    "backbone": among([None], [Lazy("linear", lambda: zoo.linear)]),
     "pooling": among(["attention", "top_k"]),
     "images_at_once": values.whole(1, [1, 2]).or_none(),
     "routing": among(["dynamic", "uniform", "em", "self", "rolled", "trainable"]),
@@ -736,8 +736,8 @@ MODELS = {
     "capsules_shape": among([(3, 4)], [(3,), (0, 4), (-1, 4), (1.5, 4)]),
     "build_decoder.image_shape": INPUT_SHAPE,
     "flops.model": Pool(
-        [made("cnn", zoo.cnn), made("capsules", zoo.graph_capsules), made("transformer", zoo.transformer)],
-        [None, "model", 3, [], {}, 1j, made("linear", lambda: zoo.linear), made("two_inputs", zoo.two_inputs)],
+        [Lazy("cnn", zoo.cnn), Lazy("capsules", zoo.graph_capsules), Lazy("transformer", zoo.transformer)],
+        [None, "model", 3, [], {}, 1j, Lazy("linear", lambda: zoo.linear), Lazy("two_inputs", zoo.two_inputs)],
     ),
     "flops.input_shape": Pool([None, zoo.SHAPE, [6, 6, 1]], [(6, 6), (0, 6, 1), (8, 8, 3), "x", 3, (2**40, 6, 1), {}]),
     "skip": among([(), "conv", ["head", "x*"], "nonsense"], [3, None, [3], {}, 1j], but=["[]"]),
@@ -750,15 +750,15 @@ DATA = {
     "data_dir": Pool([None], [], [3, "nowhere"]),
     "from_arrays.labels": values.labels(classes=False),
     "n": values.whole(1, [3, 1], huge=False),
-    "take.dataset": among([made("stream", zoo.batched)], [made("pair", lambda: (zoo.images(), zoo.ids()))]),
-    "stream": among([made("stream", zoo.batched)], [made("unbatched", zoo.stream)]),
+    "take.dataset": among([Lazy("stream", zoo.batched)], [Lazy("pair", lambda: (zoo.images(), zoo.ids()))]),
+    "stream": among([Lazy("stream", zoo.batched)], [Lazy("unbatched", zoo.stream)]),
     "shift": values.whole(0, [1, 0, 2], huge=False),
     "mix.num_classes": among([zoo.CLASSES, np.int64(3), 4], [0, 1, -1, True, 2**31], [2], but=["3"]),
     "mixup": values.number([0.8, 0.0], 0),
     "cutmix": values.number([1.0, 0.0], 0),
     "images": values.array(zoo.images),
     "keys": among(
-        [None, [1, 2, 3, 4], made("array", lambda: np.arange(4))],
+        [None, [1, 2, 3, 4], Lazy("array", lambda: np.arange(4))],
         [[1], [0.5] * 4, ["a"] * 4, [None] * 4, [NAN] * 4],
         [[-1] * 4, [2**40] * 4],
     ),
@@ -776,17 +776,17 @@ DATA = {
     "affine.place.images": values.array(zoo.images, wrong_length=False),
     "affine.place.size": values.whole(zoo.SIZE, [8, 6], huge=False),
     "affine.uniform.keys": among(
-        [made("array", lambda: np.arange(4)), [1, 2]], [[0.5], ["a"], [None], [NAN]], [[-1], [2**40]], but=["[]"]
+        [Lazy("array", lambda: np.arange(4)), [1, 2]], [[0.5], ["a"], [None], [NAN]], [[-1], [2**40]], but=["[]"]
     ),
     "affine.uniform.n": values.whole(1, [2, 3], huge=False),
     "base": digits(),
-    "multidigit.multi_mnist.base": digits(made("one class", lambda: zoo.stream().take(1))),
+    "multidigit.multi_mnist.base": digits(Lazy("one class", lambda: zoo.stream().take(1))),
     "pairs": values.whole(1, [1, 2], huge=False),
     "corruptions.name": values.choice("brightness", "contrast", "gaussian_noise"),
     "severity": values.whole(1, [1, 5], 5),
     "corruptions.images": values.array(zoo.images, wrong_length=False),
     "indices": among(
-        [[0, 1], made("of each", lambda: np.zeros((4, 1), int))],
+        [[0, 1], Lazy("of each", lambda: np.zeros((4, 1), int))],
         [[99], [-1], [0.5], [None], [2**32], [NAN]],
         but=["[]"],
     ),

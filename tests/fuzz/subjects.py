@@ -117,36 +117,36 @@ def public():
         module = importlib.import_module(f"keras_capsvit.{room}")
         listed = getattr(module, "__all__", None) or [
             name
-            for name, thing in vars(module).items()
-            if not name.startswith("_") and getattr(thing, "__module__", "") == module.__name__
+            for name, member in vars(module).items()
+            if not name.startswith("_") and getattr(member, "__module__", "") == module.__name__
         ]
-        things = {f"{room}.{name}": getattr(module, name) for name in listed}
-        everything |= {name: thing for name, thing in things.items() if callable(thing)}
+        members = {f"{room}.{name}": getattr(module, name) for name in listed}
+        everything |= {name: member for name, member in members.items() if callable(member)}
     return everything
 
 
 def subjects():
     """Subjects of everything public, a list."""
-    return [subject(name, thing) for name, thing in public().items() if name not in NOT_CALLED]
+    return [subject(name, member) for name, member in public().items() if name not in NOT_CALLED]
 
 
-def subject(name, thing):
+def subject(name, member):
     """The Subject of something public."""
-    if not inspect.isclass(thing):
+    if not inspect.isclass(member):
         kind = _function
-    elif issubclass(thing, attacks.Attack):
+    elif issubclass(member, attacks.Attack):
         kind = _attack
     elif "explain." in name:
         kind = _explainer
-    elif issubclass(thing, keras.Model):
+    elif issubclass(member, keras.Model):
         kind = _model
-    elif issubclass(thing, keras.Layer):
+    elif issubclass(member, keras.Layer):
         kind = _layer
-    elif issubclass(thing, keras.losses.Loss):
+    elif issubclass(member, keras.losses.Loss):
         kind = _loss
     else:
         kind = {"metrics.SubsetAccuracy": _metric, "patches.PatchGrid": _grid}.get(name, _table)
-    return kind(name, thing)
+    return kind(name, member)
 
 
 def _parameters(function, *, without=("self", "kwargs", "settings", "options", "work")):
@@ -267,8 +267,8 @@ def _attack(name, cls):
     )
 
     def call(**arguments):
-        settings, given = _settings(arguments)
-        return cls(**settings)(**given)
+        settings, inputs = _settings(arguments)
+        return cls(**settings)(**inputs)
 
     required = (*_required(parameters, *always), ".objective", ".x", ".y")
     return Subject(name, call, pools, required, 60, _fits_the_ball)
@@ -302,16 +302,16 @@ def _explainer(name, cls):
     pools |= {".x": pool_of(name, "x"), ".target": values.targets("good" if several else "bad", beyond=beyond)}
 
     def call(_texts=None, **arguments):
-        settings, given = _settings(arguments)
+        settings, inputs = _settings(arguments)
         key = name, _texts
         if _texts is None or key not in _EXPLAINERS:
             explainer = cls(**settings)
             if _texts is None:
-                return explainer(**given)
+                return explainer(**inputs)
             _EXPLAINERS[key] = explainer
             if len(_EXPLAINERS) > 200:
                 _EXPLAINERS.pop(next(iter(_EXPLAINERS)))
-        return _EXPLAINERS[key](**given)
+        return _EXPLAINERS[key](**inputs)
 
     return Subject(name, call, pools, (*_required(parameters), ".x"), COSTS.get(name, 60), _maps_fit)
 
@@ -376,14 +376,14 @@ def _layer(name, cls):
             if base.__module__.startswith("keras_capsvit") and "__init__" in vars(base):
                 settings = _parameters(base.__init__, without=("self", "kwargs")) | settings
         settings = {n: needed for n, needed in settings.items() if n in _own_settings(cls)}
-    given = {n: needed for n, needed in _parameters(cls.call).items() if n != "mask"}
-    pools = _pools(name, settings) | {f".{n}": pool for n, pool in _pools(name, given).items()}
+    inputs = {n: needed for n, needed in _parameters(cls.call).items() if n != "mask"}
+    pools = _pools(name, settings) | {f".{n}": pool for n, pool in _pools(name, inputs).items()}
 
     def call(**arguments):
-        settings, given = _settings(arguments)
-        return cls(**settings)(**given)
+        settings, inputs = _settings(arguments)
+        return cls(**settings)(**inputs)
 
-    required = (*_required(settings, "kernel_size"), *(f".{n}" for n in _required(given)))
+    required = (*_required(settings, "kernel_size"), *(f".{n}" for n in _required(inputs)))
     return Subject(name, call, pools, required, 15)
 
 
@@ -400,8 +400,8 @@ def _loss(name, cls):
     pools = _pools(name, settings) | {f".{n}": pool_of(name, n) for n in ("y_true", "y_pred")}
 
     def call(**arguments):
-        settings, given = _settings(arguments)
-        return cls(**settings)(**given)
+        settings, inputs = _settings(arguments)
+        return cls(**settings)(**inputs)
 
     return Subject(name, call, pools, (".y_true", ".y_pred"), 5)
 
@@ -419,9 +419,9 @@ def _grid(name, cls):
     parameters = _parameters(cls)
 
     def call(**arguments):
-        settings, given = _settings(arguments)
+        settings, inputs = _settings(arguments)
         grid = cls(**settings)
-        return [grid.positions, grid.boxes, grid.draw(**given)]
+        return [grid.positions, grid.boxes, grid.draw(**inputs)]
 
     pools = _pools(name, parameters) | {
         ".batch": pool_of(name, "batch"),

@@ -23,7 +23,7 @@ class Value(typing.NamedTuple):
 
 
 class Pool:
-    """Values of one parameter, by verdict; of each a list of plain values, or of ``made`` ones."""
+    """Values of one parameter, by verdict; of each a list of plain values, or of Lazy ones."""
 
     def __init__(self, good, bad=(), open=(), nan=()):
         self.values = {
@@ -60,7 +60,7 @@ class Pool:
         return self
 
 
-class made(typing.NamedTuple):
+class Lazy(typing.NamedTuple):
     """A value that is made anew for every call, and its text."""
 
     text: str
@@ -68,7 +68,7 @@ class made(typing.NamedTuple):
 
 
 def _value(each, verdict):
-    if isinstance(each, made):
+    if isinstance(each, Lazy):
         return Value(each.make, each.text, verdict)
     return Value(lambda: each, repr(each)[:60], verdict)
 
@@ -77,7 +77,7 @@ def generator():
     return (k for k in range(3))
 
 
-OBJECTS = made("array of objects", lambda: np.array([object(), None]))
+OBJECTS = Lazy("array of objects", lambda: np.array([object(), None]))
 NO_NUMBERS = [
     "3",
     b"3",
@@ -85,10 +85,10 @@ NO_NUMBERS = [
     [],
     {},
     1j,
-    made("object", object),
-    made("generator", generator),
+    Lazy("object", object),
+    Lazy("generator", generator),
     OBJECTS,
-    made("abs", lambda: abs),
+    Lazy("abs", lambda: abs),
 ]
 NOT_FINITE = [float("nan"), float("inf"), -float("inf")]
 
@@ -97,7 +97,7 @@ def among(good, bad=(), open=(), nan=(), but=()):
     """Pool in which one of every type is bad, too, if it is not listed otherwise or in ``but``, texts."""
     pool = Pool(good, bad, open, nan)
     listed = {value.text for values in pool.values.values() for value in values} | set(but)
-    others = [None, "nonsense", 3, 1.5, [], {}, 1j, float("nan"), b"x", made("generator", generator), OBJECTS]
+    others = [None, "nonsense", 3, 1.5, [], {}, 1j, float("nan"), b"x", Lazy("generator", generator), OBJECTS]
     pool.values["bad"] += [value for value in (_value(each, "bad") for each in others) if value.text not in listed]
     pool.values["open"] += [value for value in (_value(each, "open") for each in others) if value.text in but]
     return pool
@@ -105,7 +105,7 @@ def among(good, bad=(), open=(), nan=(), but=()):
 
 def nonsense(functions):
     """Callables that return nonsense, as values."""
-    return [made(each.__name__, lambda each=each: each) for each in functions]
+    return [Lazy(each.__name__, lambda each=each: each) for each in functions]
 
 
 def whole(low, good, high=None, huge=True):
@@ -160,42 +160,42 @@ def array(
         return change
 
     good = [
-        made("array", make),
-        made("float64", lambda: make().astype("float64")),
-        made("tensor", lambda: ops.convert_to_tensor(make())),
-        made("nested lists", lambda: make().tolist()),
-        made("strided", lambda: np.repeat(make(), 2, axis=0)[::2]),
-        made("float16", lambda: make().astype("float16")),
+        Lazy("array", make),
+        Lazy("float64", lambda: make().astype("float64")),
+        Lazy("tensor", lambda: ops.convert_to_tensor(make())),
+        Lazy("nested lists", lambda: make().tolist()),
+        Lazy("strided", lambda: np.repeat(make(), 2, axis=0)[::2]),
+        Lazy("float16", lambda: make().astype("float16")),
         *more_good,
     ]
-    large = [made("inf inside", changed(np.inf)), made("-inf inside", changed(-np.inf))]
+    large = [Lazy("inf inside", changed(np.inf)), Lazy("-inf inside", changed(-np.inf))]
     bad = [
-        made("strings", lambda: make().astype(str)),
-        made("complex", lambda: make().astype("complex64")),
-        made("objects", lambda: make().astype(object)),
-        made("ragged", lambda: [make()[0].tolist(), [1.0]]),
-        made("dict", lambda: {"x": make()}),
-        made("set", lambda: {1.0, 2.0}),
+        Lazy("strings", lambda: make().astype(str)),
+        Lazy("complex", lambda: make().astype("complex64")),
+        Lazy("objects", lambda: make().astype(object)),
+        Lazy("ragged", lambda: [make()[0].tolist(), [1.0]]),
+        Lazy("dict", lambda: {"x": make()}),
+        Lazy("set", lambda: {1.0, 2.0}),
         "array",
         None,
-        *([made("generator", generator)]),
+        *([Lazy("generator", generator)]),
         *more_bad,
     ]
-    bad += [made("one rank less", lambda: make()[0]), made("one rank more", lambda: make()[None]), 1.0] if fixed else []
-    bad += [made("one more", lambda: np.concatenate([make(), make()[:1]]))] if wrong_length else []
+    bad += [Lazy("one rank less", lambda: make()[0]), Lazy("one rank more", lambda: make()[None]), 1.0] if fixed else []
+    bad += [Lazy("one more", lambda: np.concatenate([make(), make()[:1]]))] if wrong_length else []
     open = [
-        made("bools", lambda: make() > 0.5),
-        made("huge values", changed(1e30)),
-        made("tiny values", changed(1e-40)),
-        made("zeros", lambda: np.zeros_like(make())),
-        made("none of them", lambda: make()[:0]),
+        Lazy("bools", lambda: make() > 0.5),
+        Lazy("huge values", changed(1e30)),
+        Lazy("tiny values", changed(1e-40)),
+        Lazy("zeros", lambda: np.zeros_like(make())),
+        Lazy("none of them", lambda: make()[:0]),
     ]
     pools = {"open": open, "good": good, "bad": bad, "nan": []}
-    pools[not_finite].append(made("NaN inside", changed(np.nan)))
+    pools[not_finite].append(Lazy("NaN inside", changed(np.nan)))
     pools[infinite or not_finite] += large
     pools[integers] += [
-        made("uint8", lambda: (make() * 200).astype("uint8")),
-        made("int64", lambda: make().astype("int64")),
+        Lazy("uint8", lambda: (make() * 200).astype("uint8")),
+        Lazy("int64", lambda: make().astype("int64")),
     ]
     return Pool(good, bad, open, pools["nan"])
 
@@ -204,8 +204,8 @@ def pictures(sizes=True, wrong_length=True):
     """Images ``(b, H, W, C)`` in [0, 1]; with ``sizes`` those of another size are bad."""
     make = zoo.images
     bad = [
-        made("another size", lambda: np.zeros((zoo.BATCH, zoo.SIZE + 1, zoo.SIZE + 3, 1), "float32")),
-        made("three channels", lambda: np.repeat(make(), 3, axis=-1)),
+        Lazy("another size", lambda: np.zeros((zoo.BATCH, zoo.SIZE + 1, zoo.SIZE + 3, 1), "float32")),
+        Lazy("three channels", lambda: np.repeat(make(), 3, axis=-1)),
     ]
     return array(make, wrong_length=wrong_length, more_bad=bad if sizes else [])
 
@@ -216,7 +216,7 @@ def _labels_with(value):
         ids[1] = value
         return ids
 
-    return made(f"label {value!r}", change)
+    return Lazy(f"label {value!r}", change)
 
 
 def labels(classes=True, rows="bad", others=True):
@@ -227,23 +227,23 @@ def labels(classes=True, rows="bad", others=True):
     ids = zoo.ids
     beyond = [_labels_with(zoo.CLASSES), _labels_with(2**31), _labels_with(2**32), _labels_with(2**40)]
     good = [
-        made("ids", ids),
-        made("int32", lambda: ids().astype("int32")),
-        made("uint8", lambda: ids().astype("uint8")),
-        made("floats", lambda: ids().astype("float32")),
-        made("column", lambda: ids()[:, None]),
-        made("one-hot", lambda: np.eye(zoo.CLASSES)[ids()]),
-        made("list", lambda: ids().tolist()),
-        made("tensor", lambda: ops.convert_to_tensor(ids())),
+        Lazy("ids", ids),
+        Lazy("int32", lambda: ids().astype("int32")),
+        Lazy("uint8", lambda: ids().astype("uint8")),
+        Lazy("floats", lambda: ids().astype("float32")),
+        Lazy("column", lambda: ids()[:, None]),
+        Lazy("one-hot", lambda: np.eye(zoo.CLASSES)[ids()]),
+        Lazy("list", lambda: ids().tolist()),
+        Lazy("tensor", lambda: ops.convert_to_tensor(ids())),
     ]
     bad = [
         *map(_labels_with, (-1, -3, 1.7, float("nan"), float("inf"))),
-        made("bools", lambda: ids() > 0),
-        made("complex", lambda: ids().astype(complex)),
-        made("strings", lambda: ids().astype(str)),
-        made("objects", lambda: ids().astype(object)),
-        made("ragged", lambda: [[0], [1, 2], [0], [0]]),
-        made("generator", generator),
+        Lazy("bools", lambda: ids() > 0),
+        Lazy("complex", lambda: ids().astype(complex)),
+        Lazy("strings", lambda: ids().astype(str)),
+        Lazy("objects", lambda: ids().astype(object)),
+        Lazy("ragged", lambda: [[0], [1, 2], [0], [0]]),
+        Lazy("generator", generator),
         "ids",
         None,
         0,
@@ -251,13 +251,13 @@ def labels(classes=True, rows="bad", others=True):
     ]
     pools = {"bad": bad + (beyond if classes else []), "open": [] if classes else beyond}
     pools["bad" if others else "open"] += [
-        made("one more", lambda: zoo.ids(zoo.BATCH + 1)),
-        made("one less", lambda: zoo.ids(zoo.BATCH - 1)),
-        made("none of them", lambda: ids()[:0]),
+        Lazy("one more", lambda: zoo.ids(zoo.BATCH + 1)),
+        Lazy("one less", lambda: zoo.ids(zoo.BATCH - 1)),
+        Lazy("none of them", lambda: ids()[:0]),
     ]
     pools[rows] += [
-        made("soft one-hot", lambda: np.full((zoo.BATCH, zoo.CLASSES), 1 / zoo.CLASSES)),
-        made("two ones in a row", lambda: np.ones((zoo.BATCH, zoo.CLASSES))),
+        Lazy("soft one-hot", lambda: np.full((zoo.BATCH, zoo.CLASSES), 1 / zoo.CLASSES)),
+        Lazy("two ones in a row", lambda: np.ones((zoo.BATCH, zoo.CLASSES))),
     ]
     return Pool(good, pools["bad"], pools["open"])
 
@@ -268,24 +268,24 @@ def targets(several="bad", none="good", beyond="bad"):
     good = [
         0,
         np.int64(2),
-        made("ids", ids),
-        made("int32", lambda: ids().astype("int32")),
-        made("list", lambda: ids().tolist()),
+        Lazy("ids", ids),
+        Lazy("int32", lambda: ids().astype("int32")),
+        Lazy("list", lambda: ids().tolist()),
     ]
     bad = [
         *(-1, -2, 2**31, 2**32, 1.5, "cat", True, 1j, float("nan"), float("inf"), [], {}, b"1"),
         *map(_labels_with, (-1, 2**32, 1.7, float("nan"))),
-        made("one less", lambda: zoo.ids(zoo.BATCH - 1)),
-        made("one more", lambda: zoo.ids(zoo.BATCH + 1)),
-        made("bools", lambda: ids() > 0),
-        made("strings", lambda: ids().astype(str)),
-        made("objects", lambda: ids().astype(object)),
-        made("generator", generator),
-        made("predict", lambda: zoo.linear),
+        Lazy("one less", lambda: zoo.ids(zoo.BATCH - 1)),
+        Lazy("one more", lambda: zoo.ids(zoo.BATCH + 1)),
+        Lazy("bools", lambda: ids() > 0),
+        Lazy("strings", lambda: ids().astype(str)),
+        Lazy("objects", lambda: ids().astype(object)),
+        Lazy("generator", generator),
+        Lazy("predict", lambda: zoo.linear),
     ]
-    open = [1.0, made("float ids", lambda: ids().astype("float32"))]
+    open = [1.0, Lazy("float ids", lambda: ids().astype("float32"))]
     pools = {"good": good, "bad": bad, "open": open}
-    pools[several].append(made("two ids each", lambda: np.stack([ids(), ids()], axis=1)))
+    pools[several].append(Lazy("two ids each", lambda: np.stack([ids(), ids()], axis=1)))
     pools[none].insert(0, None)
     pools[beyond] += [zoo.CLASSES, _labels_with(zoo.CLASSES)]
     return Pool(good, bad, open)
@@ -293,7 +293,7 @@ def targets(several="bad", none="good", beyond="bad"):
 
 def bounds():
     bad = [(1, 0), (0, 0), (float("nan"), 1), (0, float("inf")), None, 3, "01", (0, 1, 2), ("a", "b"), ((0, 0), (1, 1))]
-    bad += [(0.4, 0.6), {}, [], (None, None), (0, 1j), made("generator", generator), (False, True)]
+    bad += [(0.4, 0.6), {}, [], (None, None), (0, 1j), Lazy("generator", generator), (False, True)]
     return Pool([(0, 1), (0.0, 1.0), [0, 1], ((0,), (1,)), (np.float32(0), np.float32(1))], bad, [(-1, 2), (0, 255)])
 
 
@@ -301,51 +301,51 @@ def models(*good, bad=(), silly=zoo.NONSENSE, scored=True):
     """Models, as callables that make them, the zoo's if none are given; ``scored``, whether one has to have scores."""
     good = good or (zoo.cnn, zoo.softmax_cnn, zoo.graph_capsules, zoo.transformer)
     others = (zoo.two_inputs, *([zoo.without_scores] if scored else []), *bad)
-    bad = [None, "model", 3, [], {}, 1j, *(made(each.__name__, each) for each in others), *nonsense(silly)]
-    nan = [made("broken", zoo.broken), made("not_finite", lambda: zoo.not_finite)]
-    return Pool([made(each.__name__, each) for each in good], bad, [made("raises", lambda: zoo.raises)], nan)
+    bad = [None, "model", 3, [], {}, 1j, *(Lazy(each.__name__, each) for each in others), *nonsense(silly)]
+    nan = [Lazy("broken", zoo.broken), Lazy("not_finite", lambda: zoo.not_finite)]
+    return Pool([Lazy(each.__name__, each) for each in good], bad, [Lazy("raises", lambda: zoo.raises)], nan)
 
 
 def datasets(of_model=True):
     """Data sets; ``of_model``, whether a model tells which size and labels are bad."""
     x, y = zoo.images, zoo.ids
     good = [
-        made("pair", lambda: (x(), y())),
-        made("list", lambda: [x(), y()]),
-        made("batches", lambda: [(x(), y()), (x(2), y(2))]),
-        made("examples", lambda: zip(x(), y(), strict=True)),
-        made("stream", zoo.batched),
-        made("one-hot", lambda: (x(), np.eye(zoo.CLASSES)[y()])),
+        Lazy("pair", lambda: (x(), y())),
+        Lazy("list", lambda: [x(), y()]),
+        Lazy("batches", lambda: [(x(), y()), (x(2), y(2))]),
+        Lazy("examples", lambda: zip(x(), y(), strict=True)),
+        Lazy("stream", zoo.batched),
+        Lazy("one-hot", lambda: (x(), np.eye(zoo.CLASSES)[y()])),
     ]
     bad = [
-        *(None, "mnist", 3, {}, 1j, [], made("images", x), made("generator", generator), [1, 2], (1, 2), ("a", "b")),
-        made("no examples", lambda: (x(0), y(0))),
-        made("another number of labels", lambda: (x(), y(3))),
-        made("negative labels", lambda: (x(), y() - 1)),
-        made("label 2**32", lambda: (x(), y() + 2**32)),
-        made("label 1.7", lambda: (x(), y() + 0.7)),
-        made("bools", lambda: (x(), y() > 0)),
-        made("strings", lambda: (x(), y().astype(str))),
-        made("NaN images", lambda: (x() * np.nan, y())),
-        made("infinite images", lambda: (x() / np.zeros(1), y())),
-        made("triples", lambda: [(x(), y(), y())]),
-        made("images without channels", lambda: (x()[..., 0], y())),
-        made("bad second batch", lambda: [(x(), y()), (x() * np.nan, y())]),
-        made("different sizes", lambda: list(zip([x()[0], x()[1, :3]], y(), strict=False))),
-        made("objects", lambda: (x().astype(object), y())),
+        *(None, "mnist", 3, {}, 1j, [], Lazy("images", x), Lazy("generator", generator), [1, 2], (1, 2), ("a", "b")),
+        Lazy("no examples", lambda: (x(0), y(0))),
+        Lazy("another number of labels", lambda: (x(), y(3))),
+        Lazy("negative labels", lambda: (x(), y() - 1)),
+        Lazy("label 2**32", lambda: (x(), y() + 2**32)),
+        Lazy("label 1.7", lambda: (x(), y() + 0.7)),
+        Lazy("bools", lambda: (x(), y() > 0)),
+        Lazy("strings", lambda: (x(), y().astype(str))),
+        Lazy("NaN images", lambda: (x() * np.nan, y())),
+        Lazy("infinite images", lambda: (x() / np.zeros(1), y())),
+        Lazy("triples", lambda: [(x(), y(), y())]),
+        Lazy("images without channels", lambda: (x()[..., 0], y())),
+        Lazy("bad second batch", lambda: [(x(), y()), (x() * np.nan, y())]),
+        Lazy("different sizes", lambda: list(zip([x()[0], x()[1, :3]], y(), strict=False))),
+        Lazy("objects", lambda: (x().astype(object), y())),
     ]
     other = [
-        made("another size", lambda: (np.zeros((4, 9, 9, 1), "float32"), y())),
-        made("labels beyond", lambda: (x(), y() + 1)),
+        Lazy("another size", lambda: (np.zeros((4, 9, 9, 1), "float32"), y())),
+        Lazy("labels beyond", lambda: (x(), y() + 1)),
     ]
     return Pool(good, bad + other) if of_model else Pool(good, bad, other)
 
 
 def attacks():
     good = [
-        made("FGSM", zoo.fgsm),
-        made("BIM", zoo.bim),
-        made("identity", lambda: lambda objective, x, y, targeted=False: x),
+        Lazy("FGSM", zoo.fgsm),
+        Lazy("BIM", zoo.bim),
+        Lazy("identity", lambda: lambda objective, x, y, targeted=False: x),
     ]
     bad = [
         None,
@@ -353,18 +353,18 @@ def attacks():
         3,
         [],
         {},
-        *(made(each.__name__, lambda each=each: each) for each in (*zoo.NONSENSE, zoo.not_finite)),
+        *(Lazy(each.__name__, lambda each=each: each) for each in (*zoo.NONSENSE, zoo.not_finite)),
     ]
-    return Pool(good, bad, [made("raises", lambda: zoo.raises)])
+    return Pool(good, bad, [Lazy("raises", lambda: zoo.raises)])
 
 
 def mapping(pool, most=2):
     """Dicts from names to values of a pool."""
 
     def of(value):
-        return made(f"{{'a': {value.text}}}", lambda: {"a": value.make()})
+        return Lazy(f"{{'a': {value.text}}}", lambda: {"a": value.make()})
 
     good = [of(value) for value in pool.values["good"][:most]]
     bad = [of(value) for value in pool.values["bad"]]
-    bad += [None, "names", 3, [], 1j, made("no dict", lambda: [("a", pool.values["good"][0].make())])]
+    bad += [None, "names", 3, [], 1j, Lazy("no dict", lambda: [("a", pool.values["good"][0].make())])]
     return Pool(good, bad, [{}, *(of(value) for value in pool.values["open"])])

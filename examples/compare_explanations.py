@@ -76,7 +76,7 @@ def capsule_explainers(model, args):
     grad, ig = explain.Saliency(model), explain.IntegratedGradients(model, steps=args.steps)
     smooth = functools.partial(explain.SmoothGrad, samples=args.samples, seed=args.seed)
     explainers = (explain.GraphAttention(model), grad, ig, smooth(grad), smooth(ig), explain.RandomMap(args.seed))
-    return {name: one for name, one in zip(METHODS, explainers, strict=True) if name in args.methods}
+    return {name: explainer for name, explainer in zip(METHODS, explainers, strict=True) if name in args.methods}
 
 
 def changes(args, bounds):
@@ -130,14 +130,14 @@ def on_pictures(args):
     """Table, printed columns, images, maps and titles, of the objects in pictures."""
     classifier = pictures.classifier(args)
     model, pixels = classifier.model, classifier.range
-    things = pictures.objects(args.pictures, args.boxes, classifier.size)
-    images = np.stack([pictures.read(args.pictures / name, classifier.size) for name, _, _ in things])
-    masks = np.stack([mask for _, _, mask in things])
+    objects = pictures.objects(args.pictures, args.boxes, classifier.size)
+    images = np.stack([pictures.read(args.pictures / name, classifier.size) for name, _, _ in objects])
+    masks = np.stack([mask for _, _, mask in objects])
     x = np.asarray(classifier.preprocess(images), "float32")
     scorer = taps.scores(model)
     scores = np.concatenate([keras.ops.convert_to_numpy(scorer(x[i : i + 32])) for i in range(0, len(x), 32)])
     offset = scores.shape[1] - 1000 if args.class_offset is None and scores.shape[1] == 1001 else args.class_offset or 0
-    y = np.array([scores[i].argmax() if one is None else one + offset for i, (_, one, _) in enumerate(things)])
+    y = np.array([scores[i].argmax() if label is None else label + offset for i, (_, label, _) in enumerate(objects)])
     explainers = picture_explainers(model, pixels, args)
 
     def drop(model, x, classes, maps):
@@ -156,7 +156,7 @@ def on_pictures(args):
     maps = {name: explainer(x[: args.shown], y[: args.shown]) for name, explainer in explainers.items()}
     table = evaluate.compare(model, explainers, (x, y), metrics, target="label", batch_size=len(x))
     name_of = pictures.names_of(args.names)
-    titles = [f"{name_of(one - offset)} {scores[i, one]:.1f}" for i, one in enumerate(y)]
+    titles = [f"{name_of(label - offset)} {scores[i, label]:.1f}" for i, label in enumerate(y)]
     how = {
         "objects": len(y),
         "share of the boxes": float(masks.mean()),

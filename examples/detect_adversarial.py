@@ -67,8 +67,8 @@ def main():
             for name, attack in named.items():
                 how = {"error": error, "threshold": threshold, "objective": objective}
                 how["work"] = trained_capsnet.work(args, kind, target, name)
-                found = evaluate.detection(model, attack, batches, **how)
-                rows.append({"detection": kind, "objective": target, "attack": name, **dataclasses.asdict(found)})
+                detection = evaluate.detection(model, attack, batches, **how)
+                rows.append({"detection": kind, "objective": target, "attack": name, **dataclasses.asdict(detection)})
     table = evaluate.Table(rows)
     print(table)
     table.to_csv(args.out / "detection.csv")
@@ -79,14 +79,14 @@ def main():
     aware = the_attacks(args, error)["aware"]["PGD"]
     shown, names = slice(8), data.info(args.dataset).class_names
     images = {"clean": x[shown]}
-    images |= {f"aware, {name}": aware(one(model), x[shown], y[shown]) for name, one in objectives.items()}
+    images |= {f"aware, {name}": aware(objective(model), x[shown], y[shown]) for name, objective in objectives.items()}
     rows, titles = {}, {}
-    for name, one in images.items():
-        errors = keras.ops.convert_to_numpy(error(one))
+    for name, batch in images.items():
+        errors = keras.ops.convert_to_numpy(error(batch))
         flags = ["flagged" if value > threshold else "" for value in errors]
-        classes = plot.titles_of(model.predict(one, verbose=0), names)
-        rows[name], titles[name] = one, [f"{a}\n{b}" for a, b in zip(classes, flags, strict=True)]
-        rows[f"{name}: decoded"] = np.asarray(model.reconstruct(one))
+        classes = plot.titles_of(model.predict(batch, verbose=0), names)
+        rows[name], titles[name] = batch, [f"{a}\n{b}" for a, b in zip(classes, flags, strict=True)]
+        rows[f"{name}: decoded"] = np.asarray(model.reconstruct(batch))
     plot.rows(rows, titles=titles).savefig(args.out / "detection.png", dpi=150)
     print(f"Test accuracy {accuracy:.2%}, flagged above {threshold:.2f}. In {args.out}: detection.csv, detection.png")
 

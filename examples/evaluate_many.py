@@ -236,7 +236,7 @@ def by_ray(args, firsts):
         ray.shutdown()
 
 
-def here(args, firsts):
+def in_this_process(args, firsts):
     """Records of blocks, in this process."""
     measure = Measure(args)
     for first in firsts:
@@ -313,7 +313,7 @@ def main():
     bar, started = keras.utils.Progbar(count, unit_name="image"), time.perf_counter()
     done = count - sum(min(args.block, count - first) for first in left)
     bar.update(done)
-    for records in (by_ray if args.workers else here)(args, left) if left else ():
+    for records in (by_ray if args.workers else in_this_process)(args, left) if left else ():
         write_text(paths[int(records["number"][0])], lines(records))
         done += len(records["number"])
         bar.update(done)

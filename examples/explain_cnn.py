@@ -101,7 +101,9 @@ def main():
     maps = {name: explainer(x, classes).reshape(-1, size, size) for name, explainer in explainers.items()}
     name_of = named(args.names)
     titles = [
-        f"{path.name}: {name_of(one)}\n{scores[i, one]:.2f}" for i, path in enumerate(args.images) for one in classes[i]
+        f"{path.name}: {name_of(label)}\n{scores[i, label]:.2f}"
+        for i, path in enumerate(args.images)
+        for label in classes[i]
     ]
     images = np.repeat(images, classes.shape[1], axis=0)
     plot.comparison(images, maps, titles=titles).savefig(args.out, dpi=160)

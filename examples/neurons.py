@@ -55,8 +55,8 @@ def draw(image, maps, drops, labels):
     axes[0].imshow(image)
     axes[0].set_title("image", fontsize=8)
     pale = 0.4 + 0.6 * image.mean(axis=-1)
-    for ax, one, label in zip(axes[1:], maps, labels, strict=False):
-        shown = one / (np.quantile(one, 0.995) or 1)
+    for ax, heatmap, label in zip(axes[1:], maps, labels, strict=False):
+        shown = heatmap / (np.quantile(heatmap, 0.995) or 1)
         drawn = plot.overlay(pale, shown.clip(0, 1), ax=ax, alpha=0.7, vmin=0, vmax=1)
         ax.set_title(label, fontsize=8)
     bar = left.colorbar(drawn, ax=axes.tolist(), shrink=0.7, aspect=30, pad=0.01)
@@ -105,7 +105,7 @@ def main():
         size=args.size,
         relative=True,
     )[0]
-    draw(image, maps, drops, [str(one) for one in ids]).savefig(args.out, dpi=130)
+    draw(image, maps, drops, [str(neuron) for neuron in ids]).savefig(args.out, dpi=130)
     diagonal = int((drops.argmax(axis=1) == np.arange(len(ids))).sum())
     own, others = drops.diagonal().mean(), drops[~np.eye(len(ids), dtype=bool)].mean()
     print(f"{len(ids)} neurons of {args.layer}: ablating a patch takes {own:.1%} of its neuron, {others:.1%} of others")

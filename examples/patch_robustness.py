@@ -67,8 +67,8 @@ class Setting:
             for first in starts:
                 numbers = np.arange(first, min(first + BATCH, len(y)))
                 x, ids = self.x[numbers], y[numbers]
-                found = functools.partial(attack.run, self.models[name], x, ids, targeted, numbers=numbers)
-                progress.batch(lambda found=found: vars(found()), x, ids)
+                attacked = functools.partial(attack.run, self.models[name], x, ids, targeted, numbers=numbers)
+                progress.batch(lambda attacked=attacked: vars(attacked()), x, ids)
         return attacks.PatchResult(**progress.results())
 
     def work(self, *names):
@@ -81,12 +81,12 @@ def natural(setting):
     rows = []
     for share in setting.args.shares:
         count = max(1, round(share * len(setting.grid)))
-        chosen = setting.grid.draw(len(setting.x), count, seed=setting.args.seed)
+        indices = setting.grid.draw(len(setting.x), count, seed=setting.args.seed)
         for name in setting.args.corruptions:
-            images = corrupt_patches(setting.x, setting.grid, chosen, name, seed=setting.args.seed)
-            found = evaluate.fooling_rate(setting.models, lambda *_, images=images: images, (setting.x, setting.y))
+            images = corrupt_patches(setting.x, setting.grid, indices, name, seed=setting.args.seed)
+            rates = evaluate.fooling_rate(setting.models, lambda *_, images=images: images, (setting.x, setting.y))
             kept = ("model", "examples", "fooling_rate")
-            rows += [{"patches": count, "corruption": name} | {key: row[key] for key in kept} for row in found.rows]
+            rows += [{"patches": count, "corruption": name} | {key: row[key] for key in kept} for row in rates.rows]
     return evaluate.Table(rows)
 
 
@@ -94,10 +94,10 @@ def mean_over_corruptions(table):
     """Fooling rate of each model for each number of patches."""
     rows = []
     for count in dict.fromkeys(table["patches"]):
-        here = [row for row in table.rows if row["patches"] == count]
+        with_count = [row for row in table.rows if row["patches"] == count]
         means = {
-            name: float(np.mean([row["fooling_rate"] for row in here if row["model"] == name]))
-            for name in dict.fromkeys(row["model"] for row in here)
+            name: float(np.mean([row["fooling_rate"] for row in with_count if row["model"] == name]))
+            for name in dict.fromkeys(row["model"] for row in with_count)
         }
         rows.append({"patches": count, **means})
     return evaluate.Table(rows)
@@ -114,10 +114,10 @@ def adversarial(setting):
         kinds[f"1 of {larger}x{larger}"] = setting.on_grid_of(larger)
         larger *= 2
     rows = []
-    for name, one in kinds.items():
+    for name, perturb in kinds.items():
         work = setting.work("adversarial", name)
-        found = evaluate.fooling_rate(setting.models, one, (setting.x, setting.y), work=work)
-        rows += [{"patches": name, **row} for row in found.rows]
+        rates = evaluate.fooling_rate(setting.models, perturb, (setting.x, setting.y), work=work)
+        rows += [{"patches": name, **row} for row in rates.rows]
     return evaluate.Table(rows)
 
 
@@ -125,12 +125,12 @@ def targeted(setting):
     """How often an adversarial patch gives a class that was drawn for the image, and not its own, and when."""
     classes = next(iter(setting.models.values())).output_shape[-1]
     others = np.random.default_rng(setting.args.seed).integers(1, classes, len(setting.y))
-    wanted = (setting.y + others) % classes
+    targets = (setting.y + others) % classes
     rows = []
     for name in setting.models:
-        result = setting.run(setting.attack, name, wanted, targeted=True)
+        result = setting.run(setting.attack, name, targets, targeted=True)
         taken = {"mean_iterations": mean(result.iterations[result.fooled])}
-        rows.append({"model": name, "examples": len(wanted), "success_rate": mean(result.fooled), **taken})
+        rows.append({"model": name, "examples": len(targets), "success_rate": mean(result.fooled), **taken})
     return evaluate.Table(rows)
 
 
@@ -140,10 +140,10 @@ def positions(setting):
     rows = []
     for name, model in setting.models.items():
         examples, work = (setting.x[few], setting.y[few]), setting.work("positions", name)
-        found = evaluate.position_map(model, setting.attack, examples, setting.grid, work=work)
+        rates = evaluate.position_map(model, setting.attack, examples, setting.grid, work=work)
         rows += [
             {"model": name, "row": i, "column": j, "examples": len(setting.x[few]), "fooling_rate": float(rate)}
-            for (i, j), rate in np.ndenumerate(found)
+            for (i, j), rate in np.ndenumerate(rates)
         ]
     return evaluate.Table(rows)
 
@@ -154,8 +154,8 @@ def shift(setting):
     shifts = [(0, 0), (0, 1), (1, 0), (1, 1), (0, size), (size, 0), (size, size)]
     rows = []
     for name, result in setting.results().items():
-        found = evaluate.shift_table(setting.models[name], setting.x, setting.y, result, shifts)
-        rows += [{"model": name, **row} for row in found.rows]
+        table = evaluate.shift_table(setting.models[name], setting.x, setting.y, result, shifts)
+        rows += [{"model": name, **row} for row in table.rows]
     return evaluate.Table(rows)
 
 
@@ -168,22 +168,22 @@ def attention(setting):
     """Shares of attention and gradients that lie on the patch, before and after; and the figure."""
     rows, pictures, size = [], {}, setting.args.patch_size
     for attack in (setting.attack, setting.on_grid_of(2 * size)):
-        chosen = attack.positions.draw(len(setting.x), seed=setting.args.seed)  # those that the attack draws, too
-        corrupted = corrupt_patches(setting.x, attack.positions, chosen, "gaussian_noise", seed=setting.args.seed)
+        indices = attack.positions.draw(len(setting.x), seed=setting.args.seed)  # those that the attack draws, too
+        corrupted = corrupt_patches(setting.x, attack.positions, indices, "gaussian_noise", seed=setting.args.seed)
         results = setting.results(attack)
-        shown = np.argsort(~np.all([one.fooled for one in results.values()], axis=0), kind="stable")[:SHOWN]
+        shown = np.argsort(~np.all([part.fooled for part in results.values()], axis=0), kind="stable")[:SHOWN]
         for name, result in results.items():
             where = boxes(result.positions, attack.patch_size)
             for kind, images in {"clean": setting.x, "corrupted": corrupted, "attacked": result.images}.items():
-                found = maps_of(setting.models[name], images, setting.y)
-                for what, maps in found.items():
+                by_kind = maps_of(setting.models[name], images, setting.y)
+                for what, maps in by_kind.items():
                     shares = evaluate.patch_share(maps, where)
                     for which, some in {"fooled": result.fooled, "all": np.ones_like(result.fooled)}.items():
                         means = {kind_of: mean(values[some]) for kind_of, values in shares.items()}
                         row = {"patch_size": attack.patch_size[0], "model": name, "images": kind, "map": what}
                         rows.append({**row, "attack": which, "examples": int(some.sum()), **means})
                 if attack is setting.attack:
-                    pictures[f"{name}, {kind}"] = images[shown], found["attention"][shown], where[shown, 0]
+                    pictures[f"{name}, {kind}"] = images[shown], by_kind["attention"][shown], where[shown, 0]
     draw(pictures, setting.args.out / "attention.png")
     return evaluate.Table(rows)
 
@@ -219,7 +219,7 @@ def draw(pictures, path):
     figure.savefig(path, dpi=150)
 
 
-PARTS = {one.__name__: one for one in (natural, adversarial, targeted, positions, shift, transfer, attention)}
+PARTS = {part.__name__: part for part in (natural, adversarial, targeted, positions, shift, transfer, attention)}
 
 
 def main():

@@ -121,9 +121,9 @@ def _objects(folder, entries, size):
     for name, entry in entries.items():
         if "objects" in entry:
             shape = (entry["height"], entry["width"])
-            for thing in entry["objects"]:
-                boxes = [(y, x, y + h, x + w) for x, y, w, h in thing["boxes_xywh"]]
-                yield name, thing["imagenet_class"], _resized(_filled(boxes, shape), size)
+            for record in entry["objects"]:
+                boxes = [(y, x, y + h, x + w) for x, y, w, h in record["boxes_xywh"]]
+                yield name, record["imagenet_class"], _resized(_filled(boxes, shape), size)
             continue
         if "mask" in entry:
             with opened(folder / entry["mask"]) as image:

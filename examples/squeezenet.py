@@ -62,9 +62,9 @@ def _conv(x, filters, kernel_size, name, **settings):
 
 def _fire(x, number, squeezed, expanded):
     x = _conv(x, squeezed, 1, f"fire{number}/conv1x1_1")
-    one = _conv(x, expanded, 1, f"fire{number}/conv1x1_2")
+    narrow = _conv(x, expanded, 1, f"fire{number}/conv1x1_2")
     three = _conv(x, expanded, 3, f"fire{number}/conv3x3_2", padding="same")
-    return layers.Concatenate()([one, three])
+    return layers.Concatenate()([narrow, three])
 
 
 def _pool(x):

@@ -157,8 +157,8 @@ def main():
     devices, strategy = strategy_of(args)
     (training.set_deterministic if args.deterministic else keras.utils.set_random_seed)(args.seed)
     keras.config.set_dtype_policy(args.dtype_policy)
-    given = {name: getattr(args, name) for name in RECIPE if getattr(args, name) is not None}
-    recipe = dataclasses.replace(training.RECIPES[args.recipe], **given)
+    settings = {name: getattr(args, name) for name in RECIPE if getattr(args, name) is not None}
+    recipe = dataclasses.replace(training.RECIPES[args.recipe], **settings)
     first = args.process == 0
     if first:
         print(

@@ -71,14 +71,14 @@ def main():
     table.to_json(args.out / "robustness.json", options=options, examples=len(x), test_accuracy=accuracy)
 
     shown, names = slice(8), data.info(args.dataset).class_names
-    found = {name: pgd(objective(model), x, y) for name, objective in OBJECTIVES.items()}
-    scores = {name: model.predict(one[shown], verbose=0) for name, one in {"clean": x, **found}.items()}
-    titles = {name: plot.titles_of(one, names) for name, one in scores.items()}
-    figure = plot.adversarial(x[shown], {name: one[shown] for name, one in found.items()}, titles=titles)
+    adversarial = {name: pgd(objective(model), x, y) for name, objective in OBJECTIVES.items()}
+    scores = {name: model.predict(batch[shown], verbose=0) for name, batch in {"clean": x, **adversarial}.items()}
+    titles = {name: plot.titles_of(batch, names) for name, batch in scores.items()}
+    figure = plot.adversarial(x[shown], {name: batch[shown] for name, batch in adversarial.items()}, titles=titles)
     figure.savefig(args.out / "adversarial.png", dpi=150)
     few = slice(128)
     statistics = {"clean": vote_statistics(model, x[few], y[few])}
-    statistics |= {f"PGD on {name}": vote_statistics(model, one[few], y[few]) for name, one in found.items()}
+    statistics |= {f"PGD on {name}": vote_statistics(model, batch[few], y[few]) for name, batch in adversarial.items()}
     plot.vote_histograms(statistics).savefig(args.out / "votes.png", dpi=150)
     print(f"Test accuracy {accuracy:.2%}. In {args.out}: model.keras, robustness.csv, adversarial.png, votes.png")
 

@@ -38,8 +38,8 @@ def gradients(model, x, y, steps):
 
     def run():
         for _ in range(steps):
-            found = gradient(x, y)[1]
-        return found.numpy()
+            slope = gradient(x, y)[1]
+        return slope.numpy()
 
     return run
 
@@ -121,14 +121,14 @@ def main():
         print(f"{name}, PGD-{args.steps}, batch {args.batch_size}, {args.rounds} rounds; seconds, ratio")
         report(alternate(installed(model, x, y, args.steps), args.rounds, clock=args.clock))
         pgd = attacks.PGD(EPSILON, step_size=STEP, steps=args.steps)
-        found = {}
+        outcomes = {}
 
-        def judge(early, model=model, x=x, y=y, pgd=pgd, found=found):
-            found[early] = evaluate.robustness(model, pgd, (x, y), early=early).robust_accuracy
+        def judge(early, model=model, x=x, y=y, pgd=pgd, outcomes=outcomes):
+            outcomes[early] = evaluate.robustness(model, pgd, (x, y), early=early).robust_accuracy
 
         runs = {"to the end": lambda: judge(False), "fooled ones leave": lambda: judge(True)}
         report(alternate(runs, args.rounds, clock=args.clock))
-        print(f"  robust accuracy {found[False]:.4f} to the end, {found[True]:.4f} if fooled ones leave")
+        print(f"  robust accuracy {outcomes[False]:.4f} to the end, {outcomes[True]:.4f} if fooled ones leave")
         print(f"{name}, APGD of {args.steps} gradients")
         report(alternate(apgd(model, x, y, args.steps), args.rounds, clock=args.clock))
 

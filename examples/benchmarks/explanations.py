@@ -51,8 +51,8 @@ def gradients(model, x, count, explainer):
 
     def alone():
         for _ in range(count):
-            found = keras.ops.convert_to_numpy(gradient(x)[1])
-        return found
+            slope = keras.ops.convert_to_numpy(gradient(x)[1])
+        return slope
 
     return {f"{count} gradients": alone, "explainer": lambda: explainer(x, TARGET)}
 

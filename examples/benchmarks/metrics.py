@@ -65,12 +65,17 @@ class Subject:
 
     def theirs(self, name, **settings):
         metric = getattr(self.quantus, name)(disable_warnings=True, **settings)
-        given = {"x_batch": self.x, "y_batch": self.y, "a_batch": self.maps[:, None], "s_batch": self.masks[:, None]}
+        arguments = {
+            "x_batch": self.x,
+            "y_batch": self.y,
+            "a_batch": self.maps[:, None],
+            "s_batch": self.masks[:, None],
+        }
         explained = {
             "explain_func": lambda model, inputs, targets, **_: self.explainer(np.asarray(inputs), targets)[:, None]
         }
         how = {"channel_first": False, "softmax": False, "batch_size": self.batch_size}
-        return metric(self._judged, **given, **explained, **how)
+        return metric(self._judged, **arguments, **explained, **how)
 
 
 def rows(subject):

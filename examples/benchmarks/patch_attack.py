@@ -35,8 +35,8 @@ def gradients(model, result, y):
 
     def run():
         for left in needed:
-            found = gradient(result.images[left], y[left])[1]
-        return keras.ops.convert_to_numpy(found)
+            slope = gradient(result.images[left], y[left])[1]
+        return keras.ops.convert_to_numpy(slope)
 
     return run, sum(map(len, needed))
 

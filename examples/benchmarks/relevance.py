@@ -133,25 +133,25 @@ def alternate(runs, zennit, batch, size, rounds):
     x = images(batch, size)
     times = {}
     for turn in range(rounds + 1):
-        found = {}
+        once = {}
         for name, run in runs.items():
             started = time.perf_counter()
             run(x)
-            found[name] = time.perf_counter() - started
+            once[name] = time.perf_counter() - started
         if zennit.works:
-            found |= {f"torch {name}": zennit.seconds(name, batch) for name in ("gradient", "LRP")}
+            once |= {f"torch {name}": zennit.seconds(name, batch) for name in ("gradient", "LRP")}
         if turn:
-            for name, seconds in found.items():
+            for name, seconds in once.items():
                 times.setdefault(name, []).append(seconds)
     return times
 
 
 def report(times, batch):
-    medians = {name: statistics.median(found) for name, found in times.items()}
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
     print(f"batch {batch:2}            median   (range)            to gradient, LRP")
-    for name, found in times.items():
+    for name, seconds in times.items():
         ratios = "".join(f"{medians[name] / medians[unit]:9.3f}" for unit in ("gradient", "LRP"))
-        print(f"  {name:18} {medians[name]:7.3f} s ({min(found):.3f} to {max(found):.3f}) {ratios}")
+        print(f"  {name:18} {medians[name]:7.3f} s ({min(seconds):.3f} to {max(seconds):.3f}) {ratios}")
     print(f"  five targets to one, CLRP1: {medians['CLRP1, 5 targets'] / medians['CLRP1']:.3f}", flush=True)
 
 

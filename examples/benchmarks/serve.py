@@ -82,13 +82,13 @@ def latency(name, model, folder, batch_size, rounds):
             "model": name,
             "batch": batch_size,
             "call": call,
-            "ms": round(1e3 * statistics.median(found), 3),
-            "least": round(1e3 * min(found), 3),
-            "most": round(1e3 * max(found), 3),
-            "ratio": round(statistics.median(found) / statistics.median(reference), 3),
-            "pairwise": round(statistics.median(b / a for a, b in zip(reference, found, strict=True)), 3),
+            "ms": round(1e3 * statistics.median(seconds), 3),
+            "least": round(1e3 * min(seconds), 3),
+            "most": round(1e3 * max(seconds), 3),
+            "ratio": round(statistics.median(seconds) / statistics.median(reference), 3),
+            "pairwise": round(statistics.median(b / a for a, b in zip(reference, seconds, strict=True)), 3),
         }
-        for call, found in times.items()
+        for call, seconds in times.items()
     ]
 
 

@@ -32,7 +32,7 @@ def work(name, model, x, y):
     """What is done with a model, by name."""
     pgd = attacks.PGD(0.03, steps=5)
     objectives = {goal: getattr(attacks, goal)(model) for goal in GOALS[name]}
-    done = {f"PGD, {goal}": lambda one=one: pgd(one, x, y) for goal, one in objectives.items()}
+    done = {f"PGD, {goal}": lambda subject=subject: pgd(subject, x, y) for goal, subject in objectives.items()}
     explainers = {
         "LRP": explain.LRP(model, "epsilon"),
         "CLRP": explain.CLRP(model, rules="epsilon"),
@@ -40,7 +40,7 @@ def work(name, model, x, y):
     }
     if name == "gracapsnet":
         explainers["GraphAttention"] = explain.GraphAttention(model)
-    return done | {kind: lambda one=one: one(x, y) for kind, one in explainers.items()}
+    return done | {kind: lambda subject=subject: subject(x, y) for kind, subject in explainers.items()}
 
 
 def main():

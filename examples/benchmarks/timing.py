@@ -42,6 +42,6 @@ def report(times):
     """Print medians, ranges and ratios to the first."""
     first = statistics.median(next(iter(times.values())))
     width = max(18, *map(len, times))
-    for name, found in times.items():
-        middle = statistics.median(found)
-        print(f"  {name:{width}} {middle:8.3f} s ({min(found):.3f} to {max(found):.3f})  {middle / first:6.3f}")
+    for name, seconds in times.items():
+        middle = statistics.median(seconds)
+        print(f"  {name:{width}} {middle:8.3f} s ({min(seconds):.3f} to {max(seconds):.3f})  {middle / first:6.3f}")

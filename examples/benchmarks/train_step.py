@@ -108,12 +108,14 @@ def main():
             if turn >= 3:  # traced and warm
                 times[name].append(seconds)
     print(f"{'':18} median ms (range)          ratio  pairwise  peak MB")
-    for name, found in times.items():
-        line = f"{name:18} {statistics.median(found) * 1e3:7.1f} ({min(found) * 1e3:.1f} to {max(found) * 1e3:.1f})"
+    for name, seconds in times.items():
+        line = (
+            f"{name:18} {statistics.median(seconds) * 1e3:7.1f} ({min(seconds) * 1e3:.1f} to {max(seconds) * 1e3:.1f})"
+        )
         if name in reference_of:
             reference = times[reference_of[name]]
-            ratio = statistics.median(found) / statistics.median(reference)
-            pairwise = statistics.median(b / a for a, b in zip(reference, found, strict=True))
+            ratio = statistics.median(seconds) / statistics.median(reference)
+            pairwise = statistics.median(b / a for a, b in zip(reference, seconds, strict=True))
             line = f"{line:44} {ratio:6.3f}  {pairwise:7.3f}  {memory[name]:8.0f}"
         print(line)
     print(

@@ -126,7 +126,7 @@ def with_attention(model, names):
     forward = autodiff.compiled(tapped, model.variables)
     gradient = autodiff.compiled(autodiff.gradient(loss, has_aux=True), model.variables)
     return (
-        lambda x: [ops.convert_to_numpy(one) for one in (forward(x) if names else [forward(x)])],
+        lambda x: [ops.convert_to_numpy(tensor) for tensor in (forward(x) if names else [forward(x)])],
         lambda x: ops.convert_to_numpy(gradient(x)[1]),
     )
 
@@ -158,8 +158,8 @@ def main():
     pairs["keras_capsvit"] = compiled(last_tokens(model))
     expected = pairs["keras_capsvit"]
     for name, pair in pairs.items():
-        for found, own in zip(pair, expected, strict=True):
-            difference = np.abs(found(x) - own(x)).max() / np.abs(own(x)).max()
+        for result, own in zip(pair, expected, strict=True):
+            difference = np.abs(result(x) - own(x)).max() / np.abs(own(x)).max()
             print(f"{name}: differs by {difference:.1e} of the largest value")
     size = f"DeiT {args.variant}, batch {args.batch_size}, {args.rounds} rounds"
     compare(size, pairs, x, args.rounds, args.clock)

@@ -76,7 +76,7 @@ def main():
         sparseness = quantus.Sparseness(disable_warnings=True)
         sparse = sparseness(model=judged(model), x_batch=x, y_batch=y, a_batch=maps[:, None], channel_first=False)
         row = {"map": name, "our drop": ours.mean(), "drop by Quantus": theirs.mean(), "it asks": asked.mean()}
-        rows.append({key: one if isinstance(one, str) else float(one) for key, one in row.items()})
+        rows.append({key: value if isinstance(value, str) else float(value) for key, value in row.items()})
         rows[-1]["sparseness by Quantus"] = float(np.mean(sparse))
     print(evaluate.Table(rows))
 

@@ -48,7 +48,7 @@ def compare(library, theirs, description):
 
     # Any such callable can be judged. Ours is judged at the end too, not every five steps.
     by_them, by_us = (
-        evaluate.robustness(model, one, (x, y), objective=attacks.votes, early=False) for one in (attack, pgd)
+        evaluate.robustness(model, each, (x, y), objective=attacks.votes, early=False) for each in (attack, pgd)
     )
     print(
         f"{len(x)} digits, epsilon {pgd.epsilon:g}, {pgd.steps} steps of {pgd.step:g}: accuracy "

@@ -73,8 +73,8 @@ def library():
     Raises:
         FileNotFoundError: if there is none.
     """
-    found = importlib.util.find_spec("tensorflow")
-    folder = pathlib.Path(found.origin).parent if found else None
+    spec = importlib.util.find_spec("tensorflow")
+    folder = pathlib.Path(spec.origin).parent if spec else None
     path = next(folder.glob("libtensorflow_cc.*"), None) if folder else None
     if path is None:
         raise FileNotFoundError(f"Expected libtensorflow_cc in TensorFlow's wheel; found none in {folder}.")
@@ -89,10 +89,10 @@ def library():
 
 def fields(message):
     """Fields of a serialised protocol buffer, by number: lists of ints and bytes."""
-    found = {}
+    values = {}
     for field in unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(message)):
-        found.setdefault(field.field_number, []).append(field.data)
-    return found
+        values.setdefault(field.field_number, []).append(field.data)
+    return values
 
 
 def entries(message, number):
@@ -111,17 +111,17 @@ def tensor_info(message):
     return {"name": info[1][0].decode(), "dtype": info[2][0], "shape": None if shape.get(3, [0])[0] else sizes}
 
 
-def check_names(infos, given):
+def check_names(infos, names):
     """Refuse other input names than an endpoint has."""
-    if set(given) != set(infos):
-        raise ValueError(f"Expected the inputs {', '.join(infos)}; received {', '.join(given) or 'none'}.")
+    if set(names) != set(infos):
+        raise ValueError(f"Expected the inputs {', '.join(infos)}; received {', '.join(names) or 'none'}.")
 
 
 def check_dtype(name, array, expected):
     """Refuse an array of another dtype; TensorFlow would too, but does not say which input it is."""
     if array.dtype.name != expected:
         raise ValueError(f"Expected {name} of dtype {expected}; received {array.dtype}.")
-    if expected == DTYPES[STRING] and not all(isinstance(one, bytes) for one in array.flat):
+    if expected == DTYPES[STRING] and not all(isinstance(element, bytes) for element in array.flat):
         raise ValueError(f"Expected {name} of bytes; received other objects.")
 
 
@@ -216,46 +216,46 @@ class SavedModel:
             check_dtype(key, array, DTYPES.get(signature["inputs"][key]["dtype"]))
         feeds = self._outputs(signature["inputs"][key] for key in arrays)
         fetches = self._outputs(signature["outputs"].values())
-        found = (ctypes.c_void_p * len(fetches))()
-        given = []
+        outputs = (ctypes.c_void_p * len(fetches))()
+        handles = []
         try:
-            given.extend(self._tensor(array) for array in arrays.values())
-            tensors = (ctypes.c_void_p * len(given))(*given)
+            handles.extend(self._tensor(array) for array in arrays.values())
+            tensors = (ctypes.c_void_p * len(handles))(*handles)
             self._checked(
                 lambda status: self._tf.TF_SessionRun(
-                    *(self._session, None, feeds, tensors, len(feeds), fetches, found, len(fetches)),
+                    *(self._session, None, feeds, tensors, len(feeds), fetches, outputs, len(fetches)),
                     *(None, 0, None, status),
                 )
             )
-            return {key: self._array(tensor) for key, tensor in zip(signature["outputs"], found, strict=True)}
+            return {key: self._array(tensor) for key, tensor in zip(signature["outputs"], outputs, strict=True)}
         finally:
-            for tensor in given:
+            for tensor in handles:
                 self._delete_strings(tensor)
-            for tensor in (*given, *filter(None, found)):
+            for tensor in (*handles, *filter(None, outputs)):
                 self._tf.TF_DeleteTensor(ctypes.c_void_p(tensor))
 
     def _checked(self, call):
         """What ``call(status)`` returns, as a pointer."""
         status = ctypes.c_void_p(self._tf.TF_NewStatus())
         try:
-            found = call(status)
+            result = call(status)
             code = self._tf.TF_GetCode(status)
             if code:
                 raise TensorFlowError(self._tf.TF_Message(status).decode(errors="replace"), code)
-            return ctypes.c_void_p(found)
+            return ctypes.c_void_p(result)
         finally:
             self._tf.TF_DeleteStatus(status)
 
     def _outputs(self, infos):
         """Array of TF_Output from infos whose names are like ``node:0``."""
-        found = []
+        outputs = []
         for info in infos:
             node, _, index = info["name"].partition(":")
             operation = self._tf.TF_GraphOperationByName(self._graph, node.encode())
             if not operation:
                 raise TensorFlowError(f"A signature names the node {node}, which the graph does not have.")
-            found.append(Output(operation, int(index)))
-        return (Output * len(found))(*found)
+            outputs.append(Output(operation, int(index)))
+        return (Output * len(outputs))(*outputs)
 
     def _tensor(self, array):
         """Pointer to a new TF_Tensor with the values of an array."""
@@ -317,7 +317,7 @@ def describe(model):
 
 def answer(model, args):
     """Print or write the outputs of one endpoint."""
-    inputs = dict(one.split("=", 1) for one in args.inputs)
+    inputs = dict(text.split("=", 1) for text in args.inputs)
     outputs = model.run(args.signature, {key: read(path) for key, path in inputs.items()})
     if args.out:
         np.savez(args.out, **outputs)
@@ -332,7 +332,7 @@ def main():
     parser.add_argument("--signature", default="serving_default")
     parser.add_argument("--out", type=pathlib.Path, help=".npz file for the outputs")
     args = parser.parse_intermixed_args()
-    if not all("=" in one for one in args.inputs):
+    if not all("=" in text for text in args.inputs):
         parser.error(f"expected inputs as NAME=FILE; received {' '.join(args.inputs)}")
     try:
         model = SavedModel(newest(args.path))

@@ -151,8 +151,8 @@ class Grpc:
         request.model_spec.signature_name = signature
         for name, value in inputs.items():
             request.inputs[name].CopyFrom(self._tf.make_tensor_proto(value))
-        found = self._ask(self._stub.Predict, request).outputs
-        return {name: self._tf.make_ndarray(value) for name, value in found.items()}
+        outputs = self._ask(self._stub.Predict, request).outputs
+        return {name: self._tf.make_ndarray(value) for name, value in outputs.items()}
 
     def _ask(self, method, request):
         busy = (self._grpc.StatusCode.UNAVAILABLE, self._grpc.StatusCode.DEADLINE_EXCEEDED)

@@ -115,9 +115,11 @@ class Runtime(kserve.Model):
     def _inferred(self, request):
         name = parameter(request.parameters, "signature_name") or "serving_default"
         infos = self._served.signature(name)["inputs"]
-        given = {each.name: each for each in request.inputs}
-        check_names(infos, given)
-        outputs = self._served.run(name, {key: array(given[key], DTYPES[info["dtype"]]) for key, info in infos.items()})
+        tensors = {each.name: each for each in request.inputs}
+        check_names(infos, tensors)
+        outputs = self._served.run(
+            name, {key: array(tensors[key], DTYPES[info["dtype"]]) for key, info in infos.items()}
+        )
         asked = [each.name for each in request.request_outputs or ()] or list(outputs)
         check_outputs(asked, outputs)
         answers = [
@@ -149,21 +151,23 @@ def parameter(parameters, name):
     return value
 
 
-def array(given, dtype):
+def array(tensor, dtype):
     """Array of a dtype of an input of a request; refuses what is of another one, or not as much as its shape says."""
-    if given.datatype != V2[dtype]:
-        raise ValueError(f"Expected {given.name} of datatype {V2[dtype]}; received {given.datatype}.")
-    if not given.data:  # binary, or nothing
+    if tensor.datatype != V2[dtype]:
+        raise ValueError(f"Expected {tensor.name} of datatype {V2[dtype]}; received {tensor.datatype}.")
+    if not tensor.data:  # binary, or nothing
         try:
-            return given.as_numpy()
+            return tensor.as_numpy()
         except ValueError as error:
-            raise ValueError(f"Expected as many values of {given.name} as its shape {given.shape} says.") from error
-    cells = np.array(given.data, "object").ravel()
+            raise ValueError(f"Expected as many values of {tensor.name} as its shape {tensor.shape} says.") from error
+    cells = np.array(tensor.data, "object").ravel()
     of_bytes = dtype == DTYPES[STRING] and all(isinstance(value, bytes) for value in cells)
-    values = cells if of_bytes else numbers(given.name, cells, dtype)
-    if any(size < 0 for size in given.shape) or np.prod(given.shape, dtype="object") != values.size:
-        raise ValueError(f"Expected as many values of {given.name} as its shape {given.shape}; received {values.size}.")
-    return values.reshape(given.shape)
+    values = cells if of_bytes else numbers(tensor.name, cells, dtype)
+    if any(size < 0 for size in tensor.shape) or np.prod(tensor.shape, dtype="object") != values.size:
+        raise ValueError(
+            f"Expected as many values of {tensor.name} as its shape {tensor.shape}; received {values.size}."
+        )
+    return values.reshape(tensor.shape)
 
 
 def main():

@@ -77,13 +77,13 @@ def questions(model, count, endpoints=None):
         ((key, info),) = kinds[name].items()
         pixels = random.integers(0, 256, (height, width, channels), "uint8")
         if info["dtype"] == STRING:
-            given = [encoded(pixels)]
-            inputs = {key: np.array(given, "object")}
+            value = [encoded(pixels)]
+            inputs = {key: np.array(value, "object")}
         else:
             kind = DTYPES[info["dtype"]]
-            given = (pixels[None] / (255 if kind.startswith("float") else 1)).astype(kind)
-            inputs = {key: given}
-        asked.append((name, {key: given}, model.run(name, inputs)))
+            value = (pixels[None] / (255 if kind.startswith("float") else 1)).astype(kind)
+            inputs = {key: value}
+        asked.append((name, {key: value}, model.run(name, inputs)))
     return asked
 
 

@@ -80,9 +80,9 @@ def run(model, request, usual="serving_default", absent=None):
     name = request.get("signature_name") or usual
     infos = model.signature(name)["inputs"]
     asked = {key: info for key, info in infos.items() if key not in (absent or {}) or names(request, key)}
-    given = rows(request["instances"], asked) if "instances" in request else columns(request["inputs"], asked)
-    check_names(asked, given)
-    inputs = {key: tensor(key, given[key], info) for key, info in asked.items()}
+    received = rows(request["instances"], asked) if "instances" in request else columns(request["inputs"], asked)
+    check_names(asked, received)
+    inputs = {key: tensor(key, received[key], info) for key, info in asked.items()}
     for key in set(infos) - set(asked):
         length = len(next(iter(inputs.values()), ()))
         inputs[key] = tensor(key, [absent[key]] * length, infos[key])

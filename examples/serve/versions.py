@@ -162,10 +162,10 @@ class Models:
             self._known(name)
             number = number if label is None else self._labelled(name, label)
             versions = sorted(self._versions.get(name, {}).items(), reverse=True)
-            found = [(k, v.state, v.code, v.message) for k, v in versions if number in (None, k)]
-        if not found:
+            states = [(k, v.state, v.code, v.message) for k, v in versions if number in (None, k)]
+        if not states:
             raise NotServedError(f"Could not find {'any versions' if number is None else number} of model {name}.")
-        return found
+        return states
 
     def _known(self, name):
         if name not in self._configs:

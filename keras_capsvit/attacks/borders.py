@@ -30,17 +30,17 @@ def rivals(scores, y, count):
     return ops.top_k(scores - 1e30 * own, count)[1]
 
 
-def margins(scores, y, rivals):
-    """By how much the scores ``(b, M)`` of classes ``rivals (b, k)`` exceed that of the own class, ``(b, k)``."""
+def margins(scores, y, ids):
+    """By how much the scores ``(b, M)`` of classes ``ids (b, k)`` exceed that of the own class, ``(b, k)``."""
     own = ops.one_hot(y, scores.shape[1], dtype="float32")
-    return ops.take_along_axis(scores, rivals, axis=1) - ops.sum(own * scores, axis=1, keepdims=True)
+    return ops.take_along_axis(scores, ids, axis=1) - ops.sum(own * scores, axis=1, keepdims=True)
 
 
-def nearest(margins, gradients, norm, flattest):
+def nearest(values, gradients, norm, flattest):
     """The border that is nearest, if scores were linear.
 
     Args:
-        margins: ``(b, k)``, zero on the borders.
+        values: ``(b, k)``, margins, zero on the borders.
         gradients: ``(b, k, ...)``, theirs.
         norm: one of NORMS, that distances are measured in.
         flattest: float above 0, what is added to slopes, which may be zero.
@@ -48,7 +48,7 @@ def nearest(margins, gradients, norm, flattest):
     Returns:
         Margin ``(b,)`` and gradient ``(b, ...)`` of the nearest border, and its distance ``(b,)``.
     """
-    distances = ops.abs(margins) / (norm.dual(gradients) + flattest)
-    is_nearest = ops.one_hot(ops.argmin(distances, axis=1), margins.shape[1], dtype="float32")
+    distances = ops.abs(values) / (norm.dual(gradients) + flattest)
+    is_nearest = ops.one_hot(ops.argmin(distances, axis=1), values.shape[1], dtype="float32")
     gradient = ops.einsum("bk,bk...->b...", is_nearest, gradients)
-    return ops.sum(is_nearest * margins, axis=1), gradient, ops.sum(is_nearest * distances, axis=1)
+    return ops.sum(is_nearest * values, axis=1), gradient, ops.sum(is_nearest * distances, axis=1)

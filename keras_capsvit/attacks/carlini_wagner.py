@@ -183,10 +183,9 @@ class CarliniWagnerBox(PixelSearch):
         low, high = super().limits(x)
         return np.float32(np.mean(high - low))
 
-    def __call__(self, objective, x, y, targeted=False, *, numbers=None):
-        if not self.epsilon:
-            return self.prepare(objective, x, y, targeted, numbers)[1]
-        return super().__call__(objective, x, y, targeted, numbers=numbers)
+    @property
+    def moves(self):
+        return self.epsilon > 0
 
     def nearest(self, objective, x, y, targeted):
         ones = np.ones(len(x))

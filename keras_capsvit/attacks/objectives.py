@@ -172,12 +172,12 @@ def _log(lengths):
     return ops.log(ops.maximum(ops.cast(lengths, "float32"), _SHORTEST))
 
 
-_TRANSFORMS = {
+_TRANSFORMS = {  # of class scores, or of votes u (b, i, j, e)
     "logits": lambda scores: scores,
     "capsules": _log,
-    "average_then_squash": lambda votes: _log(safe_norm(squash(ops.mean(votes, axis=1)))),
-    "squash_then_average": lambda votes: _log(safe_norm(ops.mean(squash(votes), axis=1))),
-    "average_loss": lambda votes: ops.mean(ops.log_softmax(_log(safe_norm(squash(votes))), axis=-1), axis=1),
+    "average_then_squash": lambda u: _log(safe_norm(squash(ops.mean(u, axis=1)))),
+    "squash_then_average": lambda u: _log(safe_norm(ops.mean(squash(u), axis=1))),
+    "average_loss": lambda u: ops.mean(ops.log_softmax(_log(safe_norm(squash(u))), axis=-1), axis=1),
 }
 _KINDS = caches.Cache(256)  # of scores, "lengths" or "logits"
 _LIVING = weakref.WeakValueDictionary()  # objectives in use; they keep their models, so identities stay what they are

@@ -39,11 +39,16 @@ class PixelSearch(Attack):
 
     def __call__(self, objective, x, y, targeted=False, *, numbers=None):
         objective, x, y = self.prepare(objective, x, y, targeted, numbers)
-        if not len(x):
+        if not (len(x) and self.moves):
             return x
         result = self.nearest(objective, x, y, targeted)
         self.check_result(objective, x, result, y, targeted)
         return self.cut(x, result)
+
+    @property
+    def moves(self):
+        """Whether images may change at all."""
+        return True
 
     def nearest(self, objective, x, y, targeted):
         """The nearest images that succeed, a float32 array ``(b, H, W, C)``; where none does, the image itself."""
@@ -55,11 +60,9 @@ class PixelSearch(Attack):
         Returns:
             NumPy arrays: the cheapest images that succeed, and what they cost, infinite where none does.
         """
-        per_image = (array.astype("float32") for array in (const, limit, running))
+        rows = (array.astype("float32") for array in (const, limit, running))
         settings = np.float32([-1 if targeted else 1, self.step_size, self.confidence, self.unit(x)])
-        result = self.compiled(objective, "_search")(
-            start, x, y, *per_image, np.int32(self.steps), settings, self.limits(x)
-        )
+        result = self.compiled(objective, "_search")(start, x, y, *rows, np.int32(self.steps), settings, self.limits(x))
         images, cost = (np.array(ops.convert_to_numpy(array)) for array in result)
         if np.isnan(cost).any():
             raise ValueError(NOT_FINITE)

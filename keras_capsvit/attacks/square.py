@@ -162,9 +162,9 @@ class Square(AttackWithResult):
 
         return judge
 
-    def _loop(self, objective, repeat=ops.while_loop, compile=lambda function: function):
+    def _loop(self, objective, repeat=ops.while_loop, wrap=lambda function: function):
         """Queries, up to the last one or until few enough images are left to go on with a smaller batch."""
-        judge, propose, keep = self._judge(objective), *_parts(self.norm, compile)
+        judge, propose, keep = self._judge(objective), *_parts(self.norm, wrap)
 
         def loop(x, y, images, loss, fooled, span, sign, *drawn):
             drawn = [ops.convert_to_tensor(each) for each in drawn]
@@ -184,7 +184,7 @@ class Square(AttackWithResult):
 
 
 @functools.lru_cache
-def _parts(norm, compile):
+def _parts(norm, wrap):
     """What comes before and after the scores of a query: functions of tensors that give candidates, and keep some."""
 
     def propose(i, x, images, level, corners, turned, signs, side, patterns, epsilon, limits):
@@ -201,7 +201,7 @@ def _parts(norm, compile):
         loss, fooled = ops.where(changed, losses, loss), ops.logical_or(fooled, ops.logical_and(left, fooling))
         return images, loss, fooled, queries + ops.cast(left, "int32")
 
-    return compile(propose), compile(keep)
+    return wrap(propose), wrap(keep)
 
 
 def _judged(judge, images, y, sign, full):

@@ -64,12 +64,10 @@ def _gradient_with_tensorflow(function, has_aux):
             tape.watch(x)
             result = function(x, *args)
             values = result[0] if has_aux else result
-        gradient = tape.gradient(values, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        gradient = tf.convert_to_tensor(
-            gradient
-        )  # where values are taken from rows of x, TensorFlow returns these rows only
-        gradient.set_shape(x.shape)  # which a SavedModel with dynamic batch size forgets
-        return result, gradient
+        slope = tape.gradient(values, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        slope = tf.convert_to_tensor(slope)  # where values are taken from rows of x, TensorFlow returns these rows only
+        slope.set_shape(x.shape)  # which a SavedModel with dynamic batch size forgets
+        return result, slope
 
     return evaluate
 

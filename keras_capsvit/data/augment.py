@@ -135,6 +135,6 @@ def _beta(alpha, n, seed):
     # alpha are too small for floats.
     for_gammas, for_powers = tf.unstack(tf.random.split(seed))
     gammas = tf.random.stateless_gamma([2, n, 1, 1, 1], for_gammas, alpha + 1.0)
-    uniform = 1 - tf.random.stateless_uniform([2, n, 1, 1, 1], for_powers)
-    first, second = tf.unstack(tf.math.log(gammas) + tf.math.log(uniform) / alpha)
+    draws = 1 - tf.random.stateless_uniform([2, n, 1, 1, 1], for_powers)
+    first, second = tf.unstack(tf.math.log(gammas) + tf.math.log(draws) / alpha)
     return tf.sigmoid(first - second)

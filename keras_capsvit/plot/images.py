@@ -95,9 +95,9 @@ def grid(images, maps, *, titles=None, columns=8, cmap=None, label="attention"):
     check_text("label", label)
     colours, low, high = scale(maps)
     columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.25 * columns + 0.9, 2.8 * rows), layout="constrained")
-    axes = figure.subplots(2 * rows, columns, squeeze=False)
+    lines = -(-len(images) // columns)
+    figure = Figure(figsize=(1.25 * columns + 0.9, 2.8 * lines), layout="constrained")
+    axes = figure.subplots(2 * lines, columns, squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     drawn = None
@@ -213,12 +213,12 @@ def adversarial(images, found, *, titles=None):
             f"Expected images of shape (n, height, width, channels), at least 1, and adversarial ones of the same; "
             f"received {images.shape} and {shapes}."
         )
-    rows = {"clean": images} | attacked
+    shown_by_name = {"clean": images} | attacked
     largest = max(np.abs(each - images).mean(axis=-1).max() for each in attacked.values()) or 1.0
     figure = Figure(figsize=(1.1 * len(images) + 1.6, 1.35 * (1 + 2 * len(attacked))), layout="constrained")
     axes = figure.subplots(1 + 2 * len(attacked), len(images), squeeze=False)
     row = 0
-    for name, shown in rows.items():
+    for name, shown in shown_by_name.items():
         for ax, image, title in zip(axes[row], shown, titles.get(name, [""] * len(images)), strict=True):
             show(ax, image)
             ax.set_title(title, fontsize=8)

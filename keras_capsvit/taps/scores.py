@@ -72,8 +72,8 @@ class Scores:
     def probabilities(self, x):
         """Probabilities ``(b, M)`` of images ``(b, H, W, C)``: the softmax of the scores; of a single output ``z``,
         whose scores are ``(-z, z)``, its sigmoid."""
-        scores = self(x)
-        return ops.softmax(scores / 2 if self._single else scores)
+        values = self(x)
+        return ops.softmax(values / 2 if self._single else values)
 
     def recorded(self, x, layers=(), *, attention=False, offsets=None):
         """Scores, and what layers and attentions return on the way to them.
@@ -139,9 +139,9 @@ class Scores:
                 # A callable that leaves TensorFlow cannot be traced; it can still be asked.
                 if isinstance(self.model, keras.Layer):
                     raise
-                scores = self.recorded(x)[0]
+                values = self.recorded(x)[0]
                 self._opaque = True
-                return scores
+                return values
 
         return call
 

@@ -1,0 +1,61 @@
+"""Settings of Sphinx, which builds this site. The reference is written before, from what is public."""
+
+import os
+import pathlib
+import sys
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+HERE = pathlib.Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import reference  # noqa: E402
+
+import keras_capsvit  # noqa: E402
+
+project = "keras_capsvit"
+author = "the keras_capsvit developers"
+release = version = keras_capsvit.__version__
+html_title = f"{project} {release}"
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["gallery/*", "audit/*"]
+
+myst_heading_anchors = 3
+
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autosummary_generate = True
+autosummary_ignore_module_all = False
+
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery",
+    "gallery_dirs": "gallery_pages",
+    "filename_pattern": r"\.py$",
+    "within_subsection_order": "FileNameSortKey",
+    "show_memory": False,
+    "min_reported_time": 1000,
+    "download_all_examples": False,
+    "abort_on_example_error": True,
+    "show_signature": False,
+    "capture_repr": (),
+    "image_scrapers": ("figures.scraped",),
+    "first_notebook_cell": "%matplotlib inline",
+}
+
+html_theme = "furo"
+html_show_sourcelink = False
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_theme_options = {"sidebar_hide_name": False}
+
+reference.write(HERE / "api")

@@ -1,0 +1,109 @@
+"""Writes the pages of the reference: of every room a page, which lists what it has by the files that it is in."""
+
+import importlib
+import inspect
+import pathlib
+
+import keras_capsvit
+
+# Rooms in the order of use; those of ``data`` are public modules of their own.
+ROOMS = (
+    "models",
+    "layers",
+    "losses",
+    "metrics",
+    "schedules",
+    "training",
+    "data",
+    "data.affine",
+    "data.affine_sets",
+    "data.corruptions",
+    "data.multidigit",
+    "explain",
+    "attacks",
+    "patches",
+    "evaluate",
+    "plot",
+    "serving",
+    "taps",
+    "ops",
+    "autodiff",
+)
+
+
+def public_names(module):
+    """Names that a module promises: its ``__all__``, or what it defines without an underscore; no modules."""
+    listed = getattr(module, "__all__", None) or [
+        name
+        for name, thing in vars(module).items()
+        if not name.startswith("_") and getattr(thing, "__module__", "") == module.__name__
+    ]
+    return [name for name in listed if not inspect.ismodule(getattr(module, name))]
+
+
+def public():
+    """Everything public: dict from the rooms to the names in them."""
+    return {room: public_names(importlib.import_module(f"keras_capsvit.{room}")) for room in ROOMS}
+
+
+def groups(room, names):
+    """The names of a room by the files that define them, in the order of the files: dict from titles to names."""
+    module = importlib.import_module(f"keras_capsvit.{room}")
+    result = {}
+    for name in names:
+        source = inspect.getmodule(getattr(module, name))
+        own = source is not None and source.__name__.startswith("keras_capsvit.") and source is not module
+        title = inspect.getdoc(source).split("\n")[0].rstrip(".").split(": ")[0].split(" (")[0] if own else ""
+        result.setdefault(title, []).append(name)
+    return result
+
+
+def page(room, names):
+    """A page in reStructuredText."""
+    title = f"keras_capsvit.{room}"
+    module = importlib.import_module(title)
+    lines = [title, "=" * len(title), "", inspect.getdoc(module), "", f".. currentmodule:: {title}", ""]
+    for group, members in groups(room, names).items():
+        if group:
+            lines += [f".. rubric:: {group}", ""]
+        lines += [".. autosummary::", "   :toctree: names", "   :nosignatures:", ""]
+        lines += [f"   {name}" for name in members] + [""]
+    return "\n".join(lines)
+
+
+def write(folder):
+    """Write all pages.
+
+    Args:
+        folder: pathlib.Path.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(exist_ok=True)
+    rooms = public()
+    pages = {room: page(room, names) for room, names in rooms.items()}
+    top = [name for name in keras_capsvit.__all__ if not inspect.ismodule(getattr(keras_capsvit, name))]
+    index = [
+        "Reference",
+        "=========",
+        "",
+        "Every public name, with its signature, shapes and source. These are in the package itself, too, as in",
+        "``from keras_capsvit import GraCapsNet``:",
+        "",
+        ", ".join(f":obj:`{name} <{_home(name, rooms)}>`" for name in sorted(top, key=str.lower)) + ".",
+        "",
+        ".. toctree::",
+        "   :maxdepth: 1",
+        "",
+        *(f"   {room}" for room in rooms),
+        "",
+    ]
+    pages["index"] = "\n".join(index)
+    for name, text in pages.items():
+        path = folder / f"{name}.rst"
+        if not path.is_file() or path.read_text() != text:  # Sphinx reads what is newer
+            path.write_text(text)
+
+
+def _home(name, rooms):
+    (room,) = [room for room, names in rooms.items() if name in names]
+    return f"keras_capsvit.{room}.{name}"

@@ -26,13 +26,16 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["gallery/*", "audit/*"]
+templates_path = ["templates"]
+exclude_patterns = ["gallery/*", "audit/*", "templates/*"]
 
 myst_heading_anchors = 3
 
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_custom_sections = [("Call arguments", "params_style")]
 autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False  # of Keras, in another markup
 autodoc_typehints = "signature"
 autosummary_generate = True
 autosummary_ignore_module_all = False

@@ -63,11 +63,18 @@ def page(room, names):
     title = f"keras_capsvit.{room}"
     module = importlib.import_module(title)
     lines = [title, "=" * len(title), "", inspect.getdoc(module), "", f".. currentmodule:: {title}", ""]
-    for group, members in groups(room, names).items():
+    constants = [name for name in names if not callable(getattr(module, name))]
+    for group, members in groups(room, [name for name in names if name not in constants]).items():
         if group:
             lines += [f".. rubric:: {group}", ""]
         lines += [".. autosummary::", "   :toctree: names", "   :nosignatures:", ""]
         lines += [f"   {name}" for name in members] + [""]
+    if constants:
+        lines += [".. rubric:: Constants", ""]
+    for name in constants:
+        value = getattr(module, name)
+        items = ", ".join(f"``{item!r}``" for item in value)
+        lines += [f".. py:data:: {name}", f"   :type: {type(value).__name__}", "", f"   Of {items}.", ""]
     return "\n".join(lines)
 
 

@@ -41,6 +41,15 @@ settings.register_profile("tests", max_examples=25, deadline=None, derandomize=T
 settings.load_profile("tests")
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, where it is installed
+def pytest_xdist_auto_num_workers(config):
+    """One file, tests by their ids, or a selection from all by -k run in this process, where they can be debugged."""
+    files = [argument for argument in config.args if "::" not in argument]
+    if config.args_source is not config.ArgsSource.ARGS:
+        return 0 if config.option.keyword else None
+    return 0 if not files or (len(files) == 1 and files[0].endswith(".py")) else None
+
+
 @pytest.hookimpl(tryfirst=True)  # before marks select
 def pytest_collection_modifyitems(items):
     cases = collections.defaultdict(list)

@@ -29,8 +29,8 @@ print(f"{model.count_params():,} parameters, {accuracy:.1%} of the test digits")
 # %%
 # Where it saw what
 # -----------------
-# Each node of the grid adds something to the class capsule. These contributions are the explanation that the network has
-# built in, and they add up to the length of the class capsule before it is squashed.
+# Each node of the grid adds something to the class capsule. These contributions are the explanation that the network
+# has built in, and they add up to the length of the class capsule before it is squashed.
 
 x, y = data.take(test, 12)
 lengths = model.predict(x, verbose=0)
@@ -38,8 +38,8 @@ maps = explain.GraphContribution(model)(x)
 plot.grid(x, maps, titles=plot.titles_of(lengths, list("0123456789")), label="contribution")
 
 # %%
-# The points on the way have names and shapes: parts on a grid, how much each counts for each class, class capsules, their
-# lengths.
+# The points on the way have names and shapes: parts on a grid, how much each counts for each class, class capsules, and
+# their lengths.
 
 for name in taps.names(model):
     if name != "reconstruction":

@@ -2,8 +2,8 @@
 Explain your model
 ==================
 
-A ConvNet of plain Keras, as you may have one: why does it take a digit for what it does? Four explainers look at it as it
-is, softmax included, and a measurement says which of them to believe.
+A ConvNet of plain Keras, as you may have one: why does it take a digit for what it does? Four explainers look at it as
+it is, softmax included, and a measurement says which of them to believe.
 """
 
 import keras
@@ -52,8 +52,8 @@ plot.grid(x[:5], explain.CLRP(model)(x[:5], target=8), titles=[f"a {digit}, as a
 # %%
 # Which one to believe
 # --------------------
-# Replace the pixels that a map calls relevant, the most relevant first: the sooner the probability of the class drops, the
-# better the map. Every explanation should beat the random one.
+# Replace the pixels that a map calls relevant, the most relevant first: the sooner the probability of the class drops,
+# the better the map. Every explanation should beat the random one.
 
 metrics = {"deletion": lambda model, x, y, maps: evaluate.deletion(model, x, maps, target=y, steps=14).area}
 print(evaluate.compare(model, explainers, (x, y), metrics))

@@ -30,9 +30,9 @@ def multi_mnist(base, *, pairs=1, parts=True, batch_size, shuffle, seed):
         seed: int, of partners, shifts and order.
 
     Returns:
-        ``tf.data.Dataset`` of ``(images (b, 36, 36, 1) float32, {"classes": (b, 2) int64, "parts": (b, 2, 36, 36, 1)
-        float32})``, where ``parts[:, k]`` is the digit of ``classes[:, k]`` alone. Without parts the labels are
-        ``(b, 10)`` float32, 1 for the two classes, which every model and loss takes.
+        ``tf.data.Dataset`` of images ``(b, 36, 36, 1)``, float32, and of a dict of ``"classes" (b, 2)``, int64, and
+        ``"parts" (b, 2, 36, 36, 1)``, float32, where ``parts[:, k]`` is the digit of ``classes[:, k]`` alone. Without
+        parts the labels are ``(b, 10)`` float32, 1 for the two classes, which every model and loss takes.
 
     Raises:
         ValueError: for ``pairs`` below 1, a base of a single class, or one that is empty or of unknown length.

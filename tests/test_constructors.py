@@ -246,8 +246,8 @@ def test_what_a_layer_is_set_to_later_is_its_configuration():
 
 def test_layers_of_users_have_their_arguments_in_the_configuration_too():
     class Scaled(keras_capsvit.DynamicRouting):
-        def __init__(self, num_iterations=3, *, scale=2.0, **kwargs):
-            super().__init__(num_iterations, **kwargs)
+        def __init__(self, num_iterations=3, *, scale=2.0, dtype=None, **kwargs):
+            super().__init__(num_iterations, dtype=dtype, **kwargs)
             self.scale = scale
 
     class Named(keras_capsvit.UniformRouting):
@@ -262,5 +262,7 @@ def test_layers_of_users_have_their_arguments_in_the_configuration_too():
     config = Scaled(1, scale=4.0, squash=False).get_config()
     assert {"num_iterations": 1, "scale": 4.0, "squash": False, "rolled": False}.items() <= config.items()
     assert Scaled.from_config(config).scale == 4.0
+    mixed = Scaled.from_config(Scaled(dtype="mixed_float16").get_config())
+    assert mixed.dtype_policy.name == "mixed_float16"
     with pytest.raises(ValueError, match=r"unknown 'scales'\. Did you mean 'scale'\?"):
         Scaled(scales=4.0)

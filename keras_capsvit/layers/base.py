@@ -59,6 +59,8 @@ class ConfiguredLayer:
         for kind in reversed(type(self).__mro__):
             if issubclass(kind, ConfiguredLayer) and "__init__" in vars(kind):
                 for name in _named(kind.__init__):
+                    if name in config:  # Keras's own, such as the policy of dtype
+                        continue
                     with contextlib.suppress(AttributeError):  # of a user's class, which then says itself what it keeps
                         value = operator.attrgetter(self.kept_in.get(name, name))(self)
                         config[name] = keras.saving.serialize_keras_object(value) if callable(value) else value

@@ -60,7 +60,7 @@ class Replica:
         return self.norm(x, f"{name}.bn")
 
     def attend(self, asking, inputs, query, key, value, biases, width):
-        """Attention of places ``asking`` on places ``given``, head by head; ``width`` of the grid."""
+        """Attention of places ``asking`` on places ``inputs``, head by head; ``width`` of the grid."""
         temperature, heads, results = next(self.temperatures), [], []
         for q, k, v, bias in zip(query, key, value, biases, strict=True):
             scores = np.array(

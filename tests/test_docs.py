@@ -35,6 +35,9 @@ def blocks(path, *languages):
 
 def anchors(path):
     """Anchors of the headings of a page, as GitHub and MyST make them."""
+    included = re.fullmatch(r"```\{include\} (\S+)\n.*", path.read_text(), re.DOTALL)
+    if included:
+        return anchors(path.parent / included[1])
     headings = re.findall(r"^#+ (.*)$", FENCE.sub("", path.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -95,7 +98,7 @@ def prepared(digits, resized, tmp_path, monkeypatch):
     return {
         **{"model": model, "x": images[:16], "y": labels[:16], "train": streams[0], "test": streams[1]},
         **{"attacks": attacks, "data": data, "evaluate": evaluate, "explain": explain, "layers": layers},
-        "vit": VisionTransformer("Ti/4", (12, 12, 1), 10, width=16, depth=6, num_heads=2),
+        "vit": VisionTransformer("Ti/4", input_shape=(12, 12, 1), num_classes=10, width=16, depth=6, num_heads=2),
         "backbone": keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)]),
         "pgd": attacks.PGD(0.1, steps=2),
     }

@@ -22,12 +22,10 @@ html_title = f"{project} {release}"
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx_gallery.gen_gallery",
 ]
-templates_path = ["templates"]
-exclude_patterns = ["gallery/*", "audit/*", "templates/*"]
+exclude_patterns = ["gallery/*", "audit/*"]
 
 myst_heading_anchors = 3
 
@@ -37,8 +35,6 @@ napoleon_custom_sections = [("Call arguments", "params_style")]
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False  # of Keras, in another markup
 autodoc_typehints = "signature"
-autosummary_generate = True
-autosummary_ignore_module_all = False
 
 sphinx_gallery_conf = {
     "examples_dirs": "gallery",
@@ -57,6 +53,7 @@ sphinx_gallery_conf = {
 
 html_theme = "furo"
 html_show_sourcelink = False
+html_show_copyright = False
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_theme_options = {"sidebar_hide_name": False}

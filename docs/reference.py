@@ -59,35 +59,42 @@ def groups(room, names):
 
 
 def page(room, names):
-    """A page in reStructuredText."""
+    """The page of a room, in reStructuredText."""
     title = f"keras_capsvit.{room}"
     module = importlib.import_module(title)
     lines = [title, "=" * len(title), "", inspect.getdoc(module), "", f".. currentmodule:: {title}", ""]
     constants = [name for name in names if not callable(getattr(module, name))]
-    for group, members in groups(room, [name for name in names if name not in constants]).items():
+    things = [name for name in names if name not in constants]
+    for group, members in groups(room, things).items():
         if group:
             lines += [f".. rubric:: {group}", ""]
-        lines += [".. autosummary::", "   :toctree: names", "   :nosignatures:", ""]
-        lines += [f"   {name}" for name in members] + [""]
+        lines += [".. list-table::", "   :widths: auto", ""]
+        for name in members:
+            summary = inspect.getdoc(getattr(module, name)).split("\n\n")[0].removesuffix("::")
+            lines += [f"   * - :py:obj:`{name}`", f"     - {' '.join(summary.split())}"]
+        lines += [""]
     if constants:
         lines += [".. rubric:: Constants", ""]
     for name in constants:
         value = getattr(module, name)
         items = ", ".join(f"``{item!r}``" for item in value)
         lines += [f".. py:data:: {name}", f"   :type: {type(value).__name__}", "", f"   Of {items}.", ""]
+    lines += [".. toctree::", "   :hidden:", "", *(f"   {room}.{name}" for name in things), ""]
     return "\n".join(lines)
 
 
-def write(folder):
-    """Write all pages.
+def page_of(room, name):
+    """The page of a class or function, in reStructuredText."""
+    module = f"keras_capsvit.{room}"
+    is_class = inspect.isclass(getattr(importlib.import_module(module), name))
+    lines = [name, "=" * len(name), "", f".. currentmodule:: {module}", ""]
+    lines += [f".. {'autoclass' if is_class else 'autofunction'}:: {name}"]
+    return "\n".join([*lines, *(["   :members:", "   :show-inheritance:"] if is_class else []), ""])
 
-    Args:
-        folder: pathlib.Path.
-    """
-    folder = pathlib.Path(folder)
-    folder.mkdir(exist_ok=True)
+
+def pages():
+    """All pages: dict from their names to reStructuredText."""
     rooms = public()
-    pages = {room: page(room, names) for room, names in rooms.items()}
     top = [name for name in keras_capsvit.__all__ if not inspect.ismodule(getattr(keras_capsvit, name))]
     index = [
         "Reference",
@@ -96,7 +103,7 @@ def write(folder):
         "Every public name, with its signature, shapes and source. These are in the package itself, too, as in",
         "``from keras_capsvit import GraCapsNet``:",
         "",
-        ", ".join(f":obj:`{name} <{_home(name, rooms)}>`" for name in sorted(top, key=str.lower)) + ".",
+        ", ".join(f":py:obj:`{name} <{_home(name, rooms)}>`" for name in sorted(top, key=str.lower)) + ".",
         "",
         ".. toctree::",
         "   :maxdepth: 1",
@@ -104,9 +111,27 @@ def write(folder):
         *(f"   {room}" for room in rooms),
         "",
     ]
-    pages["index"] = "\n".join(index)
-    for name, text in pages.items():
-        path = folder / f"{name}.rst"
+    result = {"index": "\n".join(index), **{room: page(room, names) for room, names in rooms.items()}}
+    for room, names in rooms.items():
+        module = importlib.import_module(f"keras_capsvit.{room}")
+        result |= {f"{room}.{name}": page_of(room, name) for name in names if callable(getattr(module, name))}
+    return result
+
+
+def write(folder):
+    """Write all pages, and delete those of names that are gone.
+
+    Args:
+        folder: pathlib.Path.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(exist_ok=True)
+    texts = {f"{name}.rst": text for name, text in pages().items()}
+    for path in folder.glob("*.rst"):
+        if path.name not in texts:
+            path.unlink()
+    for name, text in texts.items():
+        path = folder / name
         if not path.is_file() or path.read_text() != text:  # Sphinx reads what is newer
             path.write_text(text)
 

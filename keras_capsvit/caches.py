@@ -135,7 +135,7 @@ def fingerprint(owner):
     return state
 
 
-_KINDS = {}  # by type
+_KINDS: dict[type, str] = {}  # by type
 
 
 def _reference(value):

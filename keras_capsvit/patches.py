@@ -91,7 +91,7 @@ class PatchGrid:
         return max(0, (self.image_shape[axis] - self.offset[axis]) // self.patch_size[axis])
 
 
-def boxes(positions, patch_size):
+def boxes(positions, patch_size) -> np.ndarray:
     """Boxes of patches, such as ``evaluate.patch_share`` and ``pointing_game`` take.
 
     Args:

@@ -1,6 +1,7 @@
 """What all attacks share: checked input, settings as arguments, and compiled functions that are kept."""
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 
@@ -32,9 +33,9 @@ class Attack:
     """
 
     # Settings that compiled functions get as arguments. All others are part of what is compiled.
-    numeric = ("epsilon", "step_size", "steps", "bounds", "seed")
+    numeric: ClassVar[tuple[str, ...]] = ("epsilon", "step_size", "steps", "bounds", "seed")
     raised = staticmethod(loss_and_scores)
-    norms = ("linf", "l2")  # that the attack can have
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")  # that the attack can have
     uses_gradients = True  # else scores alone, also of callables that leave the graph
 
     def __call__(self, objective, x, y, targeted=False, *, numbers=None):

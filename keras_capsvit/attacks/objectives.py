@@ -180,7 +180,9 @@ _TRANSFORMS = {  # of class scores, or of votes u (b, i, j, e)
     "average_loss": lambda u: ops.mean(ops.log_softmax(_log(safe_norm(squash(u))), axis=-1), axis=1),
 }
 _KINDS = caches.Cache(256)  # of scores, "lengths" or "logits"
-_LIVING = weakref.WeakValueDictionary()  # objectives in use; they keep their models, so identities stay what they are
+_LIVING: weakref.WeakValueDictionary = (
+    weakref.WeakValueDictionary()
+)  # objectives in use; they keep their models, so identities stay what they are
 
 
 def _kind_of(model, output):

@@ -1,6 +1,7 @@
 """Attacks with the settings that Foolbox 3.3 and ART 1.20 have by default, and those of the thesis, by name."""
 
 from keras_capsvit import checks
+from keras_capsvit.attacks.base import Attack
 from keras_capsvit.attacks.carlini_wagner import CarliniWagner, CarliniWagnerLinf
 from keras_capsvit.attacks.deepfool import DeepFool
 from keras_capsvit.attacks.pgd import BIM, FGSM, MIM, PGD
@@ -39,7 +40,7 @@ _PRESETS = {
 PRESETS = tuple(_PRESETS)
 
 
-def preset(name, epsilon=None):
+def preset(name, epsilon=None) -> Attack:
     """An attack with another library's default settings.
 
     Args:

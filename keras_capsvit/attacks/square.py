@@ -164,7 +164,8 @@ class Square(AttackWithResult):
 
     def _loop(self, objective, repeat=ops.while_loop, wrap=lambda function: function):
         """Queries, up to the last one or until few enough images are left to go on with a smaller batch."""
-        judge, propose, keep = self._judge(objective), *_parts(self.norm, wrap)
+        judge = self._judge(objective)
+        propose, keep = _parts(self.norm, wrap)
 
         def loop(x, y, images, loss, fooled, span, sign, *drawn):
             drawn = [ops.convert_to_tensor(each) for each in drawn]

@@ -45,7 +45,7 @@ DATASETS = {
 }
 DATASETS["affine_cifar10"] = DATASETS["cifar10"]
 # What a made set is made of, by which function, and the options of that function.
-_MADE = {
+_MADE: dict[str, tuple] = {
     "affine_mnist": ("mnist", affine_sets.affine_mnist, ("rotation", "shear", "scale", "translation")),
     "expanded_mnist": ("mnist", affine_sets.expanded_mnist, ()),
     "affine_cifar10": ("cifar10", affine_sets.affine_cifar10, ("rotation", "translation")),
@@ -53,7 +53,7 @@ _MADE = {
 }
 
 
-def info(name):
+def info(name) -> Info:
     """Image shape and class names of a data set.
 
     Args:

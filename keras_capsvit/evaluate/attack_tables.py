@@ -28,7 +28,7 @@ def attack_table(
     norms="own",
     batch_size=128,
     work=None,
-):
+) -> Table:
     """Robustness of a model to several attacks, on several objectives.
 
     Args:
@@ -94,7 +94,7 @@ def attack_table(
     return Table(rows)
 
 
-def transfer_matrix(models, attack, dataset, *, sources=None, batch_size=128, work=None):
+def transfer_matrix(models, attack, dataset, *, sources=None, batch_size=128, work=None) -> Table:
     """How far adversarial examples made on one model fool others (thesis Table 6.8).
 
     Args:

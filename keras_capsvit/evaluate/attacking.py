@@ -36,7 +36,7 @@ def attacked(attack, goal, x, y, targeted, numbers):
     return images
 
 
-def perturbation_norms(x, adversarial):
+def perturbation_norms(x, adversarial) -> dict[str, np.ndarray]:
     """Sizes of perturbations.
 
     Args:

@@ -80,7 +80,7 @@ class AutoAttackReport:
         }
 
 
-def auto_attack(model, attack, dataset, *, objective=None, batch_size=128, work=None):
+def auto_attack(model, attack, dataset, *, objective=None, batch_size=128, work=None) -> AutoAttackReport:
     """Attack every image of a data set by AutoAttack.
 
     Args:

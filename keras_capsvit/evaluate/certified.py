@@ -58,7 +58,7 @@ def certified_patch_accuracy(
     drop_tokens=False,
     batch_size=128,
     work=None,
-):
+) -> CertifiedPatchAccuracy:
     """Accuracy that no patch can lower, of a smoothed model (Levine & Feizi 2020; with ViTs, Salman et al. 2022).
 
     The model votes on every ablation of an image, of which a column (or a block) stays and the rest is filled. A patch

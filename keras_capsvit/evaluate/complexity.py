@@ -5,7 +5,7 @@ import numpy as np
 from keras_capsvit.checks import image_maps
 
 
-def sparseness(maps):
+def sparseness(maps) -> np.ndarray:
     """Gini index of the magnitudes of maps (Chalasani et al. 2020; Hurley and Rickard 2009).
 
     Of n magnitudes in ascending order it is ``1 - 2 sum_k v_k / sum(v) (n - k + 1/2) / n``, k from 1: 0 of a map whose
@@ -26,7 +26,7 @@ def sparseness(maps):
     return (1 - 2 * ordered @ ((count - np.arange(count) - 0.5) / count)).clip(min=0)  # but for rounding
 
 
-def complexity(maps):
+def complexity(maps) -> np.ndarray:
     """Entropy of the share that each pixel has in a map (Bhatt et al. 2020), in nats.
 
     ``-sum_i p_i ln p_i`` with ``p_i = |v_i| / sum |v|``: 0 of a map with a single value other than 0, and ``ln n`` of

@@ -33,7 +33,7 @@ class Detection:
     threshold: float
 
 
-def detection_threshold(error, dataset, *, percentile=95.0, batch_size=128):
+def detection_threshold(error, dataset, *, percentile=95.0, batch_size=128) -> float:
     """Error that a given share of benign images does not exceed (the thesis's 95th percentile).
 
     Args:
@@ -56,7 +56,9 @@ def detection_threshold(error, dataset, *, percentile=95.0, batch_size=128):
     return float(np.percentile(np.concatenate(errors), percentile))
 
 
-def detection(model, attack, dataset, *, error, threshold, objective=None, targets=None, batch_size=128, work=None):
+def detection(
+    model, attack, dataset, *, error, threshold, objective=None, targets=None, batch_size=128, work=None
+) -> Detection:
     """Attack every example, and flag those whose error is above a threshold.
 
     Args:
@@ -100,8 +102,9 @@ def detection(model, attack, dataset, *, error, threshold, objective=None, targe
         raise ValueError("Expected at least one example; the data set is empty.")
     measured = progress.results()
     success, undetected = measured["success"], measured["success"] & (measured["attacked"] <= threshold)
-    rates = (float(flags.sum() / first) for flags in (success, undetected, measured["clean"] > threshold))
-    return Detection(first, *rates, float(threshold))
+    flagged = measured["clean"] > threshold
+    rates = [float(flags.sum() / first) for flags in (success, undetected, flagged)]
+    return Detection(first, rates[0], rates[1], rates[2], float(threshold))
 
 
 def _errors(error, x):

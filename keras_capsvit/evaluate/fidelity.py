@@ -28,7 +28,7 @@ def infidelity(
     target=None,
     batch_size=256,
     seed=0,
-):
+) -> np.ndarray:
     """How far relevance is from what perturbations do to the score of a class (Yeh et al. 2019): low values are good.
 
     ``E_I[(I · Φ(x) - (f(x) - f(x - I)))²]``, the mean over samples of a perturbation I. Relevance is that of a unit of
@@ -88,7 +88,9 @@ def infidelity(
     return np.square(products - drops).mean(axis=1)
 
 
-def max_sensitivity(explainer, x, target, *, radius=0.02, samples=10, bounds=(0.0, 1.0), batch_size=256, seed=0):
+def max_sensitivity(
+    explainer, x, target, *, radius=0.02, samples=10, bounds=(0.0, 1.0), batch_size=256, seed=0
+) -> np.ndarray:
     """How much maps change in a small neighbourhood of the image (Yeh et al. 2019): low values are good.
 
     ``max_d ‖Φ(x + d) - Φ(x)‖ / ‖Φ(x)‖`` over random d, uniform in the ball ``‖d‖∞ <= r``; a lower bound of the maximum

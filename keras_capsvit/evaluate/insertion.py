@@ -41,7 +41,7 @@ def deletion(
     target=None,
     batch_size=256,
     seed=0,
-):
+) -> ScoreCurve:
     """Scores while the most relevant pixels are replaced first (RISE, Petsiuk et al. 2018): low areas are good.
 
     Equally relevant pixels are changed in reading order.
@@ -91,7 +91,7 @@ def insertion(
     target=None,
     batch_size=256,
     seed=0,
-):
+) -> ScoreCurve:
     """Scores while the most relevant pixels are put first into an image of none (RISE, Petsiuk et al. 2018).
 
     High areas are good: few pixels suffice. See ``deletion`` for all else.

@@ -9,7 +9,7 @@ from keras_capsvit.checks import image_maps, number
 from keras_capsvit.evaluate.regions import region_ranks
 
 
-def pointing_game(maps, where, *, threshold=None, tolerance=0):
+def pointing_game(maps, where, *, threshold=None, tolerance=0) -> np.ndarray:
     """Whether maps point at the object of their class (Zhang et al. 2018; thesis 2.5.2, Fig. 2.4).
 
     Args:
@@ -51,7 +51,7 @@ def pointing_game(maps, where, *, threshold=None, tolerance=0):
     return hits if shares.ndim else hits[:, 0]
 
 
-def energy_inside(maps, where):
+def energy_inside(maps, where) -> np.ndarray:
     """Share of the positive relevance that lies on the object: the pointing game by energy (Wang et al. 2020, Eq. 5).
 
     Of maps without negative values it is the relevance mass accuracy of Arras et al. 2022.
@@ -77,7 +77,7 @@ def energy_inside(maps, where):
     return inside / np.where(total > 0, total, 1)
 
 
-def rank_accuracy(maps, where):
+def rank_accuracy(maps, where) -> np.ndarray:
     """Share of the K most relevant pixels that lie on the object, which has K (Arras et al. 2022).
 
     It is their relevance rank accuracy; their relevance mass accuracy is ``energy_inside``.
@@ -99,7 +99,7 @@ def rank_accuracy(maps, where):
     return (highest & inside).sum(axis=(1, 2)) / sizes
 
 
-def patch_share(maps, where):
+def patch_share(maps, where) -> dict[str, np.ndarray]:
     """How much of maps lies in a patch (thesis 7.5.1, Table 7.3).
 
     Args:

@@ -11,7 +11,7 @@ from keras_capsvit.evaluate.table import Table
 TESTS = ("t", "wilcoxon")
 
 
-def paired_tests(values, *, test="t"):
+def paired_tests(values, *, test="t") -> Table:
     """Differences of all pairs of explainers, image by image, by every metric.
 
     Args:

@@ -41,7 +41,7 @@ def classified_correctly(models, dataset, *, batch_size=128):
     return batches
 
 
-def fooling_rate(models, perturb, dataset, *, batch_size=128, work=None):
+def fooling_rate(models, perturb, dataset, *, batch_size=128, work=None) -> Table:
     """Share of the images classified correctly by all models that each misclassifies when perturbed (thesis 7.3).
 
     Args:
@@ -100,7 +100,7 @@ def fooling_rate(models, perturb, dataset, *, batch_size=128, work=None):
     return Table(rows)
 
 
-def position_map(model, attack, dataset, grid, *, batch_size=128, work=None):
+def position_map(model, attack, dataset, grid, *, batch_size=128, work=None) -> np.ndarray:
     """Fooling rate of a patch at every position of a grid (thesis Fig. 7.6).
 
     Args:
@@ -138,7 +138,7 @@ def position_map(model, attack, dataset, grid, *, batch_size=128, work=None):
     return rates.reshape(grid.rows, grid.columns)
 
 
-def shift_table(model, x, y, result, shifts):
+def shift_table(model, x, y, result, shifts) -> Table:
     """Whether patches still fool a model that are moved on the image they were made on (thesis Table 7.4).
 
     Args:
@@ -166,7 +166,7 @@ def shift_table(model, x, y, result, shifts):
     return Table(rows)
 
 
-def patch_transfer(models, x, y, results):
+def patch_transfer(models, x, y, results) -> Table:
     """Whether patches fool other models on the same image, and the same model on other images (Tables 7.7, 7.8).
 
     Args:

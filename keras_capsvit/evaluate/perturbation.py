@@ -43,7 +43,7 @@ def aopc(
     target=None,
     batch_size=256,
     seed=0,
-):
+) -> PerturbationCurve:
     """Area over the perturbation curve (Samek et al. 2017; thesis 3.4.2, Fig. 3.5).
 
     Regions are replaced one after the other in the order of their relevance, equal ones in reading order.
@@ -106,7 +106,7 @@ def aopc(
     return PerturbationCurve(curve, curve.mean(axis=1))
 
 
-def ablation_drop(model, x, maps, *, mean, size=9, target=None, relative=False, batch_size=256):
+def ablation_drop(model, x, maps, *, mean, size=9, target=None, relative=False, batch_size=256) -> np.ndarray:
     """Drop of a class score when the square around the maximum of a map is replaced by the mean (thesis Table 2.1).
 
     Args:

@@ -9,7 +9,7 @@ from scipy.sparse import linalg
 from keras_capsvit import checks
 from keras_capsvit.checks import maps_of_images
 from keras_capsvit.evaluate.fills import limits_of
-from keras_capsvit.evaluate.insertion import score_curve
+from keras_capsvit.evaluate.insertion import ScoreCurve, score_curve
 from keras_capsvit.evaluate.judge import MEASURES, Judge, batched, streamed
 from keras_capsvit.evaluate.regions import RELEVANCE_ORDERS, region_ranks
 
@@ -31,7 +31,7 @@ def road(
     target=None,
     batch_size=256,
     seed=0,
-):
+) -> ScoreCurve:
     """Scores after the most or least relevant pixels are imputed: ROAD (Rong et al. 2022).
 
     Every removed pixel becomes the weighted mean of its neighbours, those beside it by 1/6 and the diagonal ones by

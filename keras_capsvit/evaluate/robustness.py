@@ -29,7 +29,7 @@ class Robustness:
     seconds_per_example: float
 
 
-def robust_accuracy(model, attack, dataset, *, objective=None, batch_size=128, work=None):
+def robust_accuracy(model, attack, dataset, *, objective=None, batch_size=128, work=None) -> float:
     """Share of examples that a model classifies correctly under an attack; see ``robustness``.
 
     Returns:
@@ -39,7 +39,7 @@ def robust_accuracy(model, attack, dataset, *, objective=None, batch_size=128, w
     return robustness(model, attack, dataset, **settings).robust_accuracy
 
 
-def success_rate(model, attack, dataset, *, objective=None, targets=None, batch_size=128, work=None):
+def success_rate(model, attack, dataset, *, objective=None, targets=None, batch_size=128, work=None) -> float:
     """Share of attacked examples that an attack fools; see ``robustness``.
 
     Returns:
@@ -49,7 +49,9 @@ def success_rate(model, attack, dataset, *, objective=None, targets=None, batch_
     return robustness(model, attack, dataset, **settings).success_rate
 
 
-def robustness(model, attack, dataset, *, objective=None, targets=None, early=True, batch_size=128, work=None):
+def robustness(
+    model, attack, dataset, *, objective=None, targets=None, early=True, batch_size=128, work=None
+) -> Robustness:
     """Attack every example of a data set that a model classifies correctly.
 
     An attack that advances step by step (``begin`` and ``advance``, as those of ``attacks.gradient``) is judged every

@@ -6,7 +6,7 @@ from keras_capsvit.explain.lrp import LRP
 
 
 class _ChangedGradient(LRP):
-    _rules = None
+    _rules: str
 
     def __init__(self, model, **settings):
         super().__init__(model, self._rules, **settings)

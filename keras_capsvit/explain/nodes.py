@@ -27,8 +27,8 @@ class NodeExplainer(ModelExplainer):
         ValueError: if the model has no such taps, or other class scores than the lengths of its class capsules.
     """
 
-    tap: ClassVar = None
-    kind: ClassVar = None  # of the models that have it, in words
+    tap: ClassVar[str]
+    kind: ClassVar[str]  # of the models that have it, in words
 
     def __init__(self, model, *, output=None, batch_size=128):
         declared = taps.names(model)

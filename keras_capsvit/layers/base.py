@@ -81,8 +81,8 @@ class OfFloats(ConfiguredLayer):
     ``optional`` may be None.
     """
 
-    axes: ClassVar = {}
-    optional: ClassVar = ()
+    axes: ClassVar[dict[str, str]] = {}
+    optional: ClassVar[tuple[str, ...]] = ()
 
     def __call__(self, *args, **kwargs):
         args = list(args)

@@ -134,7 +134,7 @@ class PrimaryCaps(OfFloats, keras.layers.Layer):
         return (*shape[:3], self.num_types, self.capsule_dim)
 
 
-def votes_bytes(num_inputs, num_capsules, capsule_dim, batch_size=1, dtype="float32"):
+def votes_bytes(num_inputs, num_capsules, capsule_dim, batch_size=1, dtype="float32") -> int:
     """Memory of the votes ``(b, i, j, e)``; a training step holds about four tensors of this size at a time.
 
     Args:

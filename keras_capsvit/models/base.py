@@ -28,7 +28,7 @@ class ConfiguredModel(keras.Model):
             flags that are neither True nor False.
     """
 
-    fixed: ClassVar = {}
+    fixed: ClassVar[dict] = {}
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)

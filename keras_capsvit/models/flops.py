@@ -20,7 +20,7 @@ _WITHOUT_PRODUCTS = (
 )
 
 
-def flops(model, input_shape=None, *, skip=()):
+def flops(model, input_shape=None, *, skip=()) -> int:
     """Multiply-accumulate operations of one image, what tables of networks call FLOPs (He et al. 2016, Table 1).
 
     Counted are the products that run in inference for an image of zeros: convolutions, dense and einsum-dense layers,

@@ -18,7 +18,7 @@ _LARGEST = 2**24  # bytes of a configuration
 _PACKAGES = ("keras", "keras_hub", "builtins")  # of classes and functions that may be made without being registered
 
 
-def load_model(path):
+def load_model(path) -> keras.Model:
     """Read a model that ``model.save`` wrote, as ``keras.saving.load_model`` does, from wherever the file may come.
 
     No code of the file is run: lambdas are refused, and so are classes and functions that are neither Keras's nor

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from keras_capsvit import checks
 
 
-def vote_histograms(statistics, *, bins=100):
+def vote_histograms(statistics, *, bins=100) -> Figure:
     """How votes agree with class capsules (thesis Fig. 6.2): their share, mean length and mean coupling per cosine.
 
     Args:

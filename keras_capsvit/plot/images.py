@@ -68,7 +68,7 @@ def overlay(image, heatmap, *, ax=None, alpha=0.55, cmap=None, vmin=None, vmax=N
     return ax.imshow(heatmap, cmap=cmap or colours, alpha=alpha, vmin=vmin, vmax=vmax)
 
 
-def grid(images, maps, *, titles=None, columns=8, cmap=None, label="attention"):
+def grid(images, maps, *, titles=None, columns=8, cmap=None, label="attention") -> Figure:
     """Images in one row, their heat maps over them in the next, on one colour scale with a colour bar.
 
     The scale is that of ``overlay`` for all maps together.
@@ -110,7 +110,7 @@ def grid(images, maps, *, titles=None, columns=8, cmap=None, label="attention"):
     return figure
 
 
-def comparison(images, maps, *, titles=None, label="relevance"):
+def comparison(images, maps, *, titles=None, label="relevance") -> Figure:
     """A row per image: the image, then the map of each explainer over it, on fixed colour scales.
 
     Explainers have units of their own, so every map is divided by the 99.5 % quantile of its magnitudes and clipped; it
@@ -156,7 +156,7 @@ def comparison(images, maps, *, titles=None, label="relevance"):
     return figure
 
 
-def sweep(images, offsets, dims=None):
+def sweep(images, offsets, dims=None) -> Figure:
     """Decoded images of a capsule, one row per moved dimension, one column per offset (thesis Fig. 3.7, 4.4 and 5.4).
 
     Args:
@@ -190,7 +190,7 @@ def sweep(images, offsets, dims=None):
     return figure
 
 
-def adversarial(images, found, *, titles=None):
+def adversarial(images, found, *, titles=None) -> Figure:
     """Images in one row; below, for each attack, what it made of them, and its perturbation on one colour scale.
 
     Args:
@@ -236,7 +236,7 @@ def adversarial(images, found, *, titles=None):
     return figure
 
 
-def rows(images, *, titles=None):
+def rows(images, *, titles=None) -> Figure:
     """Rows of images, with the rows' names beside them.
 
     Args:
@@ -265,7 +265,7 @@ def rows(images, *, titles=None):
     return figure
 
 
-def titles_of(lengths, class_names):
+def titles_of(lengths, class_names) -> list[str]:
     """Titles ``class length`` for ``grid``.
 
     Args:

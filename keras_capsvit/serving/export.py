@@ -39,7 +39,7 @@ def export(
     input_range=READ,
     max_pixels=MAX_PIXELS,
     card=None,
-):
+) -> pathlib.Path:
     """Write ``path/<version>/``, a SavedModel with dynamic batch size that TF Serving loads as it is.
 
     Signatures, from ``images (b, H, W, C)`` unless said otherwise, which are float32, or of the integers that the model

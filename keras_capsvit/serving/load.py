@@ -16,7 +16,7 @@ _MOST_TOGETHER = 16  # lists of taps whose functions are kept
 _IMAGES, _OUTPUTS = "images", "outputs"  # of what ``export`` wrote
 
 
-def load(path, version=None, *, signature=None, input=None, output=None):
+def load(path, version=None, *, signature=None, input=None, output=None) -> "ServedModel":
     """Load a SavedModel; it is called, explained, attacked and evaluated like a live model.
 
     Of what ``export`` wrote nothing needs to be named. Of a SavedModel that Keras or TensorFlow wrote, names that leave

@@ -56,8 +56,8 @@ class Checkpoints:
             except files.FileError as error:
                 errors.append(str(error))
                 continue
-            for error in errors:
-                warnings.warn(f"{error} The training goes on from the one before, {path}.", stacklevel=4)
+            for message in errors:
+                warnings.warn(f"{message} The training goes on from the one before, {path}.", stacklevel=4)
             return path, about, arrays
         if errors:
             raise files.FileError(

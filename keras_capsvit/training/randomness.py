@@ -10,7 +10,7 @@ from keras_capsvit import checks
 from keras_capsvit.private import global_seed_state
 
 
-def set_deterministic(seed):
+def set_deterministic(seed) -> None:
     """Make what follows reproducible bit by bit: seeds, and operations whose result does not depend on threads.
 
     Call it first, before models and streams are made. It holds for the process, costs some speed, and with TensorFlow

@@ -8,7 +8,7 @@ import weakref
 import keras
 
 # Of tf.data streams, their state when a training first read them: files by name; None where it cannot be told.
-_BEGINNINGS = weakref.WeakKeyDictionary()
+_BEGINNINGS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _INFINITE, _UNKNOWN = -1, -2  # cardinalities of tf.data
 
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_capsvit.explain.relevance.linear import LINEAR
 
-RULES = {}
+RULES: dict[str, dict] = {}
 _EPSILON = 1e-6
 _RECTIFIERS = ("Relu", "Relu6")
 

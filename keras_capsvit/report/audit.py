@@ -13,7 +13,16 @@ from urllib.parse import quote
 from keras_capsvit import checks
 from keras_capsvit.evaluate.table import Table, versions
 from keras_capsvit.files import read_json, remove_abandoned, replacing, write_text
-from keras_capsvit.report import accuracy, card, limits
+from keras_capsvit.report import (
+    accuracy,
+    card,
+    corruptions,
+    explanations,
+    limits,
+    patches,
+    quality,
+    robustness,
+)
 from keras_capsvit.report.page import check_template_library, page
 from keras_capsvit.report.subject import Subject
 
@@ -48,6 +57,36 @@ PARTS = {
             Step("accuracy.accuracy", "Accuracy and confusion", accuracy.accuracy),
             Step("accuracy.calibration", "Calibration", accuracy.confidence),
             Step("accuracy.mistakes", "The most confident mistakes", accuracy.mistakes),
+        ),
+    ),
+    "explanations": (
+        "Explanations",
+        "What the model looks at, on images that were chosen by rule.",
+        (
+            Step("explanations.side_by_side", "All explainers side by side", explanations.side_by_side),
+            Step("explanations.two_classes", "The predicted class against the second", explanations.two_classes),
+            Step("explanations.built_in", "What the model explains by itself", explanations.built_in),
+        ),
+    ),
+    "quality": (
+        "Quality of explanations",
+        "Whether these explanations say what the model's scores depend on, and which one to trust here.",
+        (
+            Step("quality.measures", "Faithfulness and sensitivity", quality.measures),
+            Step("quality.randomisation", "Randomisation check", quality.randomisation),
+            Step("quality.trust", "Which one to trust", quality.trust),
+        ),
+    ),
+    "robustness": (
+        "Robustness",
+        "What it takes to make the model wrong: adversarial examples, corruptions and patches.",
+        (
+            Step("robustness.autoattack", "AutoAttack", robustness.auto_attack),
+            Step("robustness.curve", "Accuracy over the radius", robustness.curve),
+            Step("robustness.smallest", "Smallest perturbations", robustness.smallest),
+            Step("robustness.corruptions", "Corruptions", corruptions.corruptions),
+            Step("robustness.patches", "Where a patch fools", patches.positions),
+            Step("robustness.tokens", "Shifts and temperature of transformers", patches.tokens),
         ),
     ),
     "limits": (

@@ -11,6 +11,7 @@ from keras_capsvit.evaluate.judge import Judge
 from keras_capsvit.evaluate.progress import Progress, batches_in, place
 from keras_capsvit.evaluate.table import versions
 from keras_capsvit.report.effort import effort_of
+from keras_capsvit.report.explainers import fitting
 
 _PROBES = 8  # images whose scores tell a model from others
 _PIXELS = 2**21  # of a batch
@@ -197,6 +198,16 @@ class Subject:
                 parts[int(number)] = x[number - first], y[number - first]
             first += len(x)
         return tuple(np.stack([parts[int(number)][k] for number in numbers]) for k in range(2))
+
+    @functools.cached_property
+    def explainers(self):
+        """Explainers that fit the model, by name, and for others the reason; see ``explainers.fitting``."""
+        return fitting(self)
+
+    def from_pictures(self, pictures):
+        """Pictures in [0, 1] as images of the model; the opposite of ``pictures``."""
+        low, high = checks.limits(self.bounds, self.shape[-1])
+        return (low + pictures * (high - low)).astype("float32")
 
     def pictures(self, x):
         """Images of the model as pictures in [0, 1]."""

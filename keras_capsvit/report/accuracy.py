@@ -107,7 +107,9 @@ def confidence(subject, done):
         ax.bar(result.edges[:-1], result.accuracy, width, align="edge", color=COLOURS[0], alpha=0.75, label="accuracy")
         ax.plot([0, 1], [0, 1], color=COLOURS[1], linewidth=1.5, label="as confident as right")
         shown = result.images > 0
-        ax.plot(result.confidence[shown], result.accuracy[shown], "o", color=COLOURS[3], markersize=4, label="bins' means")
+        ax.plot(
+            result.confidence[shown], result.accuracy[shown], "o", color=COLOURS[3], markersize=4, label="bins' means"
+        )
         ax.set(xlabel=f"confidence ({what})", ylabel="share of images that are right", xlim=(0, 1), ylim=(0, 1.02))
         ax.legend(fontsize=8, loc="upper left")
 

@@ -329,7 +329,9 @@ class _Kept:
         result = read_json(self._path(step), _KIND, most=2**28)
         folder = self._pictures(step)
         try:
-            return result, {file.name: file.read_bytes() for file in sorted(folder.iterdir())} if folder.exists() else {}
+            return result, {
+                file.name: file.read_bytes() for file in sorted(folder.iterdir())
+            } if folder.exists() else {}
         except OSError:
             return None
 

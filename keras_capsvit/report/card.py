@@ -20,7 +20,7 @@ def model(subject, done):
     what = subject.model
     section.figure("name", "Model", subject.name, "text", headline=True)
     section.figure("kind", "Kind", _kind(what), "text")
-    section.figure("input", "Image", " × ".join(map(str, subject.shape)), "text")
+    section.figure("input", "Image", "x".join(map(str, subject.shape)), "text")
     low, high = (np.asarray(end) for end in subject.bounds)
     section.figure("range", "Pixels", f"{_ends(low)} to {_ends(high)}", "text")
     section.figure("classes", "Classes", int(subject.classes), "count")
@@ -56,7 +56,9 @@ def latency(subject, done):
         label = "One image" if size == 1 else f"{size} images"
         section.figure(f"latency_{size}", label, statistics.median(seconds), "ms")
         section.figure(f"slowest_{size}", f"{label}, slowest of {times}", max(seconds), "ms")
-    section.say("Times are of this machine, while the audit ran; they say how the two compare rather than what to expect.")
+    section.say(
+        "Times are of this machine, while the audit ran; they say how the two compare rather than what to expect."
+    )
     return section
 
 
@@ -87,7 +89,7 @@ def _output(subject, x):
     if output.ndim != 2:
         return _row("Output", True, "the model has several outputs; its class scores are used.")
     if output.shape[1] > 1 and np.allclose(output.sum(axis=1), 1, atol=1e-3) and output.min() >= 0:
-        seen = "probabilities. Everything here is measured on the scores before the softmax, so that gradients do not vanish."
+        seen = "probabilities. All is measured on the scores before the softmax, whose gradients do not vanish."
         return _row("Output", True, seen)
     if subject.kind == "lengths":
         return _row("Output", True, "lengths of class capsules, in [0, 1).")
@@ -164,7 +166,9 @@ def _told_range(subject):
         return None
     low, high = subject.bounds
     fine = bool(np.allclose(low, told[0]) and np.allclose(high, told[1]))
-    return _row("Range that the model tells", fine, f"{told[0]:g} to {told[1]:g}; given are {_ends(low)} to {_ends(high)}.")
+    return _row(
+        "Range that the model tells", fine, f"{told[0]:g} to {told[1]:g}; given are {_ends(low)} to {_ends(high)}."
+    )
 
 
 def _ends(end):

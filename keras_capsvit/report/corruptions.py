@@ -28,12 +28,16 @@ def corruptions(subject, done):
         corrupted = library.corrupt(pictures, name, severity, seed=subject.seed, keys=numbers)
         images = subject.from_pictures(corrupted)
         parts = range(0, len(images), subject.batch_size)
-        correct = [subject.judge.correct(images[k : k + subject.batch_size], y[k : k + subject.batch_size]) for k in parts]
+        correct = [
+            subject.judge.correct(images[k : k + subject.batch_size], y[k : k + subject.batch_size]) for k in parts
+        ]
         return {"correct": np.concatenate(correct)[None]}
 
     settings = {"model": subject.model, "seed": subject.seed, "names": names, "severities": severities}
     total = len(names) * len(severities)
-    with Progress(subject.work("corruptions"), "corruptions", settings, judges=[subject.judge], total=total) as progress:
+    with Progress(
+        subject.work("corruptions"), "corruptions", settings, judges=[subject.judge], total=total
+    ) as progress:
         for name in names:
             for severity in severities:
                 progress.batch(functools.partial(measure, name, severity), x, y, f"{name} {severity}")
@@ -46,19 +50,22 @@ def corruptions(subject, done):
     section.figure("worst", "Worst corruption", worst.replace("_", " "), "text")
     section.figure("worst_accuracy", "Accuracy under it", float(shares.mean(axis=1).min()), "share")
     rows = [
-        {"corruption": name.replace("_", " "), **{f"severity {s}": float(v) for s, v in zip(severities, row, strict=True)}}
+        {
+            "corruption": name.replace("_", " "),
+            **{f"severity {s}": float(v) for s, v in zip(severities, row, strict=True)},
+        }
         for name, row in zip(names, shares, strict=True)
     ]
     units = {f"severity {severity}": "share" for severity in severities}
     section.table("corruptions", "Accuracy by corruption and severity", rows, units)
     section.say(
-        f"Accuracy falls from {percent(clean)} to {percent(float(shares.mean()))} on average; {worst.replace('_', ' ')} is "
-        f"worst. {len(x)} images, each corrupted {total} times."
+        f"Accuracy changes from {percent(clean)} to {percent(float(shares.mean()))} on average; "
+        f"{worst.replace('_', ' ')} is worst. {len(x)} images, each corrupted {total} times."
     )
     if min(subject.shape[:2]) < library.SMALLEST:
         section.say(
-            f"Images have a side below {library.SMALLEST} pixels, for which these corruptions were not made: they are continued "
-            "by their reflection and cropped after."
+            f"Images have a side below {library.SMALLEST} pixels, for which these corruptions were not made: they are "
+            "continued by their reflection and cropped after."
         )
     left = sorted({1, 2, 3, 4, 5} - set(severities))
     if left:
@@ -66,6 +73,7 @@ def corruptions(subject, done):
     labels = [name.replace("_", " ") for name in names]
     axes = {"label": "accuracy in %", "xlabel": "severity", "ylabel": "corruption"}
     drawn = heat(100 * shares, labels, list(map(str, severities)), **axes, high=100.0, size=(4.2, 5.0))
-    alt = f"Accuracy under 15 corruptions at severities {', '.join(map(str, severities))}; lowest under {labels[int(shares.mean(axis=1).argmin())]}."
+    alt = f"Accuracy under 15 corruptions at severities {', '.join(map(str, severities))}; lowest under "
+    alt += f"{worst.replace('_', ' ')}."
     section.plot("corruptions", drawn, "Accuracy in % by corruption and severity.", alt)
     return section

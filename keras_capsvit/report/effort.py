@@ -59,7 +59,7 @@ EFFORTS = {
         corrupted=40,
         severities=(1, 3, 5),
         patched=8,
-        positions=7,
+        positions=4,
         repetitions=10,
     ),
     "standard": Effort(
@@ -76,7 +76,7 @@ EFFORTS = {
         corrupted=200,
         severities=(1, 2, 3, 4, 5),
         patched=16,
-        positions=8,
+        positions=7,
         repetitions=30,
     ),
     "thorough": Effort(

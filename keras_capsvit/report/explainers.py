@@ -24,13 +24,13 @@ def factories(subject):
     kinds["IntegratedGradients"] = functools.partial(
         explain.IntegratedGradients, steps=few.steps, baseline=_black(subject), **size
     )
-    kinds["SmoothGrad"] = lambda model: explain.SmoothGrad(
-        explain.Saliency(model, **size), samples=few.samples, **seed
-    )
+    kinds["SmoothGrad"] = lambda model: explain.SmoothGrad(explain.Saliency(model, **size), samples=few.samples, **seed)
     kinds |= {name: functools.partial(getattr(explain, name), **size) for name in ("GuidedBackprop", "DeconvNet")}
     kinds |= {name: functools.partial(getattr(explain, name), rules=rules, **size) for name in ("LRP", "CLRP")}
     kinds |= {name: functools.partial(getattr(explain, name), **size) for name in grids}
-    kinds |= {name: functools.partial(getattr(explain, name), **size) for name in ("GraphContribution", "GraphAttention")}
+    kinds |= {
+        name: functools.partial(getattr(explain, name), **size) for name in ("GraphContribution", "GraphAttention")
+    }
     if few.name != "quick":
         kinds["ScoreCAM"] = functools.partial(explain.ScoreCAM, **size)
     kinds[BASELINE] = lambda model: explain.RandomMap(**seed)

@@ -59,9 +59,13 @@ def two_classes(subject, done):
         certainties = (certain, certain - float(predictions.margin[number]))
         tiles = [(tile(pictures[k]), f"is {subject.names[predictions.label[number]]}", f"Image {number}")]
         for of, which, share in zip((of_first, of_second), names, certainties, strict=True):
-            tiles.append((tile(over(pictures[k], of[k])), f"{which}, {percent(share)}", f"{name} of {which} on image {number}"))
+            tiles.append(
+                (tile(over(pictures[k], of[k])), f"{which}, {percent(share)}", f"{name} of {which} on image {number}")
+            )
         rows.append((f"Image {number}", tiles))
-    section.say(f"{name} of the predicted class beside that of the class with the second highest score, with confidences.")
+    section.say(
+        f"{name} of the predicted class beside that of the class with the second highest score, with confidences."
+    )
     columns = ["image", "predicted class", "second class"]
     section.grid("classes", "What speaks for the predicted class, and what for the second one.", columns, rows)
     return section
@@ -73,7 +77,9 @@ def built_in(subject, done):
     name = next((each for each in ("GraphContribution", "AttentionRollout") if each in fits), None)
     section = Section()
     if name is None:
-        section.left_out.append("Built-in explanations: the model is no capsule network and has no attention over all tokens.")
+        section.left_out.append(
+            "Built-in explanations: the model is no capsule network and has no attention over all tokens."
+        )
         return section
     shown = chosen(subject.predictions, subject.effort.explained)
     numbers = section.numbers = [number for number, _ in shown]
@@ -82,8 +88,8 @@ def built_in(subject, done):
     if name == "GraphContribution":
         section.how = "explain.GraphContribution(model)(x, target)  # of the classes with the three highest scores"
         section.say(
-            "What the nodes of the grid contribute to the length of the class capsules with the three highest scores, red "
-            "for and blue against; the maps of a class add up to the length of its capsule before the squash."
+            "What the nodes of the grid contribute to the length of the class capsules with the three highest scores, "
+            "red for and blue against; a map adds up to the length of its capsule before the squash."
         )
         order = np.argsort(-subject.judge(x), axis=1, kind="stable")[:, :3]
         maps = [maps_of(fits[name], x, ids, subject.batch_size) for ids in order.T]
@@ -98,10 +104,12 @@ def built_in(subject, done):
         columns = ["image", *("first class", "second", "third")[: order.shape[1]]]
         section.grid("contributions", "Contributions to the lengths of class capsules.", columns, rows)
         return section
-    section.how = "taps.tokens_read(scores, x); scores.intermediates(x, attention=True); explain.AttentionRollout(model)(x)"
+    section.how = (
+        "taps.tokens_read(scores, x); scores.intermediates(x, attention=True); explain.AttentionRollout(model)(x)"
+    )
     section.say(
-        "What the tokens that the class is read from attend to in single blocks, mean over heads, and the rollout through "
-        "all blocks. Attention is the same for all classes."
+        "What the tokens that the class is read from attend to in single blocks, mean over heads, and the rollout "
+        "through all blocks. Attention is the same for all classes."
     )
     blocks, of_blocks = _class_attention(subject, x)
     rollout = maps_of(fits[name], x, subject.predictions.predicted[numbers], subject.batch_size)
@@ -135,4 +143,7 @@ def _titles(subject, number, rule):
     label, guess = (subject.names[ids[number]] for ids in (predictions.label, predictions.predicted))
     verdict = f"{guess}, right" if predictions.correct[number] else f"{guess}, wrong: is {label}"
     title = f"{verdict} ({percent(float(predictions.confidence[number]))})"
-    return f"{title}; {rule}" if rule == "uncertain" else title, f"Image {number} of class {label}, predicted as {guess}"
+    return (
+        f"{title}; {rule}" if rule == "uncertain" else title,
+        f"Image {number} of class {label}, predicted as {guess}",
+    )

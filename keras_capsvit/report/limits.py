@@ -39,8 +39,8 @@ def limits(subject, done):
     section.figure("effort", "Effort", subject.effort.name, "text")
     section.figure("machine", "Machine", f"{platform.system()} {platform.machine()}", "text")
     section.say(
-        "Robust accuracies are upper bounds: another attack may find more. Corruptions have the strengths that were made "
-        "for images of 224 × 224 pixels. Metrics of explanations say how maps relate to this model's scores, not whether a "
-        "person would agree."
+        "Robust accuracies are upper bounds: another attack may find more. Corruptions have the strengths that were "
+        "made for images of 224x224 pixels. Metrics of explanations say how maps relate to this model's scores, not "
+        "whether a person would agree."
     )
     return section

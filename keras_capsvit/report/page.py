@@ -3,6 +3,7 @@
 import base64
 import importlib
 import importlib.resources
+import re
 
 from keras_capsvit.report.sections import written
 
@@ -26,7 +27,7 @@ def page(results, files):
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"written": written, "raw": _raw}
+    environment.filters |= {"written": written, "raw": _raw, "breakable": _breakable}
     environment.globals["source"] = lambda step, file: _embedded(files[f"{step}/{file}"], file)
     template = importlib.resources.files("keras_capsvit.report").joinpath("template.html").read_text(encoding="utf-8")
     headlines = [
@@ -54,6 +55,12 @@ def _jinja2():
 def _embedded(data, file):
     kind = _KINDS[file.rpartition(".")[2]]
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _breakable(name):
+    """A name in camel case that may be broken before its capitals; escaped."""
+    markup = importlib.import_module("markupsafe").Markup  # of which Jinja2 is made
+    return markup("<wbr>").join(re.split("(?<=[a-z])(?=[A-Z])", name))
 
 
 def _raw(value):

@@ -27,19 +27,22 @@ def positions(subject, done):
     section.figure("most", "At the most vulnerable position", float(rates.max()), "share")
     section.figure("least", "At the least vulnerable position", float(rates.min()), "share")
     share = size[0] * size[1] / (subject.shape[0] * subject.shape[1])
-    section.figure("patch", "Patch", f"{size[0]} × {size[1]} pixels, {percent(share)} of the image", "text")
+    section.figure("patch", "Patch", f"{size[0]}x{size[1]} pixels, {percent(share)} of the image", "text")
     row, column = np.unravel_index(int(rates.argmax()), rates.shape)
-    section.say(
-        f"A patch of {size[0]} × {size[1]} pixels, made for each of {len(numbers)} images that are classified correctly, fools "
-        f"{percent(float(rates.mean()))} of them on average, and {percent(float(rates.max()))} in row {row + 1}, column "
-        f"{column + 1} ({attack.steps} steps)."
+    where = f"row {row + 1}, column {column + 1}"
+    text = (
+        f"A patch of {size[0]}x{size[1]} pixels is made in {attack.steps} steps for each of {len(numbers)} images that "
+        f"are classified correctly, at each of {rates.size} positions. "
     )
+    if rates.any():
+        text += f"It fools {percent(float(rates.mean()))} on average, and {percent(float(rates.max()))} in {where}."
+    section.say(text if rates.any() else f"{text}It fools none of them; more steps may.")
     rows = [{"row": r + 1, "column": c + 1, "fooled": float(value)} for (r, c), value in np.ndenumerate(rates)]
     section.table("positions", "Share of fooled images by position", rows, {"fooled": "share"})
     names = [[str(k + 1) for k in range(count)] for count in rates.shape]
     axes = {"label": "fooled images in %", "xlabel": "column of the grid", "ylabel": "row of the grid"}
     drawn = heat(100 * rates, *names, **axes, high=100.0, size=(4.4, 3.5))
-    alt = f"Map of {rates.shape[0]} × {rates.shape[1]} positions of a patch; most images are fooled in row {row + 1}, column {column + 1}."
+    alt = f"Map of {rates.shape[0]}x{rates.shape[1]} positions of a patch; most images are fooled in {where}."
     section.plot("positions", drawn, "Share of images that a patch fools, by its position.", alt)
     return section
 
@@ -65,7 +68,9 @@ def tokens(subject, done):
     half = tuple(side // 2 for side in size)
     shifts = [(0, 0), (0, 1), (1, 0), (1, 1), half, (0, size[1]), (size[0], 0), size]
     rows = evaluate.shift_table(subject.model, x, y, result, list(dict.fromkeys(shifts))).rows
-    section.table("shifts", "Patches moved by pixels", rows, {"fooling_rate": "share", "examples": "count"}, note=_MOVED)
+    section.table(
+        "shifts", "Patches moved by pixels", rows, {"fooling_rate": "share", "examples": "count"}, note=_MOVED
+    )
     section.figure("fooled", "Fooled by a patch on the grid of tokens", rows[0]["fooling_rate"], "share")
     section.figure("one_pixel", "The same, moved by a pixel to the right", rows[1]["fooling_rate"], "share")
     section.figure("one_patch", "The same, moved by a whole patch", rows[-1]["fooling_rate"], "share")
@@ -103,7 +108,9 @@ def _temperatures(subject, section, attack, x, y):
         ax.legend(fontsize=8)
 
     alt = "Accuracy and share of images fooled by a patch at temperatures from 0.5 to 3."
-    section.plot("temperatures", diagram(draw), "Accuracy and fooled images over the temperature of the attention.", alt)
+    section.plot(
+        "temperatures", diagram(draw), "Accuracy and fooled images over the temperature of the attention.", alt
+    )
 
 
 _MOVED = "dy and dx are pixels down and to the right; of images on which the moved patch still lies wholly."

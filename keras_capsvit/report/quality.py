@@ -17,12 +17,14 @@ _SIDE = 7  # regions along a side of AOPC
 _RANDOMISED = 8  # images
 _SIGNIFICANT = 0.05
 _DEPENDS = 0.5  # rank correlation above which a map does not depend on the weights
+_ALIKE = 0.95  # ... and above which it does not tell two classes apart
 _LABELS = {
     "aopc": "AOPC",
     "insertion": "insertion",
     "deletion": "deletion",
     "infidelity": "infidelity",
     "sensitivity": "max-sensitivity",
+    "classes": "second class alike",
 }
 
 
@@ -69,11 +71,12 @@ def measures(subject, done):
     )
     sensitive = {"samples": subject.effort.samples, "bounds": subject.bounds, "seed": subject.seed}
     how += f"\nevaluate.max_sensitivity(explainer, x, predicted, {_arguments(sensitive)})"
+    how += "\nevaluate.class_sensitivity(explainer, x, predicted, second)"
     section = Section(how=how, numbers=numbers.tolist())
     x, y = subject.read(numbers)
     settings = {"per_image": True, "batch_size": len(x), "work": subject.work("compare")}
     table, values = evaluate.compare(subject.model, fits, (x, y), measured, **settings)
-    predicted = subject.predictions.predicted[numbers]
+    predicted, second = (ids[numbers] for ids in (subject.predictions.predicted, subject.predictions.second))
     for name, explainer in fits.items():
         if name == BASELINE:
             continue
@@ -83,6 +86,7 @@ def measures(subject, done):
             section.left_out.append(f"Max-sensitivity of {name}: {error}")
         else:
             values[name]["sensitivity"] = found
+        values[name]["classes"] = evaluate.class_sensitivity(explainer, x, predicted, second)
     seconds = dict(zip(table["explainer"], table["seconds_per_image"], strict=True))
     rows = []
     for name, of_name in values.items():
@@ -97,8 +101,8 @@ def measures(subject, done):
     rows = _against_random(values)
     section.table("against_random", "Against a random map, image by image", rows, note=_AGAINST)
     section.say(
-        f"{len(fits) - 1} explainers and a random map on {len(x)} images of the data set, drawn by the seed; the predicted "
-        "class is explained."
+        f"{len(fits) - 1} explainers and a random map on {len(x)} images of the data set, drawn by the seed; the "
+        "predicted class is explained."
     )
     for metric, better in FAITHFUL.items():
         section.plot(metric, *_bars(metric, better, values))
@@ -106,12 +110,13 @@ def measures(subject, done):
 
 
 _NOTE = (
-    "Higher is better for AOPC and insertion, lower for deletion, infidelity and max-sensitivity. Infidelity is of maps "
-    "scaled by the factor that fits best."
+    "Higher is better for AOPC and insertion, lower for deletion, infidelity and max-sensitivity. Infidelity is "
+    "of maps scaled by the factor that fits best. The last is the rank correlation of the maps of the predicted and of the "
+    "second class, 1 of explainers that do not tell classes apart."
 )
 _AGAINST = (
-    "Differences are signed so that positive ones are better than random; p is that of the paired t-test, adjusted by Holm "
-    "for the explainers of a measure."
+    "Differences are signed so that positive ones are better than random; p is that of the paired t-test, adjusted by "
+    "Holm for the explainers of a measure."
 )
 
 
@@ -153,6 +158,8 @@ def _bars(metric, better, values):
         ax.errorbar(means, places, xerr=reach, fmt="none", ecolor=INK, elinewidth=1)
         ax.set_yticks(places, order)
         ax.tick_params(axis="y", length=0, labelsize=8)
+        ax.locator_params(axis="x", nbins=5)
+        ax.ticklabel_format(axis="x", scilimits=(-2, 3), useMathText=False)
         ax.set(xlabel=f"{_LABELS[metric]} ({direction})", ylabel="explainer")
 
     caption = f"{_LABELS[metric][0].upper()}{_LABELS[metric][1:]}, mean and 95 % interval; {direction}, best on top."
@@ -183,9 +190,7 @@ def randomisation(subject, done):
         if name not in fits or name == BASELINE:
             continue
         try:
-            found = evaluate.parameter_randomization(
-                make, whole, x, target=target, absolute=True, seed=subject.seed
-            )
+            found = evaluate.parameter_randomization(make, whole, x, target=target, absolute=True, seed=subject.seed)
         except (ValueError, TypeError) as error:
             section.left_out.append(f"Randomisation check of {name}: {error}")
             continue
@@ -218,34 +223,42 @@ def trust(subject, done):
     section.table("ranking", "Explainers in order", rows, {"better than random in": "count"}, note=_RULE)
     best = rows[0]
     if best["better than random in"] and best["depends on the weights"] != "no":
-        others = [row["explainer"] for row in rows[1:3] if row["better than random in"]]
-        sensitivity = next(row for row in tables["measures"] if row["explainer"] == best["explainer"])["max-sensitivity"]
         section.figure("best", "Explanation to trust first", best["explainer"], "text", headline=True)
-        sentence = (
-            f"Trust {best['explainer']} first here: in {best['better than random in']} of {len(FAITHFUL)} measures it is "
-            f"better than a random map beyond chance, and its mean rank among all is the best of these, "
-            f"{best['mean rank']:.1f}."
-        )
-        if sensitivity is not None:
-            sentence += f" Small noise changes its maps by up to {100 * sensitivity:.0f} %."
-        if others:
-            sentence += f" Next come {' and '.join(others)}."
+        section.say(_sentence(best, rows, tables["measures"]))
     else:
         section.figure("best", "Explanation to trust first", "none", "text", headline=True)
-        sentence = (
+        section.say(
             "Trust none of these explanations here: on these images none is better than a random map beyond chance, or "
             "those that are do not depend on the weights."
         )
-    section.say(sentence)
     if unchanged is None:
-        section.left_out.append("Whether maps depend on the weights: the randomisation check was not possible.")
-    section.how = "evaluate.paired_tests(values)  # of every explainer and the random map, see the step above"
+        section.left_out.append("Whether maps depend on the weights: the randomisation check was not made.")
+    section.how = "evaluate.paired_tests(values)  # of every explainer and the random map, see the steps above"
     return section
 
 
+def _sentence(best, rows, measured):
+    """Which explainer to trust and why, in words."""
+    text = (
+        f"Trust {best['explainer']} first here: in {best['better than random in']} of {len(FAITHFUL)} measures it is "
+        "better than a random map beyond chance, and none with as many has a better mean rank over the measures "
+        f"({best['mean rank']:.1f} of {len(rows)})."
+    )
+    if best["depends on the weights"] == "not checked":
+        text += " Whether it depends on what the model learned was not checked."
+    if best["tells classes apart"] == "no":
+        text += " It hardly tells classes apart, so that it shows what the model sees rather than why it says so."
+    sensitivity = next(row for row in measured if row["explainer"] == best["explainer"])[_LABELS["sensitivity"]]
+    if sensitivity is not None:
+        text += f" Small noise changes its maps by up to {100 * sensitivity:.0f} %."
+    others = [row["explainer"] for row in rows[1:3] if row["better than random in"]]
+    return text + (f" Next come {' and '.join(others)}." if len(others) > 1 else "")
+
+
 _RULE = (
-    "First come explainers that depend on the weights, where that was checked; among these, those that are better than a "
-    "random map in more measures (p by Holm below 0.05); among these, those with the best mean rank over the measures."
+    "In front are explainers that depend on the weights, where that was checked, and among them those that tell the "
+    "first two classes apart; among these, those that are better than a random map in more measures (p by Holm below "
+    "0.05); among these, those with the best mean rank over the measures."
 )
 
 
@@ -266,8 +279,8 @@ def ranking(measured, against_random, unchanged):
         unchanged: set of names that do not depend on the weights, or None.
 
     Returns:
-        List of dicts: ``explainer``, ``better than random in`` (number of measures), ``mean rank``, and ``depends on the
-        weights``, ``"yes"``, ``"no"`` or ``"not checked"``.
+        List of dicts: ``explainer``, ``better than random in`` (number of measures), ``mean rank``, ``tells classes
+        apart`` (``"yes"`` or ``"no"``), and ``depends on the weights``, ``"yes"``, ``"no"`` or ``"not checked"``.
     """
     names = [row["explainer"] for row in measured if row["explainer"] != BASELINE]
     ranks = {name: [] for name in names}
@@ -275,16 +288,24 @@ def ranking(measured, against_random, unchanged):
         means = {row["explainer"]: row[_LABELS[metric]] for row in measured if row["explainer"] in ranks}
         for place, name in enumerate(sorted(means, key=means.get, reverse=better), 1):
             ranks[name].append(place)
+    alike = {row["explainer"]: row[_LABELS["classes"]] for row in measured}
     rows = []
     for name in names:
         beats = sum(
-            row["explainer"] == name and row["better by"] > 0 and row["p by Holm"] < _SIGNIFICANT for row in against_random
+            row["explainer"] == name and row["better by"] > 0 and row["p by Holm"] < _SIGNIFICANT
+            for row in against_random
         )
         depends = "not checked" if unchanged is None else "no" if name in unchanged else "yes"
         row = {"explainer": name, "better than random in": beats, "mean rank": float(np.mean(ranks[name]))}
-        rows.append({**row, "depends on the weights": depends})
-    key = ("depends on the weights", "better than random in", "mean rank")
-    return sorted(rows, key=lambda row: (row[key[0]] == "no", -row[key[1]], row[key[2]]))
+        rows.append(
+            {**row, "tells classes apart": "no" if alike[name] > _ALIKE else "yes", "depends on the weights": depends}
+        )
+    return sorted(rows, key=_place)
+
+
+def _place(row):
+    untrue = row["depends on the weights"] == "no", row["tells classes apart"] == "no"
+    return (*untrue, -row["better than random in"], row["mean rank"])
 
 
 def _arguments(settings):

@@ -19,15 +19,17 @@ def auto_attack(subject, done):
     settings = {"batch_size": subject.batch_size, "work": subject.work("autoattack")}
     found = evaluate.auto_attack(subject.model, attack, subject.read(numbers), **settings)
     low, high = wilson(round(found.robust_accuracy * found.examples), found.examples)
-    section.figure("robust_accuracy", "Robust accuracy", found.robust_accuracy, "share", low=low, high=high, headline=True)
+    section.figure(
+        "robust_accuracy", "Robust accuracy", found.robust_accuracy, "share", low=low, high=high, headline=True
+    )
     section.figure("accuracy", "Accuracy of the same images", found.accuracy, "share")
     section.figure("images", "Images", found.examples, "count")
     section.figure("epsilon", f"Radius of the {_NORMS[subject.norm]} ball", float(attack.epsilon))
     rows = [{"after": name, "accuracy": share} for name, share in found.after.items()]
     section.table("after", "Accuracy after each attack, worst case of each image", rows, {"accuracy": "share"})
     section.say(
-        f"{percent(found.robust_accuracy)} of {found.examples} images withstand every attack within ε = {attack.epsilon:.4g}; "
-        f"{percent(found.accuracy)} are right without one."
+        f"{percent(found.robust_accuracy)} of {found.examples} images withstand every attack within "
+        f"ε = {attack.epsilon:.4g}; {percent(found.accuracy)} are right without one."
     )
     if subject.effort.autoattack == "gradients":
         section.left_out.append(
@@ -54,22 +56,24 @@ def curve(subject, done):
     radii = [share * subject.radius for share in subject.effort.radii]
     named = taps.names(subject.model)
     objectives = {"capsules": attacks.capsules, "votes": attacks.votes} if {"votes", "capsules"} <= set(named) else None
-    how = f"evaluate.attack_table(model, {{'APGD': attacks.{apgd!r}}}, (x, y), epsilons={radii}, objectives={objectives})"
+    how = (
+        f"evaluate.attack_table(model, {{'APGD': attacks.{apgd!r}}}, (x, y), epsilons={radii}, objectives={objectives})"
+    )
     section = Section(how=how, numbers=numbers.tolist())
     settings = {"batch_size": subject.batch_size, "work": subject.work("curve"), "objectives": objectives}
     table = evaluate.attack_table(subject.model, {"APGD": apgd}, subject.read(numbers), epsilons=radii, **settings)
-    kept = ("epsilon", "objective", "robust_accuracy", "success_rate", "seconds_per_example")
-    rows = [{name: row[name] for name in kept} for row in table.rows]
-    units = {"robust_accuracy": "share", "success_rate": "share", "seconds_per_example": "ms"}
+    kept = ("epsilon", "objective", "robust_accuracy", "success_rate")
+    rows = [{name.replace("_", " "): row[name] for name in kept} for row in table.rows]
+    units = {"robust accuracy": "share", "success rate": "share"}
     section.table("curve", "Robust accuracy by radius", rows, units)
     clean = table.rows[0]["accuracy"]
     section.figure("accuracy", "Accuracy at radius 0", clean, "share")
-    half = [row["epsilon"] for row in rows if row["robust_accuracy"] <= clean / 2]
+    half = [row["epsilon"] for row in rows if row["robust accuracy"] <= clean / 2]
     section.figure("half", "Smallest radius that fools half of what is right", min(half, default=float("nan")))
 
     def draw(ax):
         for colour, objective in zip(COLOURS, dict.fromkeys(row["objective"] for row in rows), strict=False):
-            points = [(row["epsilon"], row["robust_accuracy"]) for row in rows if row["objective"] == objective]
+            points = [(row["epsilon"], row["robust accuracy"]) for row in rows if row["objective"] == objective]
             points = [(0.0, clean), *sorted(points)]
             label = "APGD" if objective == "natural" else f"APGD on {objective}"
             ax.plot(*zip(*points, strict=True), marker="o", markersize=4, color=colour, label=label)
@@ -79,7 +83,7 @@ def curve(subject, done):
         ax.grid(alpha=0.25)
         ax.legend(fontsize=8)
 
-    alt = f"Robust accuracy falls from {percent(clean)} at radius 0 to {percent(rows[-1]['robust_accuracy'])} at "
+    alt = f"Robust accuracy falls from {percent(clean)} at radius 0 to {percent(rows[-1]['robust accuracy'])} at "
     alt += f"{rows[-1]['epsilon']:.4g}."
     section.plot("curve", diagram(draw), f"Robust accuracy over the radius, {len(numbers)} images.", alt)
     return section
@@ -115,8 +119,8 @@ def smallest(subject, done):
     section.figure("tenth", "Tenth of them below", low)
     section.figure("nine_tenths", "Nine tenths below", high)
     section.say(
-        f"DeepFool looks for small perturbations in {_NORMS[norm]}; half of those that fool are smaller than {median:.3g} in "
-        "units of the pixels. Shown are the smallest ones."
+        f"DeepFool looks for small perturbations in {_NORMS[norm]}; half of those that fool are smaller than "
+        f"{median:.3g} in units of the pixels. Shown are the smallest ones."
     )
     order = [k for k in np.argsort(sizes, kind="stable") if fooled[k]][:_SHOWN]
     pictures, changed, rows = subject.pictures(x), subject.pictures(images), []

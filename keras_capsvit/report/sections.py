@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 UNITS = ("", "count", "share", "ms", "seconds", "text")  # how numbers of a kind are written on the page
+_NOTHING = "\N{EM DASH}"  # where nothing was measured
 _JPEG = b"\xff\xd8"  # how such a file begins
 
 
@@ -143,10 +144,10 @@ def written(value, unit=""):
         unit: str, one of UNITS.
 
     Returns:
-        str; ``"–"`` where nothing was measured.
+        str; an em dash where nothing was measured.
     """
     if value is None:
-        return "–"
+        return _NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, str):

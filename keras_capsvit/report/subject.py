@@ -1,4 +1,4 @@
-"""What is audited: a model, the images, and what the model says about them; images by their numbers, in little memory."""
+"""What is audited: a model, the images by their numbers, and what the model says about them."""
 
 import dataclasses
 import functools
@@ -100,7 +100,7 @@ class Subject:
     @property
     def radius(self):
         """The radius ``epsilon`` in units of the pixels that the model takes."""
-        low, high = checks.limits(self.bounds, self.shape[-1])
+        low, high = (np.asarray(end, "float64") for end in self.bounds)
         return float(self.epsilon * np.mean(high - low))
 
     def work(self, *names):

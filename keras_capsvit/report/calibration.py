@@ -40,14 +40,16 @@ def calibration(confidence, correct, *, bins=10):
     Raises:
         ValueError: for no images, confidences outside [0, 1], and another number of ``correct``.
     """
-    confidence = checks.finite_array(confidence, "confidence", "(n,)", 1).astype("float64")
+    confidence = checks.finite(checks.numbers(confidence, "confidence").astype("float64"), "confidence")
+    if confidence.ndim != 1 or not confidence.size:
+        raise ValueError(f"Expected confidence of shape (n,), not empty; received {confidence.shape}.")
     correct = np.asarray(correct, bool)
     checks.of_shape("Expected correct, a bool for each image", confidence.shape, correct)
     bins = checks.positive_int("bins", bins)
     if confidence.min() < 0 or confidence.max() > 1:
         raise ValueError(f"Confidence must lie in [0, 1]; received {confidence.min():g} to {confidence.max():g}.")
     edges = np.linspace(0, 1, bins + 1)
-    places = np.clip(np.ceil(confidence * bins).astype("int64") - 1, 0, bins - 1)
+    places = np.maximum(np.searchsorted(edges, confidence) - 1, 0)
     images = np.bincount(places, minlength=bins)
     with np.errstate(invalid="ignore"):
         means = np.bincount(places, confidence, bins) / images

@@ -110,9 +110,9 @@ def measures(subject, done):
 
 
 _NOTE = (
-    "Higher is better for AOPC and insertion, lower for deletion, infidelity and max-sensitivity. Infidelity is "
-    "of maps scaled by the factor that fits best. The last is the rank correlation of the maps of the predicted and of the "
-    "second class, 1 of explainers that do not tell classes apart."
+    "Higher is better for AOPC and insertion, lower for deletion, infidelity and max-sensitivity. Infidelity is of "
+    "maps that are scaled by the factor that fits best. The last is the rank correlation of the maps of the predicted "
+    "and of the second class, 1 of explainers that do not tell classes apart."
 )
 _AGAINST = (
     "Differences are signed so that positive ones are better than random; p is that of the paired t-test, adjusted by "

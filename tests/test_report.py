@@ -147,6 +147,14 @@ def test_figures_are_those_of_calls_by_hand(whole, model, arrays):
     infidelity = evaluate.infidelity(model, images, maps, **squares, **settings)
     assert rows["GradCAM"]["infidelity"] == pytest.approx(infidelity.mean(), rel=1e-4)
 
+    randomised = steps["quality.randomisation"]
+    rows = {row["explainer"]: row for row in randomised["tables"][0]["rows"]}
+    images, classes = x[randomised["numbers"]], predicted[randomised["numbers"]]
+    outer = keras.Sequential([keras.Input((8, 8, 1)), model])
+    for explainer in (explain.GradCAM, explain.LRP):
+        found = evaluate.parameter_randomization(explainer, outer, images, target=classes, absolute=True, seed=0)
+        assert rows[explainer.__name__]["rank correlation"] == pytest.approx(found["small"].mean(), abs=1e-4)
+
     curve = steps["robustness.curve"]
     row = curve["tables"][0]["rows"][1]
     attack = attacks.APGD(row["epsilon"], steps=TINY.iterations)

@@ -8,7 +8,7 @@ import numpy as np
 from keras_capsvit import evaluate
 from keras_capsvit.evaluate.paired import interval
 from keras_capsvit.report.drawing import COLOURS, INK, diagram
-from keras_capsvit.report.explainers import BASELINE, factories
+from keras_capsvit.report.explainers import BASELINE
 from keras_capsvit.report.sections import Section
 
 # Measures of whether maps say what the scores depend on, and whether high values are good.
@@ -186,14 +186,18 @@ def randomisation(subject, done):
     target, fits = subject.predictions.predicted[numbers], subject.explainers[0]
     whole = keras.Sequential([keras.Input(x.shape[1:]), subject.model], name="whole")
     rows = []
-    for name, make in factories(subject).items():
-        if name not in fits or name == BASELINE:
+    for name, explainer in fits.items():
+        if name == BASELINE:
             continue
+        make = functools.partial(_refreshed, explainer)
+        settings = {"target": target, "absolute": True, "seed": subject.seed}
         try:
-            found = evaluate.parameter_randomization(make, whole, x, target=target, absolute=True, seed=subject.seed)
+            found = evaluate.parameter_randomization(make, whole, x, **settings)
         except (ValueError, TypeError) as error:
             section.left_out.append(f"Randomisation check of {name}: {error}")
             continue
+        finally:
+            _refreshed(explainer, subject.model)
         (values,) = found.values()
         low, high = interval(values)
         rows.append({"explainer": name, "rank correlation": values.mean(), "low": low, "high": high})
@@ -206,6 +210,13 @@ def randomisation(subject, done):
         else "All maps change when the model forgets all that it learned, as they should."
     )
     return section
+
+
+def _refreshed(explainer, model):
+    """The explainer of the weights that the model has now: most read them, relevance keeps a copy."""
+    if hasattr(explainer, "refresh"):
+        explainer.refresh()
+    return explainer
 
 
 _PERMUTED = "Rank correlation of magnitudes; near 0, maps depend on what was learned, and near 1 on the image alone."

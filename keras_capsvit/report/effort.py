@@ -4,6 +4,10 @@ import dataclasses
 
 from keras_capsvit import checks
 
+_SIDE = 64  # of images from which on there are fewer ...
+_COSTLY = ("judged", "attacked", "corrupted", "patched")  # ... of these ...
+_FEWEST = 4  # ... but no fewer than these
+
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
@@ -15,16 +19,20 @@ class Effort:
         explained: int, images that are explained as pictures.
         judged: int, images that explanations are judged on.
         samples: int, of SmoothGrad, infidelity and max-sensitivity.
-        steps: int, of integrated gradients, and of insertion and deletion.
+        steps: int, of integrated gradients, of insertion and deletion, and of AOPC.
         attacked: int, images under AutoAttack and of the robustness curve.
         iterations: int, of the attacks of the curve and of patches.
-        autoattack: str, version of ``attacks.AutoAttack``, or ``"gradients"``, its APGD attacks alone.
+        autoattack: str, version of ``attacks.AutoAttack``, or ``"gradients"``, its APGD attacks alone, of twice
+            ``iterations`` steps.
         radii: tuple of floats, radii of the curve relative to the radius of the audit.
         corrupted: int, images of each corruption and severity.
         severities: tuple of ints from 1 to 5.
         patched: int, images of the map of patches.
         positions: int, patches along the longer side of the map, at most.
         repetitions: int, of measured latencies.
+
+    Numbers of images that are judged, attacked, corrupted and patched are of images of up to 64x64 pixels; see
+    ``of_size``.
     """
 
     name: str
@@ -42,6 +50,17 @@ class Effort:
     patched: int
     positions: int
     repetitions: int
+
+    def of_size(self, height, width):
+        """The Effort for images of a size: the longer their sides, the fewer are judged, attacked, corrupted, patched.
+
+        Args:
+            height: int.
+            width: int.
+        """
+        share = min(1.0, _SIDE / (height * width) ** 0.5)
+        fewer = {name: max(_FEWEST, round(share * getattr(self, name))) for name in _COSTLY}
+        return dataclasses.replace(self, **{name: min(count, getattr(self, name)) for name, count in fewer.items()})
 
 
 EFFORTS = {

@@ -52,13 +52,18 @@ def metrics(subject):
     curve = {**shared, "measure": measure, "steps": subject.effort.steps}
     squares = {"perturbations": "square", "size": side, "normalize": True, "samples": subject.effort.samples}
     settings = {
-        "aopc": {**shared, "patch": side},
+        "aopc": {**shared, "patch": side, "steps": min(subject.effort.steps, _regions(subject.shape, side))},
         "insertion": curve,
         "deletion": curve,
         "infidelity": {**shared, **squares},
     }
     functions = {"aopc": _aopc, "insertion": _insertion, "deletion": _deletion, "infidelity": _infidelity}
     return {name: functools.partial(functions[name], **settings[name]) for name in settings}, settings
+
+
+def _regions(shape, side):
+    """How many regions AOPC cuts an image into."""
+    return -(-shape[0] // side) * -(-shape[1] // side)
 
 
 def measures(subject, done):

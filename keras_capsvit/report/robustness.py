@@ -1,5 +1,7 @@
 """How well a model withstands adversarial examples: AutoAttack, accuracy over the radius, smallest perturbations."""
 
+import dataclasses
+
 import numpy as np
 
 from keras_capsvit import attacks, evaluate, taps
@@ -33,8 +35,9 @@ def auto_attack(subject, done):
     )
     if subject.effort.autoattack == "gradients":
         section.left_out.append(
-            "FAB and Square of AutoAttack: they take minutes. These are its two attacks by APGD alone, so that robust "
-            "accuracy may be lower; run with more effort for the whole of it."
+            f"FAB and Square of AutoAttack: they take minutes. These are its two attacks by APGD alone, of "
+            f"{2 * subject.effort.iterations} steps, so that robust accuracy may be lower; run with more effort for "
+            "the whole of it."
         )
     return section
 
@@ -44,7 +47,8 @@ def _auto_attack(subject):
     if subject.effort.autoattack != "gradients":
         return attacks.AutoAttack(subject.radius, version=subject.effort.autoattack, **shared)
     whole = attacks.AutoAttack(subject.radius, **shared).sequence(subject.classes)
-    own = {name: whole[name] for name in ("apgd-ce", "apgd-t")}
+    steps = 2 * subject.effort.iterations
+    own = {name: dataclasses.replace(whole[name], steps=steps) for name in ("apgd-ce", "apgd-t")}
     return attacks.AutoAttack(subject.radius, version="custom", attacks=own, **shared)
 
 

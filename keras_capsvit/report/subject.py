@@ -79,6 +79,7 @@ class Subject:
         probes, labels = first[0][:_PROBES], first[1][:_PROBES]
         checks.images(probes, bounds=self.bounds)
         self.shape = probes.shape[1:]
+        self.effort = self.effort.of_size(*self.shape[:2])
         self._probes = self.judge(probes)
         self.classes = self._probes.shape[1]
         checks.class_ids(labels, len(labels), self.classes)

@@ -19,7 +19,7 @@ def model(subject, done):
     """What the model is."""
     section = Section(how="models.flops(model)  # and model.count_params(), taps.names(model), taps.input_range(model)")
     what = subject.model
-    section.figure("name", "Model", subject.name, "text", headline=True)
+    section.figure("name", "Model", subject.name, "text")
     section.figure("kind", "Kind", _kind(what), "text")
     section.figure("input", "Image", "x".join(map(str, subject.shape)), "text")
     low, high = (np.asarray(end) for end in subject.bounds)

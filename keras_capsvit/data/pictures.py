@@ -15,7 +15,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 MOST_PIXELS = 2**26  # of a picture
 _KIND = "a picture"
 _DEEP = ("I", "I;16", "I;16B", "I;16L")  # grey values of 16 bits, which Pillow would cut off at 255
-_BATCH = 128
+_BATCH = 32
 
 
 @contextlib.contextmanager

@@ -137,10 +137,11 @@ class Subject:
     @functools.cached_property
     def predictions(self):
         """Predictions of the first ``effort.images`` images."""
-        total, settings = batches_in(self.dataset, self.batch_size), {"model": self.model}
-        most = self.effort.images
-        if total is not None and most is not None and isinstance(self.dataset, tuple | list):
-            total = min(total, -(-most // self.batch_size))
+        settings, most = {"model": self.model}, self.effort.images
+        total = batches_in(self.dataset, self.batch_size)
+        if total is not None and most is not None:  # at the size of its first batch
+            size = len(next(iter(checks.batches_of(self.dataset, self.batch_size)))[1])
+            total = min(total, -(-most // size))
         with Progress(self.work("predictions"), "predictions", settings, judges=[self.judge], total=total) as progress:
             for x, y in self._batches(most):
                 progress.batch(functools.partial(self._predict, x, y), x, y)

@@ -24,6 +24,7 @@ ROOMS = (
     "patches",
     "evaluate",
     "plot",
+    "report",
     "serving",
     "taps",
     "ops",

@@ -1,10 +1,8 @@
 """Pictures from files, where their objects lie, and classifiers that look at them: what the examples share."""
 
-import contextlib
 import dataclasses
 import pathlib
 import sys
-import warnings
 from collections.abc import Callable
 
 import keras
@@ -13,11 +11,8 @@ import squeezenet
 from PIL import Image
 
 from keras_capsvit import load_model, serving, taps
-from keras_capsvit.files import check_exists, read_json, reading, refuse
-
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")  # none that runs another program
-MOST_PIXELS = 2**26  # of a picture
-_KIND = "a picture"
+from keras_capsvit.data.pictures import opened
+from keras_capsvit.files import read_json, reading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,23 +72,8 @@ def _application(args):
     return Classifier(model, tuple(model.input_shape[1:3]), preprocess, (np.minimum(*ends), np.maximum(*ends)))
 
 
-@contextlib.contextmanager
-def opened(path):
-    """A picture file as a PIL image; refused by name if it is damaged, none, or of more than MOST_PIXELS."""
-    check_exists(path, _KIND)
-    with reading(path, _KIND), warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image = Image.open(path, formats=FORMATS)
-    with image:
-        if image.width * image.height > MOST_PIXELS:
-            refuse(path, _KIND, f"it has {image.width} x {image.height} pixels", f"Give it at most {MOST_PIXELS:,}.")
-        with reading(path, _KIND):
-            image.load()
-        yield image
-
-
 def read(path, size):
-    """Pixels ``(height, width, 3)`` in [0, 1] of a picture of any size up to MOST_PIXELS."""
+    """Pixels ``(height, width, 3)`` in [0, 1] of a picture."""
     with opened(path) as image:
         resized = image.convert("RGB").resize(size[::-1], Image.Resampling.BICUBIC)
     return np.asarray(resized, "float32") / 255

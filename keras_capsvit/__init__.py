@@ -28,6 +28,7 @@ _SUBMODULES = (
     "ops",
     "patches",
     "plot",
+    "report",
     "schedules",
     "serving",
     "taps",

@@ -32,6 +32,9 @@ ALLOWED = {
     "evaluate": {"files", "ops", "taps", "autodiff", "batches", "caches", "checks", "patches", "evaluate"},
     "attacks": {"ops", "taps", "autodiff", "batches", "caches", "checks", "patches", "attacks"},
     "explain": {"private", "ops", "taps", "autodiff", "checks", "explain"},
+    "report": {
+        *("files", "taps", "checks", "patches", "data", "models", "attacks", "explain", "evaluate", "report"),
+    },
     "versions": set(),
     "__init__": {"layers", "losses", "metrics", "models", "schedules", "versions"},
 }

@@ -26,7 +26,7 @@ CORRUPTIONS = (
     "jpeg_compression",
 )
 
-_SMALLEST = 32  # side of an image that the library takes
+SMALLEST = 32  # side of an image that the library takes
 # These draw from generators of Numba and scikit-image, which have seeds of their own.
 _OWN_SEED = ("impulse_noise", "glass_blur")
 
@@ -61,7 +61,7 @@ def corrupt(images, name, severity=5, *, seed=0, keys=None):
     keys = np.arange(len(images)) if keys is None else checks.integers("keys", keys, (len(images),), axes)
     library = _library()
     height, width, channels = images.shape[1:]
-    below, right = max(0, _SMALLEST - height), max(0, _SMALLEST - width)
+    below, right = max(0, SMALLEST - height), max(0, SMALLEST - width)
     pixels = np.rint(255 * np.pad(images, ((0, 0), (0, below), (0, right), (0, 0)), "symmetric")).astype("uint8")
     corrupted = np.empty_like(images)
     for k, (image, key) in enumerate(zip(pixels, keys, strict=True)):

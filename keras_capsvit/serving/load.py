@@ -98,6 +98,7 @@ class ServedModel:
         card: dict, what ``model_card.json`` says.
         centres: dict from names of taps to where their nodes look, see ``taps.centres``.
         input_shape: tuple ``(None, H, W, C)``.
+        parameters: int, how many weights the signature reads.
     """
 
     def __init__(self, loaded, card=None, *, signature=None, input=None, output=None):
@@ -115,6 +116,8 @@ class ServedModel:
         self._input = self._named("input", self._inputs(self._signature), input, _IMAGES)
         self._output = self._named("output", self._outputs(self._signature), output, _OUTPUTS)
         self.input_shape = tuple(self._inputs(self._signature)[self._input].shape)
+        variables = loaded.signatures[self._signature].variables
+        self.parameters = sum(variable.shape.num_elements() for variable in variables)
         self.taps = {}
         if self._signature == DEFAULT and set(self._outputs(DEFAULT)) == {_OUTPUTS, "class"}:  # written by ``export``
             names = [name for name in self.endpoints if set(self._outputs(name)) == {_OUTPUTS}]

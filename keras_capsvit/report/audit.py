@@ -1,0 +1,351 @@
+"""An audit: the steps in order, each done once and kept, and the page, JSON and CSV of what they came to."""
+
+import dataclasses
+import html
+import importlib
+import json
+import pathlib
+import time
+import warnings
+from collections.abc import Callable
+from urllib.parse import quote
+
+from keras_capsvit import checks
+from keras_capsvit.evaluate.table import Table, versions
+from keras_capsvit.files import read_json, remove_abandoned, replacing, write_text
+from keras_capsvit.report import (
+    accuracy,
+    card,
+    corruptions,
+    explanations,
+    limits,
+    patches,
+    quality,
+    robustness,
+)
+from keras_capsvit.report.page import check_template_library, page
+from keras_capsvit.report.subject import Subject
+
+PAGE, RESULTS = "audit.html", "audit.json"
+_KIND = "a step of an audit"
+_REMEDY = "Delete the folder to start from the beginning, or pass another one as out."
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A step of a part: ``run(subject, done)`` returns a Section, of what came of earlier steps by name."""
+
+    name: str
+    title: str
+    run: Callable
+
+
+PARTS = {
+    "card": (
+        "Card",
+        "What the model is, how fast it answers, and whether what usually goes wrong did.",
+        (
+            Step("card.model", "The model", card.model),
+            Step("card.latency", "Latency", card.latency),
+            Step("card.checks", "Checks", card.common_mistakes),
+        ),
+    ),
+    "accuracy": (
+        "Accuracy",
+        "How often it is right, what it confuses, and whether its confidence means something.",
+        (
+            Step("accuracy.accuracy", "Accuracy and confusion", accuracy.accuracy),
+            Step("accuracy.calibration", "Calibration", accuracy.confidence),
+            Step("accuracy.mistakes", "The most confident mistakes", accuracy.mistakes),
+        ),
+    ),
+    "explanations": (
+        "Explanations",
+        "What the model looks at, on images that were chosen by rule.",
+        (
+            Step("explanations.side_by_side", "All explainers side by side", explanations.side_by_side),
+            Step("explanations.two_classes", "The predicted class against the second", explanations.two_classes),
+            Step("explanations.built_in", "What the model explains by itself", explanations.built_in),
+        ),
+    ),
+    "quality": (
+        "Quality of explanations",
+        "Whether these explanations say what the model's scores depend on, and which one to trust here.",
+        (
+            Step("quality.measures", "Faithfulness and sensitivity", quality.measures),
+            Step("quality.randomisation", "Randomisation check", quality.randomisation),
+            Step("quality.trust", "Which one to trust", quality.trust),
+        ),
+    ),
+    "robustness": (
+        "Robustness",
+        "What it takes to make the model wrong: adversarial examples, corruptions and patches.",
+        (
+            Step("robustness.autoattack", "AutoAttack", robustness.auto_attack),
+            Step("robustness.curve", "Accuracy over the radius", robustness.curve),
+            Step("robustness.smallest", "Smallest perturbations", robustness.smallest),
+            Step("robustness.corruptions", "Corruptions", corruptions.corruptions),
+            Step("robustness.patches", "Where a patch fools", patches.positions),
+            Step("robustness.tokens", "Shifts and temperature of transformers", patches.tokens),
+        ),
+    ),
+    "limits": (
+        "Limits",
+        "What was not run and why, on how many images, and how every figure is repeated.",
+        (Step("limits.limits", "What to keep in mind", limits.limits),),
+    ),
+}
+_ALWAYS = ("limits.limits",)  # quick, and depends on what else was done
+STEPS = tuple(step.name for _, _, steps in PARTS.values() for step in steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """What an audit came to.
+
+    Args:
+        results: dict, everything that the page says, as JSON takes it: ``title``, ``subtitle``, ``settings``,
+            ``versions``, ``command``, and ``parts``, of which each has ``steps`` with ``figures``, ``tables``,
+            ``pictures``, ``sentences``, ``warnings``, ``left_out``, ``numbers`` (of images), ``seconds`` and ``how``.
+        files: dict from names of pictures, ``"STEP/FILE"``, to bytes.
+    """
+
+    results: dict
+    files: dict
+
+    def __getitem__(self, name):
+        """A figure by its name, such as ``"accuracy.accuracy.accuracy"``; None where nothing was measured."""
+        step_name, _, figure_name = name.rpartition(".")
+        for part in self.results["parts"]:
+            for step in part["steps"]:
+                for figure in step["figures"]:
+                    if (step["name"], figure["name"]) == (step_name, figure_name):
+                        return figure["value"]
+        raise KeyError(f"There is no figure {name!r} in this audit; audit.figures() lists them.")
+
+    def figures(self):
+        """All figures, a dict from their names to values."""
+        return {
+            f"{step['name']}.{figure['name']}": figure["value"]
+            for part in self.results["parts"]
+            for step in part["steps"]
+            for figure in step["figures"]
+        }
+
+    def page(self):
+        """The page, a str of HTML that needs no other file."""
+        return page(self.results, self.files)
+
+    def write(self, out):
+        """Write the page, the JSON, and every table as CSV.
+
+        Args:
+            out: path of a folder, which is made.
+
+        Returns:
+            Path of the page.
+        """
+        out = pathlib.Path(out)
+        write_text(out / PAGE, self.page())
+        write_text(out / RESULTS, json.dumps(self.results, indent=1, allow_nan=False) + "\n")
+        for part in self.results["parts"]:
+            for step in part["steps"]:
+                for table in step["tables"]:
+                    if table["rows"]:
+                        Table(table["rows"]).to_csv(out / "tables" / f"{step['name']}.{table['name']}.csv")
+        return out / PAGE
+
+    def show(self, height=800):
+        """The page in a notebook.
+
+        Args:
+            height: int, pixels.
+
+        Raises:
+            ImportError: outside of IPython.
+        """
+        try:
+            display = importlib.import_module("IPython.display")
+        except ImportError as error:
+            raise ImportError("show() is for notebooks, which have IPython; elsewhere, write(folder).") from error
+        display.display(display.HTML(self._frame(height)))
+
+    def _repr_html_(self):
+        return self._frame(800)
+
+    def _frame(self, height):
+        checks.positive_int("height", height)
+        inside = html.escape(self.page(), quote=True)
+        return f'<iframe title="Audit" style="width:100%;border:0" height="{height}" srcdoc="{inside}"></iframe>'
+
+
+def audit(
+    model,
+    dataset,
+    *,
+    class_names=None,
+    bounds=(0.0, 1.0),
+    epsilon=8 / 255,
+    norm="linf",
+    effort="standard",
+    only=None,
+    skip=(),
+    seed=0,
+    out=None,
+    name=None,
+    command=None,
+    on_step=None,
+):
+    """Look at a classifier from all sides: accuracy, explanations, how good these are, and robustness.
+
+    Args:
+        model: Keras model, what ``serving.load`` returned, or callable ``x (b, H, W, C) → scores (b, M)``.
+        dataset: see ``evaluate.robustness``; images as the model takes them. It is read several times in one order.
+        class_names: M strings, or None.
+        bounds: pair, the range of pixels that the model takes: numbers, or sequences of one number per channel.
+        epsilon: float > 0, radius of attacks relative to the range of pixels, as in pixels of [0, 1].
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``, of the attacks.
+        effort: ``"quick"``, ``"standard"`` or ``"thorough"``, or an Effort: numbers of images and steps.
+        only: names of parts or steps, out of PARTS and STEPS, to run; None for all. The limits are always told.
+        skip: names of parts or steps to leave out.
+        seed: int, of which images are drawn and of everything else that is.
+        out: path of a folder that every step is kept in when it is done, and in which long ones go on after an
+            interruption with a progress bar: the same call does not do it again. It is refused if it holds the audit of
+            something else. ``Audit.write`` may write to the same folder. None to keep nothing.
+        name: str, of the model; None for its own.
+        command: str, the command line that the page gives as the way to repeat it.
+        on_step: callable ``(name, number, count)`` that is told when a step begins; None for none.
+
+    Returns:
+        Audit.
+
+    Raises:
+        ImportError: without Jinja2, the extra ``report``.
+        ValueError: before anything is measured, for no images, classes and names that are not those of the model,
+            images outside the bounds or of another size, unknown names of parts, and an ``out`` of another audit.
+            What a single step refuses is not raised but told on the page.
+
+    Example::
+
+        audit = report.audit(model, (x, y), effort="quick", epsilon=0.1)
+        audit.show()  # or audit.write("audit")
+    """
+    check_template_library()
+    steps = _selected(only, skip)
+    out = None if out is None else pathlib.Path(out)
+    settings = {"class_names": class_names, "bounds": bounds, "epsilon": epsilon, "norm": norm}
+    work = None if out is None else out / "work"
+    subject = Subject(model, dataset, effort=effort, seed=seed, work=work, name=name, **settings)
+    kept = _Kept(out, subject)
+    done, files = {}, {}
+    for number, step in enumerate(steps, 1):
+        if on_step is not None:
+            on_step(step.name, number, len(steps))
+        result, pictures = kept.read(step) or kept.write(step, *_ran(step, subject, done))
+        done[step.name] = result
+        files |= {f"{step.name}/{file}": data for file, data in pictures.items()}
+    return Audit(_results(subject, done, command), files)
+
+
+def _selected(only, skip):
+    """Steps to run, in their order."""
+    groups = {part: {step.name for step in steps} for part, (_, _, steps) in PARTS.items()}
+    groups |= {name: {name} for name in STEPS}
+    named = []
+    for what, names in (("only", only), ("skip", skip)):
+        names = [names] if isinstance(names, str) else names or ()
+        unknown = [name for name in names if name not in groups]
+        if unknown:
+            raise ValueError(f"Expected {what} to name parts, {tuple(PARTS)}, or steps, {STEPS}; received {unknown}.")
+        named.append(set().union(*(groups[name] for name in names)))
+    wanted = (named[0] if only else set(STEPS)) - named[1] | set(_ALWAYS)
+    return [step for _, _, steps in PARTS.values() for step in steps if step.name in wanted]
+
+
+def _ran(step, subject, done):
+    """What a step came to as JSON keeps it, its pictures, and whether it was done and not refused."""
+    started, complete = time.perf_counter(), True
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        try:
+            section = step.run(subject, done)
+            result, pictures = section.as_json(), section.files
+        except (ValueError, ImportError, NotImplementedError) as error:
+            complete, pictures = False, {}
+            result = {"how": "", "figures": [], "sentences": [], "tables": [], "pictures": [], "numbers": None}
+            result["left_out"] = [f"{step.title}: {error}"]
+    told = list(dict.fromkeys(str(each.message) for each in caught))
+    seconds = round(time.perf_counter() - started, 2)
+    return {"name": step.name, "title": step.title, **result, "warnings": told, "seconds": seconds}, pictures, complete
+
+
+def _results(subject, done, command):
+    effort = subject.effort
+    count = len(subject.predictions.label)
+    parts = []
+    for name, (title, about, steps) in PARTS.items():
+        there = [done[step.name] for step in steps if step.name in done]
+        if there:
+            parts.append({"name": name, "title": title, "about": about, "steps": there})
+    return {
+        "title": f"Audit of {subject.name}",
+        "subtitle": f"{count:,} images of {subject.classes:,} classes; attacks within ε = {subject.epsilon:.4g} of the "
+        f"range of pixels ({subject.norm}); effort: {effort.name}.",
+        "settings": {
+            "epsilon": subject.epsilon,
+            "norm": subject.norm,
+            "effort": dataclasses.asdict(effort),
+            "seed": subject.seed,
+            "class_names": subject.names,
+        },
+        "versions": versions(),
+        "command": command,
+        "parts": parts,
+    }
+
+
+class _Kept:
+    """Steps in a folder: a JSON file for each, written last, and a folder of its pictures."""
+
+    def __init__(self, out, subject):
+        self._folder = None if out is None else out / "steps"
+        if out is None:
+            return
+        remove_abandoned(self._folder)
+        about, settings = self._folder / "audit.json", json.loads(json.dumps(subject.described()))
+        if about.exists():
+            there = read_json(about, "the settings of an audit")
+            names = [name for name in {**there, **settings} if there.get(name) != settings.get(name)]
+            if names:
+                raise ValueError(f"{self._folder.parent} holds an audit of other {', '.join(names)}. {_REMEDY}")
+        else:
+            write_text(about, json.dumps(settings, indent=1) + "\n")
+
+    def read(self, step):
+        """``(result, files)`` of a step that is done; None for others."""
+        if self._folder is None or step.name in _ALWAYS or not self._path(step).exists():
+            return None
+        result = read_json(self._path(step), _KIND, most=2**28)
+        folder = self._pictures(step)
+        try:
+            return result, {
+                file.name: file.read_bytes() for file in sorted(folder.iterdir())
+            } if folder.exists() else {}
+        except OSError:
+            return None
+
+    def write(self, step, result, files, complete):
+        """Keep what came of a step; returns ``(result, files)``."""
+        if self._folder is not None and complete and step.name not in _ALWAYS:
+            for name, data in files.items():
+                with replacing(self._pictures(step) / name) as temporary:
+                    temporary.write_bytes(data)
+            write_text(self._path(step), json.dumps(result, indent=1, allow_nan=False) + "\n")
+        return result, files
+
+    def _path(self, step):
+        return self._folder / f"{quote(step.name)}.json"
+
+    def _pictures(self, step):
+        return self._folder / step.name

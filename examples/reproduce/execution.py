@@ -13,6 +13,7 @@ import records
 import speed
 import verdicts
 from inputs import Missing, check
+from rows import sizes
 from running import Places, Run
 
 
@@ -40,7 +41,7 @@ def run_row(row, args):
             print(f"{row.name} seed {seed}: measured already, {path.name}", flush=True)
             outcomes.append("kept")
             continue
-        announce(row, args, seed)
+        announce(row, args, seed, dtype)
         try:
             record = measure(row, args, seed, dtype, places(args))
         except Missing as missing:
@@ -88,7 +89,7 @@ def measure(row, args, seed, dtype, where):
         "notes": result.get("notes", ""),
         "figures": run.figures,
         "dtype": dtype,
-        "setting": records.sizes(setting),
+        "setting": sizes(vars(setting)),
         "models": run.models,
         "data": run.fingerprints,
         "seconds": round(time.perf_counter() - started + run.seconds, 1),
@@ -108,7 +109,7 @@ def verify(row, args):
     work, differing = pathlib.Path(args.work) / "verify", 0
     shutil.rmtree(work, ignore_errors=True)
     for path, record in stored:
-        announce(row, args, record["seed"])
+        announce(row, args, record["seed"], record["dtype"])
         where = Places(args.data_dir, args.weights, work, work / "rows", work / "figures")
         again = measure(row, args, record["seed"], record["dtype"], where)["measured"]
         for name, before in record["measured"].items():
@@ -135,7 +136,7 @@ def spread(measured):
     return {name: max(3 * (std or 0), 0.01 * abs(mean), 1e-6) for name, (mean, std, _) in summary.items()}
 
 
-def announce(row, args, seed):
+def announce(row, args, seed, dtype):
     """Say how long a seed will take here: what it took here before, or what the TOML file says of another machine."""
     hardware, told = records.hardware(), "unknown"
     before = [each for _, each in records.of_row(args.results, row.name, args.profile) if each["hardware"] == hardware]
@@ -144,7 +145,7 @@ def announce(row, args, seed):
     elif args.profile == "smoke":
         told = "seconds"
     elif row.minutes(args.profile) is not None:
-        told = f"about {speed.minutes_here(row.minutes(args.profile)):.0f} minutes"
+        told = f"about {speed.minutes_here(row.minutes(args.profile), dtype):.0f} minutes"
     print(f"{row.name} {row.table['title']}, profile {args.profile}, seed {seed}: {told}", flush=True)
 
 
@@ -165,7 +166,7 @@ def places(args):
 
 def key_of(setting, seed, dtype):
     """What a record is of: a change of the settings' sizes makes another."""
-    return records.digest([records.sizes(setting), seed, dtype])
+    return records.digest([sizes(vars(setting)), seed, dtype])
 
 
 def command(row, args, seed, dtype):

@@ -16,9 +16,6 @@ from keras_capsvit.files import read_json, reading, write_text
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = pathlib.Path(__file__).parent / "results"
 _KIND = "a record of a row"
-# Of a row's settings, words and numbers to compare with: what is measured does not depend on them.
-WORDS = ("title", "lines", "claim", "published", "order", "equal", "above", "below", "tolerance", "minutes", "seeds")
-WORDS += ("scaled", "unit", "finding", "earlier", "needs", "curve_x", "curve_y")
 
 
 def path_of(folder, row, profile, seed):
@@ -60,15 +57,6 @@ def of_row(folder, row, profile=None):
     """
     paths = sorted(pathlib.Path(folder).glob(f"{row}_{profile or '*'}_seed_*.json"))
     return [(path, read(path)) for path in paths]
-
-
-def sizes(setting):
-    """Settings that change what is measured, a dict.
-
-    Args:
-        setting: SimpleNamespace of ``rows.Row.setting``.
-    """
-    return {name: value for name, value in vars(setting).items() if name not in WORDS}
 
 
 def digest(value):

@@ -12,7 +12,19 @@ from collections.abc import Callable
 CHAPTERS = pathlib.Path(__file__).parent / "chapters"
 PROFILES = ("smoke", "cpu", "gpu", "full")
 REQUIRED = ("title", "lines", "claim", "published", "profiles")
+# Of a row's settings, words and numbers to compare with: what is measured does not depend on them.
+WORDS = ("title", "lines", "claim", "published", "order", "equal", "above", "below", "tolerance", "minutes", "seeds")
+WORDS += ("scaled", "unit", "finding", "earlier", "needs", "curve_x", "curve_y", "like")
 _FUNCTIONS = {}
+
+
+def sizes(table):
+    """Settings that change what is measured, a dict.
+
+    Args:
+        table: dict of a row or a profile.
+    """
+    return {name: value for name, value in table.items() if name not in (*WORDS, "profiles")}
 
 
 def row(name):
@@ -103,8 +115,22 @@ def registry(folder=CHAPTERS):
             missing += [f"profiles.{each}" for each in PROFILES if each not in table.get("profiles", {})]
             if missing or name in rows:
                 raise ValueError(f"{path.name}: row {name} has no {', '.join(missing)}, or is there twice.")
-            rows[name] = Row(name, chapter, table)
+            rows[name] = Row(name, chapter, _with_sizes_of(rows, name, table))
     return rows
+
+
+def _with_sizes_of(rows, name, table):
+    """The table, with the sizes of the row that it is ``like`` where it has none of its own."""
+    if "like" not in table:
+        return table
+    if table["like"] not in rows:
+        raise ValueError(f"Row {name} is like {table['like']}, which has to come before it.")
+    other = rows[table["like"]].table
+    profiles = {
+        profile: {**sizes(other), **sizes(other["profiles"][profile]), **sizes(table), **own}
+        for profile, own in table["profiles"].items()
+    }
+    return {**table, "profiles": profiles}
 
 
 def select(only=None, chapters=None):

@@ -14,6 +14,7 @@ import numpy as np
 import records
 import tensorflow as tf
 from inputs import BASES, fingerprint, load, named
+from rows import sizes
 
 from keras_capsvit import data, training
 from keras_capsvit.files import replacing, write_text
@@ -53,7 +54,7 @@ class Run:
         self.fingerprints, self.models, self.figures, self.seconds = {}, {}, [], 0.0
         self._places, self._verbose = places, verbose
         self._arrays, self._folders = {}, {}
-        key = records.digest([records.sizes(setting), seed, dtype])
+        key = records.digest([sizes(vars(setting)), seed, dtype])
         self._steps = places.work / "steps" / f"{row}_{profile}_seed_{seed}_{key}"
 
     def data(self, name, split, take=None, **options):
@@ -115,8 +116,8 @@ class Run:
             recipe: ``training.Recipe``, or the name of one; its ``batch_size``, ``shift``, ``flip``, ``mixup`` and
                 ``cutmix`` are applied to the training images.
             train, test: int, images to train on and to judge by; None for all.
-            fit: callable ``(model, train, test, recipe, *, work, verbose)``, and ``callbacks`` with ``examine``, such as
-                a partial ``training.adversarial_fit``.
+            fit: callable ``(model, train, test, recipe, *, work, verbose)``, such as a partial
+                ``training.adversarial_fit``; with ``examine`` it is given ``callbacks``, too.
             method: str, what tells ``fit`` from other ones.
             examine: callable ``model → dict`` that JSON takes, measured after every epoch, see ``examined``.
             **options: of ``data.load``.
@@ -146,7 +147,10 @@ class Run:
             learner = model if self.dtype == "float32" else self._built(build, info, self.dtype)
             extra = {"callbacks": [_Examine(examine, folder)]} if examine else {}
             started = time.perf_counter()
-            print(f"{name}: {learner.count_params():,} parameters, {recipe.epochs} epochs on {dataset}", flush=True)
+            print(
+                f"{name}: {learner.count_params():,} parameters, to train on {dataset}, epochs: {recipe.epochs}",
+                flush=True,
+            )
             fit(learner, augmented, test_stream, recipe, work=folder, verbose=self._verbose, **extra)
             with replacing(folder / "model.keras") as temporary:
                 learner.save(temporary)
@@ -185,7 +189,7 @@ class Run:
         return value
 
     def work(self, *names):
-        """Folder for ``work`` of measurements of ``evaluate``, which go on after a kill; deleted when the row is done."""
+        """Folder for the ``work`` of ``evaluate``, whose measurements go on after a kill; deleted with the steps."""
         return self._steps.joinpath(*(quote(str(name), safe=" ,+-=()") for name in names))
 
     def figure(self, name):

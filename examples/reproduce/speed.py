@@ -9,8 +9,8 @@ import numpy as np
 from keras_capsvit import GraCapsNet, MarginLoss
 
 # Seconds of the step below where the minutes in the TOML files were measured: two threads of one core of an AMX
-# processor with nothing else running, TensorFlow 2.21, float32.
-REFERENCE = 0.30
+# AVX-512 processor with nothing else running, TensorFlow 2.21, float32.
+REFERENCE = 0.14
 POLICIES = ("float32", "mixed_bfloat16")
 
 
@@ -51,6 +51,6 @@ def faster_policy():
     return best, f"A training step of GraCapsNet (32 images) takes here: {told}; trained is in {best}."
 
 
-def minutes_here(minutes):
-    """What takes ``minutes`` on the machine of ``REFERENCE`` takes here, in minutes, a float."""
-    return minutes * step_seconds() / REFERENCE
+def minutes_here(minutes, policy):
+    """What takes ``minutes`` on the machine of ``REFERENCE`` takes here in a policy, in minutes, a float."""
+    return minutes * step_seconds(policy) / REFERENCE

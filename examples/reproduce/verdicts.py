@@ -39,13 +39,13 @@ def verdict(table, measured):
     """What the seeds of a row say: see ``Verdict``.
 
     ``reproduced``: every published number is measured, no mean is further from it than the row's tolerance, and all
-    comparisons hold. ``trend holds``: the comparisons that could be made hold. ``does not hold``: one does not, or a row
-    without comparisons is outside of its tolerance. ``not run``: nothing was measured that says anything.
+    comparisons hold. ``trend holds``: the comparisons that could be made hold. ``does not hold``: one does not, or a
+    row without comparisons is outside of its tolerance. ``not run``: nothing was measured that says anything.
 
     Args:
         table: dict of the row, with ``published``; optional are ``tolerance`` (float, in the unit of the numbers),
-            ``order`` (pairs of names, the first of which has to be larger), ``equal`` (names a, b and how far apart they
-            may be), ``above`` and ``below`` (dict from names to bounds).
+            ``order`` (pairs of names, the first of which has to be larger), ``equal`` (names a, b and how far apart
+            they may be), ``above`` and ``below`` (dict from names to bounds).
         measured: list of dicts from names to floats, one of each seed.
 
     Returns:

@@ -12,6 +12,7 @@ A row is a table of the TOML file. Its keys are those of the row, and over them 
     minutes = { cpu = 20 }, seeds = { cpu = [0, 1] }
     curve_x, curve_y                         labels of axes, where the function returns curves
     finding                                  two sentences where the thesis is contradicted, and the experiment
+    like = "3.T1"                            the sizes of a row above, where this one has none of its own
     ["3.T1".profiles.cpu]                    also smoke, gpu and full
     scaled                                   what is smaller than in the thesis, a sentence
     ...                                      whatever the function reads: ``setting.train``

@@ -67,7 +67,8 @@ def measure(row, args, seed, dtype, where):
         ValueError: if its function returns no numbers, or such that are not finite.
     """
     setting = row.setting(args.profile)
-    run = Run(row.name, args.profile, seed, setting, where, dtype, verbose=0 if args.profile == "smoke" else 2)
+    verbose, draws = 0 if args.profile == "smoke" else 2, seed == row.seeds(args.profile)[0]
+    run = Run(row.name, args.profile, seed, setting, where, dtype, verbose, draws)
     keras.utils.set_random_seed(seed)
     started = time.perf_counter()
     result = row.function(setting, run)

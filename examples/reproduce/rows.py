@@ -14,7 +14,7 @@ PROFILES = ("smoke", "cpu", "gpu", "full")
 REQUIRED = ("title", "lines", "claim", "published", "profiles")
 # Of a row's settings, words and numbers to compare with: what is measured does not depend on them.
 WORDS = ("title", "lines", "claim", "published", "order", "equal", "above", "below", "tolerance", "minutes", "seeds")
-WORDS += ("scaled", "unit", "finding", "earlier", "needs", "curve_x", "curve_y", "like")
+WORDS += ("scaled", "unit", "finding", "earlier", "needs", "curve_x", "curve_y", "like", "not_run")
 _FUNCTIONS = {}
 
 

@@ -43,16 +43,17 @@ class Run:
         places: Places.
         dtype: ``"float32"`` or ``"mixed_bfloat16"``, of trainings; everything else is measured in float32.
         verbose: Keras's, of trainings.
+        draws: bool, whether its pictures are those that are kept; of further seeds they are not.
 
     Attributes:
         seed, profile, dtype, smoke: as given; whether the profile is smoke.
     """
 
-    def __init__(self, row, profile, seed, setting, places, dtype="float32", verbose=2):
+    def __init__(self, row, profile, seed, setting, places, dtype="float32", verbose=2, draws=True):
         self.row, self.profile, self.seed, self.dtype = row, profile, seed, dtype
         self.smoke = profile == "smoke"
         self.fingerprints, self.models, self.figures, self.seconds = {}, {}, [], 0.0
-        self._places, self._verbose = places, verbose
+        self._places, self._verbose, self._draws = places, verbose, draws and not self.smoke
         self._arrays, self._folders = {}, {}
         key = records.digest([sizes(vars(setting)), seed, dtype])
         self._steps = places.work / "steps" / f"{row}_{profile}_seed_{seed}_{key}"
@@ -194,11 +195,10 @@ class Run:
 
     def figure(self, name):
         """Path for a picture, PNG, of at most some 100 KB."""
-        prefix = "smoke_" if self.smoke else ""
-        folder = self._places.work / "figures" if self.smoke else self._places.figures
+        folder = self._places.figures if self._draws else self._places.work / "figures"
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{prefix}{self.row}_{name}.png"
-        if path.name not in self.figures:
+        path = folder / f"{self.row}_{name}.png"
+        if self._draws and path.name not in self.figures:
             self.figures.append(path.name)
         return path
 

@@ -12,6 +12,8 @@ A row is a table of the TOML file. Its keys are those of the row, and over them 
     minutes = { cpu = 20 }, seeds = { cpu = [0, 1] }
     curve_x, curve_y                         labels of axes, where the function returns curves
     finding                                  two sentences where the thesis is contradicted, and the experiment
+    not_run                                  why it has not been run, where more is to be said than what it needs
+    earlier = [{ file, command, values }]    numbers of a script of before, see ``earlier.read``
     like = "3.T1"                            the sizes of a row above, where this one has none of its own
     ["3.T1".profiles.cpu]                    also smoke, gpu and full
     scaled                                   what is smaller than in the thesis, a sentence

@@ -64,7 +64,7 @@ def measure(row, args, seed, dtype, where):
     """Run a row with a seed; returns its record, a dict.
 
     Raises:
-        ValueError: if its function returns no numbers, or such that are not finite.
+        ValueError: if its function returns no numbers, or such that are not finite; those of smoke are left out.
     """
     setting = row.setting(args.profile)
     verbose, draws = 0 if args.profile == "smoke" else 2, seed == row.seeds(args.profile)[0]
@@ -73,8 +73,13 @@ def measure(row, args, seed, dtype, where):
     started = time.perf_counter()
     result = row.function(setting, run)
     unknown = sorted(set(result) - {"measured", "curves", "notes"})
-    broken = [name for name, value in result.get("measured", {}).items() if not math.isfinite(value)]
-    if unknown or broken or not result.get("measured"):
+    measured = {name: value for name, value in result.get("measured", {}).items() if value is not None}
+    curves = result.get("curves", {})
+    if run.smoke:  # of networks that learnt nothing some figures are not defined
+        measured = {name: value for name, value in measured.items() if math.isfinite(value)}
+        curves = {name: curve for name, curve in curves.items() if not broken_in(curve)}
+    broken = [name for name, value in {**measured, **curves}.items() if broken_in(value)]
+    if unknown or broken or not (measured or run.smoke):
         raise ValueError(
             f"Row {row.name} must return finite numbers as 'measured', and may return 'curves' and 'notes'; received "
             f"{', '.join(result)}, unknown {unknown}, not finite {broken}."
@@ -85,8 +90,8 @@ def measure(row, args, seed, dtype, where):
         "profile": args.profile,
         "seed": seed,
         "key": key_of(setting, seed, dtype),
-        "measured": {name: float(value) for name, value in result["measured"].items()},
-        "curves": result.get("curves", {}),
+        "measured": {name: float(value) for name, value in measured.items()},
+        "curves": plain(curves),
         "notes": result.get("notes", ""),
         "figures": run.figures,
         "dtype": dtype,
@@ -97,6 +102,24 @@ def measure(row, args, seed, dtype, where):
         "command": command(row, args, seed, dtype),
         **records.environment(),
     }
+
+
+def broken_in(value):
+    """Whether a number, or any in lists and dicts, is not finite."""
+    if isinstance(value, dict):
+        return any(map(broken_in, value.values()))
+    if isinstance(value, int | float):
+        return not math.isfinite(value)
+    return value is None or any(map(broken_in, value))
+
+
+def plain(value):
+    """Numbers and arrays of NumPy, in lists and dicts, as JSON takes them."""
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in value.items()}
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return value if isinstance(value, int | float) else [plain(each) for each in value]
 
 
 def verify(row, args):

@@ -87,10 +87,11 @@ class Row:
 
     @property
     def function(self):
-        """The function that measures the row; imports its chapter."""
-        importlib.import_module(f"chapters.chapter_{self.chapter}")
+        """The function that measures the row; imports the modules of its chapter."""
+        for path in sorted(CHAPTERS.glob(f"chapter_{self.chapter}*.py")):
+            importlib.import_module(f"chapters.{path.stem}")
         if self.name not in _FUNCTIONS:
-            raise ValueError(f"chapters/chapter_{self.chapter}.py has no function for row {self.name}.")
+            raise ValueError(f"chapters/chapter_{self.chapter}*.py have no function for row {self.name}.")
         return _FUNCTIONS[self.name]
 
 

@@ -64,7 +64,7 @@ def trained_heads(setting, run, dataset):
             recipe(setting, head),
             **numbers,
         )
-        for head in HEADS
+        for head in getattr(setting, "heads", HEADS)
     }
 
 

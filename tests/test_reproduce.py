@@ -11,11 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.tensorflow
-FOLDER = pathlib.Path(__file__).parents[1] / "examples" / "reproduce"
-sys.path.insert(0, str(FOLDER))
-
-pytest.importorskip("tensorflow")
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples" / "reproduce"))
 
 import earlier
 import execution
@@ -27,70 +23,17 @@ import run as command_line
 import running
 import verdicts
 
-from keras_capsvit import GraCapsNet, training
+from keras_capsvit import GraCapsNet, data, training
 
+FOLDER = pathlib.Path(rows.__file__).parent
 REQUIRED = [
-    "2.F1",
-    "2.F3",
-    "2.F4",
-    "2.T1",
-    "2.F5",
-    "2.S",
-    "3.T1",
-    "3.T2",
-    "3.F2",
-    "3.F3",
-    "3.F4",
-    "3.F5",
-    "3.F6",
-    "3.F7",
-    "3.X",
-    "4.T1",
-    "4.F1",
-    "4.F2",
-    "4.F4",
-    "4.F5",
-    "4.MM",
-    "4.T2",
-    "4.F6",
-    "5.T1",
-    "5.T2",
-    "5.T3",
-    "5.T4",
-    "5.F3",
-    "5.F4",
-    "5.T5",
-    "5.S1",
-    "6.T1",
-    "6.T2",
-    "6.T3",
-    "6.T4",
-    "6.T5",
-    "6.T7",
-    "6.T8",
-    "6.T9",
-    "6.T10",
-    "6.T11",
-    "6.A",
-    "6.F2",
-    "7.T2",
-    "7.F2",
-    "7.T3",
-    "7.F3",
-    "7.F4",
-    "7.F5",
-    "7.F6",
-    "7.T4",
-    "7.T7",
-    "7.T8",
-    "7.T9",
-    "7.F8",
-    "7.F9",
-    "7.IP",
-    "7.TG",
-    "7.IT",
-    "7.A",
-    "7.F13",
+    *("2.F1", "2.F3", "2.F4", "2.T1", "2.F5", "2.S"),
+    *("3.T1", "3.T2", "3.F2", "3.F3", "3.F4", "3.F5", "3.F6", "3.F7", "3.X"),
+    *("4.T1", "4.F1", "4.F2", "4.F4", "4.F5", "4.MM", "4.T2", "4.F6"),
+    *("5.T1", "5.T2", "5.T3", "5.T4", "5.F3", "5.F4", "5.T5", "5.S1"),
+    *("6.T1", "6.T2", "6.T3", "6.T4", "6.T5", "6.T7", "6.T8", "6.T9", "6.T10", "6.T11", "6.A", "6.F2"),
+    *("7.T2", "7.F2", "7.T3", "7.F3", "7.F4", "7.F5", "7.F6", "7.T4", "7.T7", "7.T8", "7.T9", "7.F8", "7.F9"),
+    *("7.IP", "7.TG", "7.IT", "7.A", "7.F13"),
 ]
 
 
@@ -172,7 +115,8 @@ def test_settings_of_the_profile_come_over_those_of_the_row():
         ({"tolerance": 0.1}, [{"a": 1.0, "b": 2.5}], "does not hold", "b: 2.5 measured, 2 published"),
         ({"tolerance": 0.1}, [{"c": 1.0}], "not run", "cannot be compared"),
         ({"order": [["b", "a"]]}, [{"a": 5.0, "b": 6.0}], "trend holds", "all 1 comparisons"),
-        ({"order": [["b", "a"]], "tolerance": 0.1}, [{"a": 1.0}], "does not hold", None),
+        ({"order": [["b", "a"]], "tolerance": 0.1}, [{"a": 1.0}], "trend holds", "1 of 2 numbers within 0.1"),
+        ({"order": [["b", "a"]], "tolerance": 0.1}, [{"a": 1.5}], "does not hold", "a: 1.5 measured, 1 published"),
         ({"order": [["b", "a"]], "tolerance": 0.1}, [{"a": 1.0, "b": 2.0}], "reproduced", "all 1 comparisons hold"),
         ({"order": [["b", "a"]]}, [{"a": 6.0, "b": 6.0}], "does not hold", r"b \(6\) > a \(6\)"),
         ({"order": [["b", "a"]]}, [{"a": 5.0, "b": 6.0}, {"a": 5.0, "b": 1.0}], "does not hold", "b"),
@@ -185,9 +129,6 @@ def test_settings_of_the_profile_come_over_those_of_the_row():
 )
 def test_verdicts(table, measured, word, why):
     verdict = verdicts.verdict({"published": {"a": 1.0, "b": 2.0}, **table}, measured)
-    if why is None:  # one of two published numbers, and no comparison: nothing that says anything
-        assert verdict.word == "not run" or verdict.word == word
-        return
     assert verdict.word == word
     assert re.search(why, verdict.why)
 
@@ -283,7 +224,7 @@ def test_models_are_shared_by_rows_and_seeds_are_not(options):
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "affine_mnist", "expanded_mnist", "affine_cifar10", "affnist"])
 def test_smoke_has_digits_in_the_shape_of_the_data(name):
     images, labels = next(inputs.load(name, "test", 6, smoke=True).as_numpy_iterator())
-    assert images.shape == (6, *inputs.data.info(name).image_shape)
+    assert images.shape == (6, *data.info(name).image_shape)
     assert labels.shape == (6,) and images.min() >= 0 and images.max() <= 1 and images.std() > 0.1
 
 
@@ -305,7 +246,7 @@ def test_verify_runs_again_and_compares(options, capsys):
     numbers = iter([1.0, 1.2, 1.05, 1.3, 9.0, 1.2])
     row = fake(lambda setting, run: {"measured": {"a": next(numbers)}})
     args = options("--profile", "cpu", "--seeds", 0, 1)
-    with pytest.raises(SystemExit, match="No record of T.1 in profile cpu"):
+    with pytest.raises(SystemExit, match=r"No record of T\.1 in profile cpu"):
         execution.verify(row, args)
     execution.run_row(row, args)
     before = [record for _, record in records.of_row(args.results, "T.1")]
@@ -378,5 +319,5 @@ def test_list_and_unknown_rows(capsys):
     assert (
         "3.T1     Accuracy and size" in printed and "needs mnist, fashion_mnist; cpu" in printed and "2 rows" in printed
     )
-    with pytest.raises(SystemExit, match="Unknown: 9.T1"):
+    with pytest.raises(SystemExit, match=r"Unknown: 9\.T1"):
         command_line.main(["--only", "9.T1"])

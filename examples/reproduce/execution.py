@@ -73,8 +73,8 @@ def measure(row, args, seed, dtype, where):
     started = time.perf_counter()
     result = row.function(setting, run)
     unknown = sorted(set(result) - {"measured", "curves", "notes"})
-    measured = {name: value for name, value in result.get("measured", {}).items() if value is not None}
-    curves = result.get("curves", {})
+    measured = plain({name: value for name, value in result.get("measured", {}).items() if value is not None})
+    curves = plain(result.get("curves", {}))
     if run.smoke:  # of networks that learnt nothing some figures are not defined
         measured = {name: value for name, value in measured.items() if math.isfinite(value)}
         curves = {name: curve for name, curve in curves.items() if not broken_in(curve)}
@@ -91,7 +91,7 @@ def measure(row, args, seed, dtype, where):
         "seed": seed,
         "key": key_of(setting, seed, dtype),
         "measured": {name: float(value) for name, value in measured.items()},
-        "curves": plain(curves),
+        "curves": curves,
         "notes": result.get("notes", ""),
         "figures": run.figures,
         "dtype": dtype,
@@ -119,7 +119,7 @@ def plain(value):
         return {name: plain(each) for name, each in value.items()}
     if hasattr(value, "tolist"):
         return value.tolist()
-    return value if isinstance(value, int | float) else [plain(each) for each in value]
+    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def verify(row, args):

@@ -39,8 +39,9 @@ def verdict(table, measured):
     """What the seeds of a row say: see ``Verdict``.
 
     ``reproduced``: every published number is measured, no mean is further from it than the row's tolerance, and all
-    comparisons hold. ``trend holds``: the comparisons that could be made hold. ``does not hold``: one does not, or a
-    row without comparisons is outside of its tolerance. ``not run``: nothing was measured that says anything.
+    comparisons hold. ``trend holds``: the comparisons that could be made hold, or some of the published numbers are
+    measured and within the tolerance. ``does not hold``: a comparison does not, or a row without comparisons is outside
+    of its tolerance. ``not run``: nothing was measured that says anything.
 
     Args:
         table: dict of the row, with ``published``; optional are ``tolerance`` (float, in the unit of the numbers),
@@ -61,17 +62,19 @@ def verdict(table, measured):
     failed = [text for holds, text in checks if not holds]
     published, tolerance = table["published"], table.get("tolerance")
     near = {name: abs(means[name] - published[name]) for name in published if name in means}
-    within = tolerance is not None and near and len(near) == len(published) and max(near.values()) <= tolerance
+    within = tolerance is not None and near and max(near.values()) <= tolerance
     if failed:
-        return Verdict(
-            FAILS, f"{len(checks) - len(failed)} of {len(checks)} comparisons hold; not: {'; '.join(failed)}"
-        )
-    held = f"all {len(checks)} comparisons hold" if checks else "no comparison"
+        held = f"{len(checks) - len(failed)} of {len(checks)} comparisons hold"
+        return Verdict(FAILS, f"{held}; not: {'; '.join(failed)}")
+    held = [f"all {len(checks)} comparisons hold"] if checks else []
     if within:
-        return Verdict(REPRODUCED, f"all {len(near)} numbers within {tolerance:g} of the published; {held}")
+        all_of_them = len(near) == len(published)
+        count = f"all {len(near)}" if all_of_them else f"{len(near)} of {len(published)}"
+        told = [f"{count} numbers within {tolerance:g} of the published", *held]
+        return Verdict(REPRODUCED if all_of_them else HOLDS, "; ".join(told))
     if checks:
-        missing = len(published) - len(near)
-        return Verdict(HOLDS, f"{held}{f'; {missing} published numbers not measured' if missing else ''}")
+        missing = [f"{len(published) - len(near)} published numbers not measured"] if len(near) < len(published) else []
+        return Verdict(HOLDS, "; ".join(held + missing))
     if near and tolerance is not None:
         name = max(near, key=near.get)
         return Verdict(FAILS, f"{name}: {means[name]:.4g} measured, {published[name]:.4g} published")

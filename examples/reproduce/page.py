@@ -80,6 +80,7 @@ def entry(row, results, figures):
         "chapter": row.chapter,
         "table": {"unit": "", "finding": "", **row.table},
         "verdict": verdict,
+        "brief": verdict.why.split("; not:")[0],
         "parts": parts,
         "earlier": before,
         "published": row.table["published"],

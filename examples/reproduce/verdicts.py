@@ -39,9 +39,9 @@ def verdict(table, measured):
     """What the seeds of a row say: see ``Verdict``.
 
     ``reproduced``: every published number is measured, no mean is further from it than the row's tolerance, and all
-    comparisons hold. ``trend holds``: the comparisons that could be made hold, or some of the published numbers are
-    measured and within the tolerance. ``does not hold``: a comparison does not, or a row without comparisons is outside
-    of its tolerance. ``not run``: nothing was measured that says anything.
+    comparisons hold. ``trend holds``: the comparisons that could be made hold, or at least half of the published
+    numbers are measured and within the tolerance. ``does not hold``: a comparison does not, or a row without
+    comparisons is outside of its tolerance. ``not run``: nothing was measured that says anything.
 
     Args:
         table: dict of the row, with ``published``; optional are ``tolerance`` (float, in the unit of the numbers),
@@ -66,12 +66,12 @@ def verdict(table, measured):
     if failed:
         held = f"{len(checks) - len(failed)} of {len(checks)} comparisons hold"
         return Verdict(FAILS, f"{held}; not: {'; '.join(failed)}")
-    held = [f"all {len(checks)} comparisons hold"] if checks else []
+    held = [_all(len(checks), "comparison", "holds", "hold")] if checks else []
     if within:
-        all_of_them = len(near) == len(published)
-        count = f"all {len(near)}" if all_of_them else f"{len(near)} of {len(published)}"
-        told = [f"{count} numbers within {tolerance:g} of the published", *held]
-        return Verdict(REPRODUCED if all_of_them else HOLDS, "; ".join(told))
+        told = [f"{len(near)} of {len(published)} published numbers within {tolerance:g}", *held]
+        if len(near) < len(published) and not checks and 2 * len(near) < len(published):
+            return Verdict(NOT_RUN, f"{told[0]}, the others not measured")
+        return Verdict(REPRODUCED if len(near) == len(published) else HOLDS, "; ".join(told))
     if checks:
         missing = [f"{len(published) - len(near)} published numbers not measured"] if len(near) < len(published) else []
         return Verdict(HOLDS, "; ".join(held + missing))
@@ -79,6 +79,10 @@ def verdict(table, measured):
         name = max(near, key=near.get)
         return Verdict(FAILS, f"{name}: {means[name]:.4g} measured, {published[name]:.4g} published")
     return Verdict(NOT_RUN, "what was measured cannot be compared")
+
+
+def _all(count, noun, singular, plural):
+    return f"the {noun} {singular}" if count == 1 else f"all {count} {noun}s {plural}"
 
 
 def _comparisons(table, means):

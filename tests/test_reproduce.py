@@ -7,6 +7,7 @@ import json
 import pathlib
 import re
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def test_every_row_can_get_a_verdict():
         compared = [*table.get("order", ()), *(names[:2] for names in table.get("equal", ()))]
         bounds = {**table.get("above", {}), **table.get("below", {})}
         assert compared or bounds or (table["published"] and "tolerance" in table), name
-        assert "scaled" in table["profiles"]["cpu"] or name.startswith("X."), name
+        assert table["profiles"]["cpu"]["scaled"].endswith("."), name
 
 
 def test_select_names_what_there_is():
@@ -317,6 +318,22 @@ def test_the_published_page_says_what_the_records_say():
         each = page.entry(row, results, records.RESULTS / "figures")
         assert f"| {name} | {row.table['title']} | **{each['verdict'].word}** | {each['brief']} |" in text
     assert (FOLDER / "REPRODUCTION.html").stat().st_size < page.LARGEST
+
+
+def test_no_seed_is_begun_that_would_end_too_late(options, capsys):
+    row = fake(lambda setting, run: {"measured": {"a": 1.0}}, minutes={"gpu": 5})
+    args = options("--profile", "gpu", "--seeds", 0)
+    hardware = records.hardware()
+    records.write(args.results, {"row": "T.1", "profile": "gpu", "seed": 7, "measured": {}, "setting": {}})
+    path, record = records.of_row(args.results, "T.1")[0]
+    record |= {"hardware": hardware, "seconds": 300}
+    records.write(args.results, record)
+    args.minutes, args.until = 4, time.perf_counter() + 240
+    assert execution.run_row(row, args) == ["skipped: no time"]
+    assert "as before 5.0 minutes" in capsys.readouterr().out
+    args.until = time.perf_counter() + 360
+    assert execution.run_row(row, args) == ["measured"]
+    path.unlink()
 
 
 def test_list_and_unknown_rows(capsys):

@@ -41,7 +41,14 @@ def run_row(row, args):
             print(f"{row.name} seed {seed}: measured already, {path.name}", flush=True)
             outcomes.append("kept")
             continue
-        announce(row, args, seed, dtype)
+        minutes = announce(row, args, seed, dtype)
+        if getattr(args, "until", None) and time.perf_counter() + 60 * (minutes or 0) > args.until:
+            print(
+                f"{row.name} seed {seed}: skipped, because it would end after the {args.minutes:g} minutes", flush=True
+            )
+            outcomes.append("skipped: no time")
+            break
+        keras.utils.clear_session()  # of the row before, so that a long run does not fill the memory
         try:
             record = measure(row, args, seed, dtype, places(args))
         except Missing as missing:
@@ -161,16 +168,22 @@ def spread(measured):
 
 
 def announce(row, args, seed, dtype):
-    """Say how long a seed will take here: what it took here before, or what the TOML file says of another machine."""
-    hardware, told = records.hardware(), "unknown"
+    """Say how long a seed will take here: what it took here before, or what the TOML file says of another machine.
+
+    Returns:
+        float, the minutes; None if they are not known.
+    """
+    hardware, minutes, how = records.hardware(), row.minutes(args.profile), "about"
     before = [each for _, each in records.of_row(args.results, row.name, args.profile) if each["hardware"] == hardware]
     if before:
-        told = f"{before[-1]['seconds'] / 60:.1f} minutes, as before"
+        minutes, how = before[-1]["seconds"] / 60, "as before"
     elif args.profile == "smoke":
-        told = "seconds"
-    elif row.minutes(args.profile) is not None:
-        told = f"about {speed.minutes_here(row.minutes(args.profile), dtype):.0f} minutes"
+        minutes, how = None, "seconds"
+    elif minutes is not None and hardware["accelerator"] is None:
+        minutes = speed.minutes_here(minutes, dtype)
+    told = how if minutes is None else f"{how} {minutes:.1f} minutes"
     print(f"{row.name} {row.table['title']}, profile {args.profile}, seed {seed}: {told}", flush=True)
+    return minutes
 
 
 @functools.cache

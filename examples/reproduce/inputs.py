@@ -111,15 +111,20 @@ def _digits_as(name, split, take, *, batch_size=128, seed=0, image_size=None, **
     shape = data.info(BASES.get(name, name)).image_shape
     sizes = shape[:2] if image_size is None else np.broadcast_to(image_size, 2).tolist()
     known = {option: value for option, value in options.items() if option not in ("data_dir", "allow_missing")}
-    digits = data.load("digits", split=split, image_size=None if name in MADE else tuple(map(int, sizes)))
-    images, labels = data.take(digits, min(take or DIGITS, DIGITS))
-    images = images * np.float32(TINT[: shape[2]])
+    images, labels = _digits(split, None if name in MADE else tuple(map(int, sizes)))
+    images, labels = images[:take] * np.float32(TINT[: shape[2]]), labels[:take]
     if name not in MADE:
         return data.from_arrays(images, labels, batch_size=batch_size, shuffle=split == "train", seed=seed)
     if shape[2] == 3:
         images = np.pad(images, [(0, 0), (2, 2), (2, 2), (0, 0)])
     base = tf.data.Dataset.from_tensor_slices((images, labels))
     return MADE[name](base, batch_size=batch_size, shuffle=split == "train", seed=seed, **known)
+
+
+@functools.cache
+def _digits(split, image_size):
+    """The first digits of a split, arrays."""
+    return data.take(data.load("digits", split=split, image_size=image_size), DIGITS)
 
 
 @functools.cache

@@ -40,6 +40,7 @@ def parse(arguments=None):
     parser.add_argument(
         "--dtype", choices=("float32", "mixed_bfloat16", "auto"), default="float32", help="of trainings"
     )
+    parser.add_argument("--minutes", type=float, help="begin no seed that would end later; for a machine on loan")
     parser.add_argument("--again", action="store_true", help="also rows that have a record of this setting")
     parser.add_argument("--verify", metavar="ROW", help="run a row again from nothing and compare with its records")
     parser.add_argument("--page", action="store_true", help="write REPRODUCTION.md and REPRODUCTION.html, run nothing")
@@ -69,6 +70,7 @@ def main(arguments=None):
     if args.verify:
         return execution.verify(chosen[0], args)
     started = time.perf_counter()
+    args.until = None if args.minutes is None else started + 60 * args.minutes
     done = [outcome for row in chosen for outcome in execution.run_row(row, args)]
     failed = [outcome for outcome in done if outcome.startswith("failed")]
     kinds = {

@@ -158,9 +158,10 @@ class Run:
             about |= {"name": name, "seconds": round(time.perf_counter() - started, 1)}
             write_text(folder / "model.json", json.dumps(about, indent=1, default=str))
         stored = json.loads((folder / "model.json").read_text())
-        model.load_weights(folder / "model.keras")
-        loss = training.loss_for(model, recipe.loss, label_smoothing=recipe.label_smoothing)
-        model.compile(loss=loss, metrics=[SubsetAccuracy("accuracy")])
+        if shared or learner is not model:
+            model.load_weights(folder / "model.keras")
+            loss = training.loss_for(model, recipe.loss, label_smoothing=recipe.label_smoothing)
+            model.compile(loss=loss, metrics=[SubsetAccuracy("accuracy")])
         self._folders[name] = folder
         self.models[name] = {"key": key, "seconds": stored["seconds"], "parameters": model.count_params()}
         self.models[name] |= {"epochs": len(self.epochs(name)["epoch"]), "trained_here": not shared}

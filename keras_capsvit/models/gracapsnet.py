@@ -36,7 +36,7 @@ class GraCapsNet(CapsuleModel):
         kernel_size: int, of both convolutions.
         strides: pair of ints, of the first and the second convolution.
         sigma: float >= 0, width of the Gaussian adjacency in nodes (Eq. 3.1); 0 for nodes without neighbours, which is
-            what the thesis's own code comes to, and explains best (``examples/reproduce/sigma.py``).
+            what the thesis's own code comes to, and explains best (row X.sigma of ``examples/reproduce``).
         self_loops: bool, add the identity to the adjacency.
         normalize: bool, degree-normalise the adjacency.
         pooling: ``"attention"``, graph pooling; or ``"top_k"``, which leaves the graph out (ablation of Fig. 3.3).

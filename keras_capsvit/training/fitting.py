@@ -9,7 +9,7 @@ from keras_capsvit.training import recipes, streams
 from keras_capsvit.training.progress import Progress
 
 
-def fit(model, train, validation, recipe, *, work=None, verbose="auto"):
+def fit(model, train, validation, recipe, *, work=None, verbose="auto", callbacks=()):
     """Compile and train a model by a recipe; interrupted, the same call goes on after the last finished epoch.
 
     What it goes on with is what it would have come to without the interruption, bit by bit where operations are
@@ -25,6 +25,8 @@ def fit(model, train, validation, recipe, *, work=None, verbose="auto"):
         recipe: Recipe, or the name of one in ``RECIPES``.
         work: path of a folder for checkpoints and ``epochs.csv``; None for neither.
         verbose: Keras's.
+        callbacks: list of ``keras.callbacks.Callback``, called before the checkpoint of an epoch is written. What they
+            keep themselves, an interruption loses.
 
     Returns:
         keras.callbacks.History; with ``work``, of all epochs, also those before an interruption.
@@ -35,7 +37,7 @@ def fit(model, train, validation, recipe, *, work=None, verbose="auto"):
             ``work`` of another training.
         FileError: where no checkpoint in ``work`` is whole. Where only the newest is not, a warning names it.
     """
-    return Training(model, train, validation, recipe, work, "fit").run(verbose)
+    return Training(model, train, validation, recipe, work, "fit").run(verbose, callbacks)
 
 
 class Training:

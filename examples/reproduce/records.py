@@ -1,0 +1,122 @@
+"""Records: what was measured of a row with a seed, and how, one JSON file each."""
+
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import platform
+import subprocess
+
+import keras
+
+from keras_capsvit import evaluate
+from keras_capsvit.files import read_json, reading, write_text
+
+ROOT = pathlib.Path(__file__).parents[2]
+RESULTS = pathlib.Path(__file__).parent / "results"
+_KIND = "a record of a row"
+
+
+def path_of(folder, row, profile, seed):
+    """Path of the record of a row (its name), a profile and a seed."""
+    return pathlib.Path(folder) / f"{row}_{profile}_seed_{seed}.json"
+
+
+def write(folder, record):
+    """Write a record, whole or not at all; returns its path.
+
+    Args:
+        folder: path.
+        record: dict with ``row``, ``profile``, ``seed`` and ``measured``, all that JSON takes.
+    """
+    path = path_of(folder, record["row"], record["profile"], record["seed"])
+    write_text(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return path
+
+
+def read(path):
+    """A record, a dict; FileError for a file that is damaged or none."""
+    record = read_json(path, _KIND)
+    with reading(path, _KIND, "Delete it and run the row again."):
+        for name in ("row", "profile", "seed", "measured", "setting"):
+            record[name]
+    return record
+
+
+def of_row(folder, row, profile=None):
+    """Records of a row, by profile and seed.
+
+    Args:
+        folder: path.
+        row: str, the row's name.
+        profile: str; None for all.
+
+    Returns:
+        List of pairs ``(path, record)``.
+    """
+    paths = sorted(pathlib.Path(folder).glob(f"{row}_{profile or '*'}_seed_*.json"))
+    return [(path, read(path)) for path in paths]
+
+
+def digest(value):
+    """Short SHA-256 of what JSON takes, a str of 16 characters; the order of keys does not count."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def environment():
+    """Versions, hardware and the commit, a dict."""
+    return {"versions": evaluate.versions(), "hardware": hardware(), "commit": commit()}
+
+
+def hardware():
+    """Name of the processor, cores this process may use, and the accelerator or None, a dict."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"processor": _processor(), "cores": cores, "accelerator": _accelerator()}
+
+
+def commit():
+    """The commit of this tree, with ``+`` where files differ from it; None without git."""
+    try:
+        git = ["git", "-C", str(ROOT)]
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run(
+            [
+                *git,
+                "status",
+                "--porcelain",
+                "--",
+                "keras_capsvit",
+                "examples/reproduce/*.py",
+                "examples/reproduce/chapters",
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def _processor():
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _accelerator():
+    if keras.backend.backend() == "jax":
+        import jax
+
+        device = jax.devices()[0]
+        return None if device.platform == "cpu" else device.device_kind
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        devices = tf.config.list_physical_devices("GPU")
+        return tf.config.experimental.get_device_details(devices[0]).get("device_name") if devices else None
+    return None

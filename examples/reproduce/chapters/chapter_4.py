@@ -92,9 +92,8 @@ def draw_gradients(at_votes, seed, count=6):
         ax.plot(unrolled[vote], color="tab:blue", label="unrolled")
         ax.plot(rolled[vote], color="goldenrod", label="rolled")
         ax.tick_params(labelsize=6)
-        ax.set_title(f"vote {vote}", fontsize=7)
+        ax.set_title(f"vote {vote}, by dimension", fontsize=7)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
-    figure.supxlabel("dimension", fontsize=8)
     return figure
 
 

@@ -45,7 +45,7 @@ def decoded(setting, run):
             measured[f"{title}, by up to {width:g}"] = changes.mean()
             if width == (setting.large if name in capsules.CONVNETS else setting.small):
                 dims = range(min(setting.dims, images_of.shape[1]))
-                plot.sweep(images_of[0, : len(dims)], offsets, dims).savefig(run.figure(title), dpi=50)
+                plot.sweep(images_of[0, : len(dims)], offsets, dims).savefig(run.figure(title.replace(" ", "_")), dpi=50)
     return {"measured": measured}
 
 

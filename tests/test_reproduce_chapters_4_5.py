@@ -165,6 +165,27 @@ def test_sweeps_move_the_true_class_only():
         assert (capsules.response(decoded) > 0).any()
 
 
+def test_pooled_compactness_asks_for_the_same_dimension_in_all_images():
+    representations = module("chapter_5_representations")
+    images = np.random.default_rng(2).random((3, 12, 12, 1), "float32")
+    labels = np.array([0, 1, 1])
+
+    def represent(same):
+        def of(x):
+            x, capsules = np.asarray(x), np.zeros((len(x), 2, 4))
+            for k, image in enumerate(x):  # 11 degrees of each image follow one another
+                capsules[k, :, 1 if same else k // 11 % 3] = image[:6].sum()
+            return capsules
+
+        return of
+
+    together = representations.pooled_compactness(represent(True), images, labels)
+    apart = representations.pooled_compactness(represent(False), images, labels)
+    assert set(together) == set(representations.FACTORS)
+    assert together["rotation"] == pytest.approx(np.log(4))
+    assert 0 <= apart["rotation"] < np.log(4) - 0.3
+
+
 def test_deformed_images_say_what_they_are():
     capsules = module("capsules")
 

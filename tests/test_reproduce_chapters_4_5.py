@@ -31,7 +31,7 @@ def rows_of(number):
 
 @pytest.mark.parametrize("number", CHAPTERS)
 def test_every_row_has_a_function_lines_and_minutes(number):
-    assert len(rows_of(number)) == 8
+    assert len(rows_of(number)) == {4: 9, 5: 8}[number]
     for row in rows_of(number):
         assert callable(row.function)
         first, last = map(int, row.table["lines"].split("-"))

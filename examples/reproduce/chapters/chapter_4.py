@@ -134,6 +134,19 @@ def reconstruction(setting, run):
     return {"measured": {name: errors[-1] for name, errors in curves.items()}, "curves": curves}
 
 
+@row("4.X")
+def budget(setting, run):
+    """Whether comparisons of rows 4.T1 and 4.F5 change with more epochs."""
+    measured, curves = {}, {}
+    _, test, _ = run.streams("mnist", test=setting.test)
+    for name in COMPARED:
+        title, model = classifier(setting, run, name, "mnist")
+        measured[name] = run.step(title, lambda model=model: percent(model, test))
+        measured[f"{name}, reconstruction error"] = run.epochs(title)["val_reconstruction_error"][-1]
+        curves[name] = [100 * value for value in run.epochs(title)["val_accuracy"]]
+    return {"measured": measured, "curves": curves}
+
+
 @row("4.MM")
 def overlapping(setting, run):
     names = {"Dynamic-R": "CapsNet", "No-R": "CapsNet-NoR"}

@@ -4,22 +4,22 @@ import time
 
 import keras
 import numpy as np
+
 from chapters.chapter_2_subjects import subject  # first, because it finds the other examples
 
 # isort: split
 import neurons
-from chapters.plain import percent
 from rows import row
 
-from keras_capsvit import evaluate, explain, plot, taps
+from chapters.plain import in_percent
+from keras_capsvit import evaluate, explain, plot
 
 
 @row("2.F1")
 def of_several_classes(setting, run):
     """LRP of the three highest classes and of several together: how alike they are."""
     seen = subject(setting, run)
-    scores = taps.scores(seen.model)(seen.x)
-    order = np.argsort(-np.asarray(scores), axis=1)
+    order = _highest(seen)
     lrp, rng = explain.LRP(seen.model, input_range=seen.pixels), np.random.default_rng(run.seed)
     # Of classes of the highest scores, whose sum is above 0; relevance of a sum is the sum of relevance.
     several = np.stack([rng.choice(row[: setting.top], setting.several, replace=False) for row in order])
@@ -61,7 +61,7 @@ def pointing(setting, run):
             maps = explainer(seen.x, seen.classes)
             return evaluate.pointing_game(maps, seen.masks, threshold=setting.energies).mean(axis=0).tolist()
 
-        hits = [percent(each) for each in run.step(name, measure)]
+        hits = [in_percent(each) for each in run.step(name, measure)]
         curves[name] = {"x": setting.energies, "y": hits}
         measured |= {f"{name}, {kept} %": hit for kept, hit in zip(setting.energies, hits, strict=True)}
         measured[name] = float(np.mean(hits))
@@ -110,10 +110,13 @@ def of_neurons(setting, run):
         if drawn is None:
             drawn = neurons.draw(image, maps, drops, [str(each) for each in ids])
     drawn.savefig(run.figure("neurons"), dpi=110)
-    measured = {"drop of the own neuron": percent(np.mean(own)), "drop of other neurons": percent(np.mean(others))}
-    measured |= {"rows with the highest drop on the diagonal": percent(np.mean(first))}
+    measured = {
+        "drop of the own neuron": in_percent(np.mean(own)),
+        "drop of other neurons": in_percent(np.mean(others)),
+    }
+    measured |= {"rows with the highest drop on the diagonal": in_percent(np.mean(first))}
     measured["expected of maps that tell nothing"] = 100 / len(ids)
-    measured |= {f"similarity of {name} maps": percent(np.mean(each)) for name, each in alike.items()}
+    measured |= {f"similarity of {name} maps": in_percent(np.mean(each)) for name, each in alike.items()}
     return {"measured": measured, "notes": f"The {setting.neurons} most active neurons in {len(seen.x)} images."}
 
 
@@ -147,12 +150,12 @@ def cosine(first, second):
     return np.divide((first * second).sum(axis=1), sizes, where=sizes > 0, out=np.zeros(len(first)))
 
 
-def _highest(seen, count):
-    return np.argsort(-np.asarray(taps.scores(seen.model)(seen.x)), axis=1)[:, :count]
+def _highest(seen, count=None):
+    """Classes ``(b, count)`` of the highest scores, the highest first."""
+    return np.argsort(-seen.model.predict(seen.x, batch_size=32, verbose=0), axis=1)[:, :count]
 
 
 def _about(seen):
-    share = percent((np.argsort(-np.asarray(taps.scores(seen.model)(seen.x)), axis=1)[:, 0] == seen.classes).mean())
-    return (
-        f"{len(seen.x)} objects, {percent(seen.masks.mean()):.0f} % of the pixels, {share:.0f} % classified correctly."
-    )
+    right = in_percent((_highest(seen, 1)[:, 0] == seen.classes).mean())
+    inside = in_percent(seen.masks.mean())
+    return f"{len(seen.x)} objects on {inside:.0f} % of the pixels, {right:.0f} % classified correctly."

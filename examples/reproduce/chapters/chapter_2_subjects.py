@@ -99,11 +99,11 @@ def _convnet(setting, run):
     x, y = run.data(setting.dataset, "test", setting.examples)
     mean = run.data(setting.dataset, "train", 1000)[0].mean(axis=0)
     names = data.info(setting.dataset).class_names
-    return Subject(model, x, y, _boxes(x), lambda images: images, (0.0, 1.0), mean, lambda number: names[number])
+    return Subject(model, x, y, boxes_around(x), lambda images: images, (0.0, 1.0), mean, lambda number: names[number])
 
 
-def _boxes(images):
-    """Masks of the boxes around what is not black."""
+def boxes_around(images):
+    """Masks of the boxes around what is not black, bools ``(b, H, W)``, of images in [0, 1]."""
     masks = np.zeros(images.shape[:3], bool)
     for mask, image in zip(masks, images, strict=True):
         rows, columns = (np.flatnonzero(image.max(axis=(axis, 2)) > 0.2) for axis in (1, 0))

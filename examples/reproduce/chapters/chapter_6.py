@@ -7,18 +7,19 @@ from rows import row
 
 from chapters import chapter_6_detection  # noqa: F401, rows of its own
 from chapters import chapter_6_networks as networks
-from chapters.plain import known, percent, without_nan
+from chapters.plain import in_percent, known, without_nan
 from keras_capsvit import attacks, data, evaluate, plot, taps
 
 
 @row("6.T1")
+@row("6.T1.SVHN")
 def vote_attack(setting, run):
     """Robust accuracy of a ConvNet, and of a CapsNet attacked at its capsules and at its votes."""
     measured, examples = {}, run.data(setting.dataset, "test", setting.examples)
     for name, model in _pair(setting, run).items():
         table = attacked(setting, run, name, model, examples)
-        measured |= {key: percent(each["robust_accuracy"]) for key, each in table.items()}
-        measured[f"{name}, clean"] = percent(next(iter(table.values()))["accuracy"])
+        measured |= {key: in_percent(each["robust_accuracy"]) for key, each in table.items()}
+        measured[f"{name}, clean"] = in_percent(next(iter(table.values()))["accuracy"])
     return {"measured": known(measured)}
 
 
@@ -39,7 +40,9 @@ def variants(setting, run):
     model, examples = networks.capsnet(setting, run), run.data(setting.dataset, "test", setting.examples)
     objectives = {order: lambda model, order=order: attacks.votes(model, order) for order in attacks.ORDERS}
     table = attacked(setting, run, "CapsNet", model, examples, names=["PGD"], objectives=objectives)
-    return {"measured": {f"Eq. 6.{8 + n}": percent(each["robust_accuracy"]) for n, each in enumerate(table.values())}}
+    return {
+        "measured": {f"Eq. 6.{8 + n}": in_percent(each["robust_accuracy"]) for n, each in enumerate(table.values())}
+    }
 
 
 @row("6.T7")
@@ -49,7 +52,7 @@ def targeted(setting, run):
     for name, model in _pair(setting, run).items():
         targets = evaluate.random_targets(model.output_shape[-1], run.seed)
         for key, each in attacked(setting, run, name, model, examples, targets=targets).items():
-            measured[key] = percent(each["success_rate"])
+            measured[key] = in_percent(each["success_rate"])
     return {"measured": known(measured)}
 
 
@@ -69,7 +72,7 @@ def transfer(setting, run):
         return without_nan(evaluate.transfer_matrix(models, attack, examples, sources=sources).rows)
 
     table = run.step("matrix", measure)
-    return {"measured": {f"{s} to {each['target']}": percent(each[s]) for each in table for s in sources}}
+    return {"measured": {f"{s} to {each['target']}": in_percent(each[s]) for each in table for s in sources}}
 
 
 @row("6.T9")
@@ -84,9 +87,9 @@ def rotated(setting, run):
             moved = np.asarray(data.affine.transform(x, run.seed, **how))
         for name, model in _pair(setting, run).items():
             table = attacked(setting, run, f"{name} {angle}", model, (moved, y), names=["PGD"])
-            measured[f"{name}, ±{angle}°"] = percent(next(iter(table.values()))["accuracy"])
+            measured[f"{name}, ±{angle}°"] = in_percent(next(iter(table.values()))["accuracy"])
             for key, each in table.items():
-                measured[f"{key.removeprefix('PGD on ')}, ±{angle}°"] = percent(each["robust_accuracy"])
+                measured[f"{key.removeprefix('PGD on ')}, ±{angle}°"] = in_percent(each["robust_accuracy"])
     return {"measured": known(measured)}
 
 
@@ -97,9 +100,9 @@ def affine(setting, run):
     plain, moved = (run.data(name, "test", setting.examples) for name in (setting.dataset, setting.moved))
     for name, model in networks.plain_pair(setting, run).items():
         for kind, (x, y) in {"clean": plain, "transformed": moved}.items():
-            measured[f"{name}, {kind}"] = percent((taps.predictions(model, x) == y).mean())
+            measured[f"{name}, {kind}"] = in_percent((taps.predictions(model, x) == y).mean())
         for key, each in attacked(setting, run, name, model, moved).items():
-            measured[key] = percent(each["robust_accuracy"])
+            measured[key] = in_percent(each["robust_accuracy"])
     return {"measured": known(measured)}
 
 
@@ -118,7 +121,7 @@ def auto_attack(setting, run):
     # Together, because the worst case over all of them is a row, too.
     how = {"objectives": networks.CAPSULES, "union": True, "early": False, "batch_size": setting.attack_batch}
     table = run.step("all", lambda: without_nan(evaluate.attack_table(model, named, examples, **how).rows))
-    measured = {f"{each['attack']} on {each['objective']}": percent(each["robust_accuracy"]) for each in table}
+    measured = {f"{each['attack']} on {each['objective']}": in_percent(each["robust_accuracy"]) for each in table}
     for kind in networks.CAPSULES:  # APGD-CE and APGD-T, FAB-T, Square: AutoAttack, here without leaving early
         measured[f"AutoAttack's best on {kind}"] = min(measured[f"{name} on {kind}"] for name in list(named)[1:])
     return {"measured": known(measured)}
@@ -157,8 +160,8 @@ def summary(statistics, *, near=0.1):
     positive = other > near
     count = max(positive.sum(), 1)
     return {
-        "invalid votes": percent((np.abs(true) <= near).mean()),
-        "negative votes": percent((true < -near).mean()),
+        "invalid votes": in_percent((np.abs(true) <= near).mean()),
+        "negative votes": in_percent((true < -near).mean()),
         "length for another class": float(statistics["length"][1][positive].sum() / count),
         "coupling to another class": float(statistics["coupling"][1][positive].sum() / count),
     }

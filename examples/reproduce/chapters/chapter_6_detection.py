@@ -1,10 +1,10 @@
 """Chapter 6: adversarial training, detection by reconstruction, and how large perturbations are."""
 
 import numpy as np
-from chapters import chapter_6_networks as networks
-from chapters.plain import known, percent
 from rows import row
 
+from chapters import chapter_6_networks as networks
+from chapters.plain import in_percent, known
 from keras_capsvit import attacks, evaluate, plot, taps
 
 
@@ -28,12 +28,12 @@ def adversarial_training(setting, run):
     }
     measured = {}
     for (training, name), model in trainings.items():
-        measured[f"{training}, {name} clean"] = percent((taps.predictions(model, x) == y).mean())
+        measured[f"{training}, {name} clean"] = in_percent((taps.predictions(model, x) == y).mean())
         for kind, objective in networks.objectives_of(model).items():
 
             def measure(model=model, objective=objective):
                 how = {"objective": objective, "batch_size": setting.attack_batch}
-                return percent(evaluate.robust_accuracy(model, pgd, (x, y), **how))
+                return in_percent(evaluate.robust_accuracy(model, pgd, (x, y), **how))
 
             measured[f"{training}, {kind}"] = run.step(f"{training}, {kind}", measure)
     return {"measured": known(measured)}
@@ -56,7 +56,10 @@ def detection(setting, run):
 
                     def measure(model=model, attack=attack, objective=objective, how=how):
                         result = evaluate.detection(model, attack, examples, objective=objective, **how)
-                        return {"success": percent(result.success_rate), "undetected": percent(result.undetected_rate)}
+                        return {
+                            "success": in_percent(result.success_rate),
+                            "undetected": in_percent(result.undetected_rate),
+                        }
 
                     whom = target if name == "CapsNet" else name
                     rates = run.step(f"{kind} {title} on {whom}", measure)

@@ -1,11 +1,11 @@
 """Chapter 7, patches: how often corrupted and adversarial ones fool a vision transformer and a ResNet."""
 
 import numpy as np
-from chapters import chapter_7_attention, chapter_7_positions, chapter_7_training  # noqa: F401, rows of theirs
-from chapters.chapter_7_networks import Comparison, network
-from chapters.plain import known, percent
 from rows import row
 
+from chapters import chapter_7_attention, chapter_7_positions, chapter_7_training  # noqa: F401, rows of theirs
+from chapters.chapter_7_networks import Comparison, network
+from chapters.plain import in_percent, known
 from keras_capsvit import data, evaluate
 from keras_capsvit.data.corruptions import corrupt_patches
 
@@ -19,7 +19,7 @@ def patches(setting, run):
         measured |= {f"{name}, {count} of 196 corrupted": rate for name, rate in rates.items()}
     for count in range(1, setting.most_patches + 1):
         rates = comparison.fooling_rates(f"{count} adversarial", comparison.attack(num_patches=count))
-        measured |= {f"{name}, {count} adversarial": percent(each["fooling_rate"]) for name, each in rates.items()}
+        measured |= {f"{name}, {count} adversarial": in_percent(each["fooling_rate"]) for name, each in rates.items()}
     return {"measured": known(measured), "notes": comparison.note}
 
 
@@ -33,7 +33,7 @@ def larger_patches(setting, run):
         rates = comparison.fooling_rates(f"adversarial, {label}", comparison.attack(cells))
         for name, rate in natural.items():
             curves[f"{name}, corrupted"].append(rate)
-            curves[f"{name}, adversarial"].append(percent(rates[name]["fooling_rate"]))
+            curves[f"{name}, adversarial"].append(in_percent(rates[name]["fooling_rate"]))
         measured |= {f"{name}, {label}": values[-1] for name, values in curves.items()}
     sizes = [comparison.size(cells) for cells in setting.sizes.values()]
     curves = {name: {"x": sizes, "y": values} for name, values in curves.items()}
@@ -46,7 +46,7 @@ def families(setting, run):
     models = {name: network(name, setting, run) for name in setting.families}
     comparison = Comparison.of(setting, run, models)
     rates = comparison.fooling_rates("1 adversarial", comparison.attack())
-    measured = {name: percent(each["fooling_rate"]) for name, each in rates.items()}
+    measured = {name: in_percent(each["fooling_rate"]) for name, each in rates.items()}
     return {"measured": known(measured), "notes": comparison.note}
 
 
@@ -56,7 +56,7 @@ def imperceptible(setting, run):
     comparison, measured = Comparison.of(setting, run), {}
     for label, cells in setting.sizes.items():
         rates = comparison.fooling_rates(label, comparison.attack(cells, epsilon=8 / 255))
-        measured |= {f"{name}, {label}": percent(each["fooling_rate"]) for name, each in rates.items()}
+        measured |= {f"{name}, {label}": in_percent(each["fooling_rate"]) for name, each in rates.items()}
     return {"measured": known(measured), "notes": comparison.note}
 
 
@@ -67,7 +67,7 @@ def targeted(setting, run):
     wanted = evaluate.random_targets(data.info(setting.dataset).num_classes, run.seed)(comparison.y)
 
     def measure(model):
-        return percent(comparison.attack().run(model, comparison.x, wanted, targeted=True).fooled.mean())
+        return in_percent(comparison.attack().run(model, comparison.x, wanted, targeted=True).fooled.mean())
 
     rates = {name: run.step(name, lambda model=model: measure(model)) for name, model in comparison.models.items()}
     return {"measured": known(rates), "notes": comparison.note}
@@ -100,4 +100,4 @@ def corrupted(comparison, share, cells=1):
     for kind in comparison.setting.corruptions:
         images = corrupt_patches(comparison.x, grid, places, kind, seed=seed)
         rates.append(comparison.fooling_rates(f"{count} of {cells} cells, {kind}", lambda *_, images=images: images))
-    return {name: percent(np.mean([each[name]["fooling_rate"] for each in rates])) for name in comparison.models}
+    return {name: in_percent(np.mean([each[name]["fooling_rate"] for each in rates])) for name in comparison.models}

@@ -1,11 +1,11 @@
 """Chapter 7: what patches do to gradients and attention, and attention that is smoothed."""
 
 import numpy as np
-from chapters.chapter_7_networks import Comparison, attention, gradient, network
-from chapters.plain import known, percent
 from matplotlib.patches import Rectangle
 from rows import row
 
+from chapters.chapter_7_networks import Comparison, attention, gradient, network
+from chapters.plain import in_percent, known
 from keras_capsvit import evaluate, plot, taps
 from keras_capsvit.data.corruptions import corrupt_patches
 from keras_capsvit.patches import boxes
@@ -75,7 +75,7 @@ def smoothed(setting, run):
             model.temperature = temperature
             images = comparison.attack()(model, comparison.x, comparison.y)
             accuracy, wrong = taps.predictions(model, x) == y, taps.predictions(model, images) != comparison.y
-            return {"accuracy": percent(accuracy.mean()), "fooling rate": percent(wrong.mean())}
+            return {"accuracy": in_percent(accuracy.mean()), "fooling rate": in_percent(wrong.mean())}
 
         for kind, value in run.step(f"temperature {temperature}", measure).items():
             measured[f"{kind}, T = {temperature:g}"] = value
@@ -109,4 +109,4 @@ def draw(pictures):
 
 
 def _mean(shares):
-    return percent(np.mean(shares)) if len(shares) else None
+    return in_percent(np.mean(shares)) if len(shares) else None

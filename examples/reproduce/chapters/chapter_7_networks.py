@@ -4,8 +4,8 @@ import dataclasses
 import functools
 
 import numpy as np
-from chapters.plain import without_nan
 
+from chapters.plain import without_nan
 from keras_capsvit import attacks, evaluate, explain, taps, training
 from keras_capsvit.models import DeiT, DenseNet, LeViT, MLPMixer, ResNet18, SwinTransformer, VisionTransformer
 from keras_capsvit.patches import PatchGrid

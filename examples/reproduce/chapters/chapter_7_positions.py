@@ -1,11 +1,11 @@
 """Chapter 7: patches at every position, moved, on other images and networks; and one patch for all of them."""
 
 import numpy as np
-from chapters.chapter_7_networks import Comparison
-from chapters.plain import known, percent, without_nan
 from matplotlib.figure import Figure
 from rows import row
 
+from chapters.chapter_7_networks import Comparison
+from chapters.plain import in_percent, known, without_nan
 from keras_capsvit import data, evaluate
 from keras_capsvit.patches import apply_patch, random_positions
 
@@ -40,7 +40,7 @@ def shifted(setting, run):
             return without_nan([each["fooling_rate"] for each in rows])
 
         rates = run.step(name, measure)
-        measured |= {f"{name} {label}": percent(rate) for label, rate in zip(shifts, rates, strict=True)}
+        measured |= {f"{name} {label}": in_percent(rate) for label, rate in zip(shifts, rates, strict=True)}
     return {"measured": known(measured), "notes": f"{comparison.note} Those count on which the moved patch still lies."}
 
 
@@ -58,9 +58,9 @@ def transferred(setting, run):
         for each in run.step(label, measure):
             name = each["made_on"]
             if run.row == "7.T7":
-                measured[f"{name}, {label}"] = percent(each["other_images"])
+                measured[f"{name}, {label}"] = in_percent(each["other_images"])
             else:
-                measured |= {f"{name} to {to}, {label}": percent(each[to]) for to in comparison.models if to != name}
+                measured |= {f"{name} to {to}, {label}": in_percent(each[to]) for to in comparison.models if to != name}
     return {"measured": known(measured), "notes": comparison.note}
 
 
@@ -92,7 +92,7 @@ def universal(setting, run):
             places = random_positions(comparison.x.shape[1:], attack.patch_size, len(others), seed=run.seed)
             images = apply_patch(comparison.x[others], patch, places)
             judge = np.asarray(model.predict(images, verbose=0)).argmax(axis=1)
-            measured[f"{name}, made on {kind}"] = percent((judge == target).mean())
+            measured[f"{name}, made on {kind}"] = in_percent((judge == target).mean())
     patch_figure(drawn).savefig(run.figure("patches"), dpi=130)
     notes = f"How often {len(others)} other images become {names[target]} with the patch at a random position."
     return {"measured": known(measured), "notes": notes}

@@ -2,10 +2,10 @@
 
 import dataclasses
 
-from chapters.chapter_7_networks import Comparison, network
-from chapters.plain import known, percent
 from rows import row
 
+from chapters.chapter_7_networks import Comparison, network
+from chapters.plain import in_percent, known
 from keras_capsvit import data, taps
 from keras_capsvit.patches import PatchGrid
 
@@ -32,6 +32,6 @@ def training_settings(setting, run):
         size = setting.patch_size * x.shape[1] // data.info(setting.dataset).image_shape[0]
         attack = comparison.attack()
         attack = dataclasses.replace(attack, patch_size=size, positions=PatchGrid(x.shape[1:], size))
-        measured[f"{name}, clean accuracy"] = percent(right.mean())
-        measured[f"{name}, fooling rate"] = percent(comparison.fooling_rates(name, attack)[name]["fooling_rate"])
+        measured[f"{name}, clean accuracy"] = in_percent(right.mean())
+        measured[f"{name}, fooling rate"] = in_percent(comparison.fooling_rates(name, attack)[name]["fooling_rate"])
     return {"measured": known(measured)}

@@ -12,7 +12,7 @@ def without_nan(value):
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def percent(share):
+def in_percent(share):
     """A share in [0, 1] in percent; None for None."""
     return None if share is None else 100 * float(share)
 

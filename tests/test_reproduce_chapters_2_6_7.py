@@ -108,7 +108,7 @@ def test_middle_and_border_of_a_map():
     rates = np.full((4, 5), 10.0)
     rates[1:3, 1:4] = 40
     result = chapter("chapter_7_positions").middle_and_border(rates)
-    assert result == {"middle": 40, "border": 10, "middle less border": 30}
+    assert result == {"middle": 40, "border": 10, "middle less border": 30, "all positions": 19}
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,12 @@ def test_shifts_are_in_cells_unless_in_pixels(label, expected):
 
 def test_attacks_have_the_settings_of_the_authors_code_and_at_most_so_many_steps():
     setting = types.SimpleNamespace(
-        attacks=["FGSM", "PGD", "C&W", "DeepFool"], epsilon=0.031, epsilon_l2=1.0, most_steps=7, cw_steps=5
+        attacks=["FGSM", "PGD", "C&W", "DeepFool"],
+        epsilon=0.031,
+        epsilon_l2=1.0,
+        most_steps=7,
+        cw_steps=5,
+        step_size=0.01,
     )
     table = chapter("chapter_6_networks").named_attacks(setting)
     assert {name: attack.steps for name, attack in table.items()} == {"FGSM": 1, "PGD": 7, "C&W": 5, "DeepFool": 7}

@@ -20,7 +20,7 @@ def of_several_classes(setting, run):
     """LRP of the three highest classes and of several together: how alike they are."""
     seen = subject(setting, run)
     order = _highest(seen)
-    lrp, rng = explain.LRP(seen.model, input_range=seen.pixels), np.random.default_rng(run.seed)
+    lrp, rng = explain.LRP(seen.model, "thesis", input_range=seen.pixels), np.random.default_rng(run.seed)
     # Of classes of the highest scores, whose sum is above 0; relevance of a sum is the sum of relevance.
     several = np.stack([rng.choice(row[: setting.top], setting.several, replace=False) for row in order])
     maps = np.concatenate([lrp(seen.x, order[:, :3]), lrp(seen.x, several).sum(axis=1, keepdims=True)], axis=1)
@@ -40,10 +40,11 @@ def of_two_classes(setting, run):
     seen = subject(setting, run)
     classes = np.tile(setting.classes, (len(seen.x), 1)) if setting.classes else _highest(seen, 2)
     shown, measured, drawn = min(setting.shown, len(seen.x)), {}, {}
-    for name, explainer in seen.explainers(negated_only=True).items():
-        maps = explainer(seen.x, classes)
-        measured[name] = float(cosine(maps[:, 0], maps[:, 1]).mean())
-        drawn[name] = maps[:shown].reshape(-1, *maps.shape[2:])
+    for rules in setting.rules:
+        for name, explainer in seen.relevance(rules).items():
+            maps, label = explainer(seen.x, classes), name if rules == "thesis" else f"{name} by {rules}"
+            measured[label] = float(cosine(maps[:, 0], maps[:, 1]).mean())
+            drawn[label] = maps[:shown].reshape(-1, *maps.shape[2:])
     titles = [seen.names(each) for each in classes[:shown].ravel()]
     images = np.repeat(seen.images[:shown], 2, axis=0)
     plot.comparison(images, drawn, titles=titles).savefig(run.figure("maps"), dpi=110)
@@ -125,7 +126,7 @@ def seconds(setting, run):
     """Seconds for one explanation of one image, after the first, in which functions are compiled."""
     seen, measured = subject(setting, run), {}
     x, ids = seen.x[:1], seen.classes[:1]
-    for name, explainer in seen.explainers(negated_only=True).items():
+    for name, explainer in seen.relevance().items():
 
         def measure(explainer=explainer):
             explainer(x, ids)

@@ -47,21 +47,22 @@ class Subject:
         """Images as the model takes them."""
         return np.asarray(self.preprocess(self.images), "float32")
 
-    def explainers(self, *, negated_only=False):
-        """LRP and its contrastive forms by name, and what they are compared with in Table 2.1."""
-        how = {"input_range": self.pixels}
-        relevance = {
+    def relevance(self, rules="z_plus"):
+        """LRP and its contrastive forms by name, by rules of ``explain.LRP``."""
+        how = {"rules": rules, "input_range": self.pixels}
+        return {
             "LRP": explain.LRP(self.model, **how),
             "CLRP1": explain.CLRP(self.model, "others", **how),
             "CLRP2": explain.CLRP(self.model, "negated", **how),
         }
-        if negated_only:
-            return relevance
+
+    def explainers(self):
+        """What Table 2.1 compares, by name; z+ in a global average pooling, where the thesis's networks have none."""
         return {
             "random": explain.RandomMap(),
             "gradient": explain.Saliency(self.model),
             "guided backprop": explain.GuidedBackprop(self.model),
-            **relevance,
+            **self.relevance(),
         }
 
 

@@ -1,7 +1,5 @@
 """Chapter 6, Vote-Attack: what attacks on class capsules and on votes leave of a CapsNet's accuracy."""
 
-import dataclasses
-
 import numpy as np
 from rows import row
 
@@ -112,7 +110,7 @@ def auto_attack(setting, run):
     model, examples = networks.capsnet(setting, run), run.data(setting.dataset, "test", setting.examples)
     how = {"steps": setting.most_steps}
     named = {
-        "PGD": dataclasses.replace(attacks.preset("vote_attack_pgd", setting.epsilon), **how),
+        "PGD": networks.named_attacks(setting, ["PGD"])["PGD"],
         "APGD-CE": attacks.APGD(setting.epsilon, **how),
         "APGD-T": attacks.APGD(setting.epsilon, loss="dlr_targeted", targets=setting.targets, **how),
         "FAB-T": attacks.FAB(setting.epsilon, targets=setting.targets, **how),

@@ -22,10 +22,13 @@ def gradients(setting, run):
 
             def measure(name=name, model=model, cells=cells):
                 result, shares = comparison.results(cells)[name], {}
-                where = boxes(result.positions, comparison.size(cells))
+                if not result.fooled.any():
+                    return shares
+                images, y = result.images[result.fooled], comparison.y[result.fooled]
+                where = boxes(result.positions[result.fooled], comparison.size(cells))
                 for towards, target in TOWARDS.items():
-                    maps = gradient(model, result.images[result.fooled], target(comparison.y[result.fooled]))
-                    for kind, values in evaluate.patch_share(maps, where[result.fooled]).items():
+                    maps = gradient(model, images, target(y))
+                    for kind, values in evaluate.patch_share(maps, where).items():
                         shares[f"{kind} towards the {towards} class"] = _mean(values)
                 return shares
 

@@ -113,18 +113,19 @@ def pixels_of(label, cell):
 
 
 def middle_and_border(rates):
-    """Mean fooling rates of the cells at the border of a map, and of those that are not, and their spread.
+    """Mean fooling rates of the cells at the border of a map, of those that are not, and of all.
 
     Args:
         rates: array ``(rows, columns)``, at least 3 each way.
 
     Returns:
-        dict: ``"middle"``, ``"border"`` and ``"middle less border"``.
+        dict: ``"middle"``, ``"border"``, ``"middle less border"`` and ``"all positions"``.
     """
     inside = np.zeros(rates.shape, bool)
     inside[1:-1, 1:-1] = True
     middle, border = float(rates[inside].mean()), float(rates[~inside].mean())
-    return {"middle": middle, "border": border, "middle less border": middle - border}
+    everywhere = float(rates.mean())
+    return {"middle": middle, "border": border, "middle less border": middle - border, "all positions": everywhere}
 
 
 def heat_maps(maps):

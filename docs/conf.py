@@ -39,6 +39,7 @@ autodoc_typehints = "signature"
 sphinx_gallery_conf = {
     "examples_dirs": "gallery",
     "gallery_dirs": "gallery_pages",
+    "backreferences_dir": "gallery_pages/used",
     "filename_pattern": r"\.py$",
     "within_subsection_order": "FileNameSortKey",
     "show_memory": False,

@@ -76,6 +76,8 @@ def test_the_readme_is_for_people_in_a_hurry():
 
 GUIDES = [page for page in PAGES if page.parent.name == "docs" and blocks(page, "python")]
 SHORTER = [
+    ("(28, 28, 1)", "(12, 12, 1)"),
+    ('load("digits"', 'load("digits", image_size=12'),
     ("epochs=10", "epochs=1"),
     ("epochs=3", "epochs=1"),
     ("queries=1000", "queries=20"),

@@ -11,6 +11,7 @@ import subprocess
 
 import keras
 import pytest
+from sklearn.ensemble import RandomForestClassifier
 
 import keras_capsvit
 
@@ -82,6 +83,8 @@ SHORTER = [
     ("epochs=3", "epochs=1"),
     ("queries=1000", "queries=20"),
     ("steps=500", "steps=3"),
+    ("PatchAttack(32, transforms", "PatchAttack(4, transforms"),
+    ("translation=8", "translation=2"),
     ('"resnet20_cifar10.npz"', "None"),
 ]
 
@@ -103,6 +106,7 @@ def prepared(digits, resized, tmp_path, monkeypatch):
         "vit": VisionTransformer("Ti/4", input_shape=(12, 12, 1), num_classes=10, width=16, depth=6, num_heads=2),
         "backbone": keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)]),
         "pgd": attacks.PGD(0.1, steps=2),
+        "forest": RandomForestClassifier(5, random_state=0).fit(images.reshape(160, -1), labels),
     }
 
 

@@ -10,6 +10,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+import elsewhere  # noqa: E402
 import reference  # noqa: E402
 
 import keras_capsvit  # noqa: E402
@@ -60,15 +61,8 @@ html_css_files = ["site.css"]
 html_theme_options = {"sidebar_hide_name": False}
 
 reference.write(HERE / "api")
-
-# Pages from elsewhere in the repository, which a page here includes; links lead to that one.
-INCLUDED = {"../examples/serve/README.md": "serve_scripts.md", "../examples/reproduce/REPRODUCTION.md": "rows.md"}
-
-
-def with_links_to_included_pages(app, name, source):
-    for there, here in INCLUDED.items():
-        source[0] = source[0].replace(f"]({there}", f"]({here}")
+elsewhere.write(HERE / "elsewhere")
 
 
 def setup(app):
-    app.connect("source-read", with_links_to_included_pages)
+    app.connect("source-read", elsewhere.linked)

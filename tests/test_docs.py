@@ -20,6 +20,7 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "examples" / "serve" / "README.md",
+    ROOT / "examples" / "reproduce" / "REPRODUCTION.md",
     ROOT / "saved_models" / "README.md",
 ]
 FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -36,9 +37,6 @@ def blocks(path, *languages):
 
 def anchors(path):
     """Anchors of the headings of a page, as GitHub and MyST make them."""
-    included = re.fullmatch(r"```\{include\} (\S+)\n.*", path.read_text(), re.DOTALL)
-    if included:
-        return anchors(path.parent / included[1])
     headings = re.findall(r"^#+ (.*)$", FENCE.sub("", path.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -85,6 +83,7 @@ SHORTER = [
     ("steps=500", "steps=3"),
     ("PatchAttack(32, transforms", "PatchAttack(4, transforms"),
     ("translation=8", "translation=2"),
+    ("keras.Input((32, 32, 3))", "keras.Input((12, 12, 1))"),
     ('"resnet20_cifar10.npz"', "None"),
 ]
 

@@ -10,6 +10,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+import elsewhere  # noqa: E402
 import reference  # noqa: E402
 
 import keras_capsvit  # noqa: E402
@@ -39,6 +40,7 @@ autodoc_typehints = "signature"
 sphinx_gallery_conf = {
     "examples_dirs": "gallery",
     "gallery_dirs": "gallery_pages",
+    "backreferences_dir": "gallery_pages/used",
     "filename_pattern": r"\.py$",
     "within_subsection_order": "FileNameSortKey",
     "show_memory": False,
@@ -59,3 +61,8 @@ html_css_files = ["site.css"]
 html_theme_options = {"sidebar_hide_name": False}
 
 reference.write(HERE / "api")
+elsewhere.write(HERE / "elsewhere")
+
+
+def setup(app):
+    app.connect("source-read", elsewhere.linked)

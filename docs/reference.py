@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pathlib
+import re
 
 import keras_capsvit
 
@@ -71,8 +72,7 @@ def page(room, names):
             lines += [f".. rubric:: {group}", ""]
         lines += [".. list-table::", "   :widths: auto", ""]
         for name in members:
-            summary = inspect.getdoc(getattr(module, name)).split("\n\n")[0].removesuffix("::")
-            lines += [f"   * - :py:obj:`{name}`", f"     - {' '.join(summary.split())}"]
+            lines += [f"   * - :py:obj:`{name}`", f"     - {summary_of(getattr(module, name))}"]
         lines += [""]
     if constants:
         lines += [".. rubric:: Constants", ""]
@@ -82,6 +82,12 @@ def page(room, names):
         lines += [f".. py:data:: {name}", f"   :type: {type(value).__name__}", "", f"   Of {items}.", ""]
     lines += [".. toctree::", "   :hidden:", "", *(f"   {room}.{name}" for name in things), ""]
     return "\n".join(lines)
+
+
+def summary_of(thing):
+    """The first sentence of a docstring, on one line."""
+    paragraph = " ".join(inspect.getdoc(thing).split("\n\n")[0].split()).removesuffix("::")
+    return re.split(r"(?<!\bEq)(?<!\bal)(?<=\.)\s+(?=[A-Z])", paragraph)[0]
 
 
 def page_of(room, name):

@@ -11,6 +11,7 @@ import subprocess
 
 import keras
 import pytest
+from sklearn.ensemble import RandomForestClassifier
 
 import keras_capsvit
 
@@ -19,6 +20,7 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "examples" / "serve" / "README.md",
+    ROOT / "examples" / "reproduce" / "REPRODUCTION.md",
     ROOT / "saved_models" / "README.md",
 ]
 FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -35,9 +37,6 @@ def blocks(path, *languages):
 
 def anchors(path):
     """Anchors of the headings of a page, as GitHub and MyST make them."""
-    included = re.fullmatch(r"```\{include\} (\S+)\n.*", path.read_text(), re.DOTALL)
-    if included:
-        return anchors(path.parent / included[1])
     headings = re.findall(r"^#+ (.*)$", FENCE.sub("", path.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -76,10 +75,15 @@ def test_the_readme_is_for_people_in_a_hurry():
 
 GUIDES = [page for page in PAGES if page.parent.name == "docs" and blocks(page, "python")]
 SHORTER = [
+    ("(28, 28, 1)", "(12, 12, 1)"),
+    ('load("digits"', 'load("digits", image_size=12'),
     ("epochs=10", "epochs=1"),
     ("epochs=3", "epochs=1"),
     ("queries=1000", "queries=20"),
     ("steps=500", "steps=3"),
+    ("PatchAttack(32, transforms", "PatchAttack(4, transforms"),
+    ("translation=8", "translation=2"),
+    ("keras.Input((32, 32, 3))", "keras.Input((12, 12, 1))"),
     ('"resnet20_cifar10.npz"', "None"),
 ]
 
@@ -101,6 +105,7 @@ def prepared(digits, resized, tmp_path, monkeypatch):
         "vit": VisionTransformer("Ti/4", input_shape=(12, 12, 1), num_classes=10, width=16, depth=6, num_heads=2),
         "backbone": keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)]),
         "pgd": attacks.PGD(0.1, steps=2),
+        "forest": RandomForestClassifier(5, random_state=0).fit(images.reshape(160, -1), labels),
     }
 
 

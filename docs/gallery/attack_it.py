@@ -11,8 +11,8 @@ import pathlib
 from keras_capsvit import attacks, data, evaluate, plot, serving
 
 here = pathlib.Path.cwd()
-root = next(folder for folder in (here, *here.parents) if (folder / "saved_models").is_dir())  # of the clone
-model = serving.load(root / "saved_models" / "digits_gracapsnet")
+clone = next(folder for folder in (here, *here.parents) if (folder / "saved_models").is_dir())
+model = serving.load(clone / "saved_models" / "digits_gracapsnet")
 x, y = data.take(data.load("digits", split="test"), 64)
 
 # %%
@@ -32,7 +32,8 @@ plot.adversarial(x[:6], {"PGD": moved[:6]}, titles=titles)
 # %%
 # Accuracy, clean and attacked, with the size of the changes:
 
-print(evaluate.robustness(model, pgd, (x, y)))
+result = evaluate.robustness(model, pgd, (x, y))
+print(f"{result.accuracy:.1%} clean, {result.robust_accuracy:.1%} attacked, mean L2 {result.norms['l2']:.2f}")
 
 # %%
 # Several attacks and radii

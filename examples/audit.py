@@ -120,6 +120,12 @@ def class_names(args):
     return list(data.info(args.images).class_names) if args.images in data.DATASETS else None
 
 
+def name_of(model, args):
+    """Name of a served model that has no card, that of its folder; None of others, which have their own."""
+    served_without_card = not isinstance(model, keras.Model) and not getattr(model, "card", None)
+    return pathlib.Path(args.model).name if served_without_card else None
+
+
 def images_of(args, model, bounds, names):
     """The data set, in the range of pixels that the model takes, and the names of classes."""
     path = pathlib.Path(args.images)
@@ -178,7 +184,7 @@ def main():
             skip=args.skip,
             seed=args.seed,
             out=out,
-            name=args.name,
+            name=args.name or name_of(model, args),
             command=command,
             on_step=lambda name, number, count: print(f"[{number}/{count}] {name}", flush=True),
         )

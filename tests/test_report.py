@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from keras_capsvit import attacks, evaluate, explain, report, taps
-from keras_capsvit.report import quality, selection
+from keras_capsvit.report import selection, trust
 from keras_capsvit.report.sections import Section, written
 from keras_capsvit.report.subject import Predictions
 
@@ -311,13 +311,13 @@ def test_trust_goes_to_what_beats_chance_and_depends_on_the_weights():
         for measure in ("AOPC", "deletion")
         for name, p in (("good", 0.01), ("edges", 0.2), ("blind", 0.01), ("same", 0.01))
     ]
-    assert [each["explainer"] for each in quality.ranking(measured, against, {"blind"})] == [
+    assert [each["explainer"] for each in trust.ranking(measured, against, {"blind"})] == [
         "good",
         "edges",
         "same",
         "blind",
     ]
-    unchecked = quality.ranking(measured, against, None)
+    unchecked = trust.ranking(measured, against, None)
     assert [each["explainer"] for each in unchecked] == ["blind", "good", "edges", "same"]
     assert {each["depends on the weights"] for each in unchecked} == {"not checked"}
 

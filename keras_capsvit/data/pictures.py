@@ -87,6 +87,7 @@ class Pictures:
         batch_size: int, pictures of a batch.
 
     Attributes:
+        image_shape: tuple ``(H, W, C)``.
         labels: int array ``(n,)``, class ids.
         class_names: list of str, of all classes up to the highest id.
         files: list of paths.
@@ -109,9 +110,11 @@ class Pictures:
         folder = pathlib.Path(folder)
         if not folder.is_dir():
             raise FileNotFoundError(f"Expected a folder with a folder of pictures for each class at {folder}.")
-        self.shape = tuple(checks.integers("shape", shape, (3,), "(3,), height, width and channels", low=1).tolist())
-        if self.shape[-1] not in (1, 3):
-            raise ValueError(f"Pictures have 1 or 3 channels; received a shape of {self.shape}.")
+        self.image_shape = tuple(
+            checks.integers("shape", shape, (3,), "(3,), height, width and channels", low=1).tolist()
+        )
+        if self.image_shape[-1] not in (1, 3):
+            raise ValueError(f"Pictures have 1 or 3 channels; received a shape of {self.image_shape}.")
         self._low, self._high = map(float, checks.bounds(bounds))
         self.batch_size = checks.batch_size(batch_size)
         classes = sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
@@ -143,14 +146,14 @@ class Pictures:
         Args:
             numbers: ints ``(k,)``.
         """
-        images = np.stack([read_picture(self.files[number], self.shape) for number in numbers])
+        images = np.stack([read_picture(self.files[number], self.image_shape) for number in numbers])
         return self._low + images * np.float32(self._high - self._low), self.labels[np.asarray(numbers)]
 
     def described(self):
         """What the images depend on, as JSON takes it: names, sizes and times of files."""
         stats = [file.stat() for file in self.files]
         files = [[str(file), each.st_size, each.st_mtime_ns] for file, each in zip(self.files, stats, strict=True)]
-        return {"files": files, "shape": list(self.shape), "bounds": [self._low, self._high]}
+        return {"files": files, "shape": list(self.image_shape), "bounds": [self._low, self._high]}
 
     def _check(self):
         """Refuse files that are no pictures, before anything is computed from others."""

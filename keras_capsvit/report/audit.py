@@ -7,96 +7,16 @@ import json
 import pathlib
 import time
 import warnings
-from collections.abc import Callable
-from urllib.parse import quote
 
 from keras_capsvit import checks
 from keras_capsvit.evaluate.table import Table, versions
-from keras_capsvit.files import read_json, remove_abandoned, replacing, write_text
-from keras_capsvit.report import (
-    accuracy,
-    card,
-    corruptions,
-    explanations,
-    limits,
-    patches,
-    quality,
-    robustness,
-)
+from keras_capsvit.files import write_text
+from keras_capsvit.report.kept import Kept
 from keras_capsvit.report.page import check_template_library, page
+from keras_capsvit.report.parts import PARTS, selected
 from keras_capsvit.report.subject import Subject
 
 PAGE, RESULTS = "audit.html", "audit.json"
-_KIND = "a step of an audit"
-_REMEDY = "Delete the folder to start from the beginning, or pass another one as out."
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """A step of a part: ``run(subject, done)`` returns a Section, of what came of earlier steps by name."""
-
-    name: str
-    title: str
-    run: Callable
-
-
-PARTS = {
-    "card": (
-        "Card",
-        "What the model is, how fast it answers, and whether what usually goes wrong did.",
-        (
-            Step("card.model", "The model", card.model),
-            Step("card.latency", "Latency", card.latency),
-            Step("card.checks", "Checks", card.common_mistakes),
-        ),
-    ),
-    "accuracy": (
-        "Accuracy",
-        "How often it is right, what it confuses, and whether its confidence means something.",
-        (
-            Step("accuracy.accuracy", "Accuracy and confusion", accuracy.accuracy),
-            Step("accuracy.calibration", "Calibration", accuracy.confidence),
-            Step("accuracy.mistakes", "The most confident mistakes", accuracy.mistakes),
-        ),
-    ),
-    "explanations": (
-        "Explanations",
-        "What the model looks at, on images that were chosen by rule.",
-        (
-            Step("explanations.side_by_side", "All explainers side by side", explanations.side_by_side),
-            Step("explanations.two_classes", "The predicted class against the second", explanations.two_classes),
-            Step("explanations.built_in", "What the model explains by itself", explanations.built_in),
-        ),
-    ),
-    "quality": (
-        "Quality of explanations",
-        "Whether these explanations say what the model's scores depend on, and which one to trust here.",
-        (
-            Step("quality.measures", "Faithfulness and sensitivity", quality.measures),
-            Step("quality.randomisation", "Randomisation check", quality.randomisation),
-            Step("quality.trust", "Which one to trust", quality.trust),
-        ),
-    ),
-    "robustness": (
-        "Robustness",
-        "What it takes to make the model wrong: adversarial examples, corruptions and patches.",
-        (
-            Step("robustness.autoattack", "AutoAttack", robustness.auto_attack),
-            Step("robustness.curve", "Accuracy over the radius", robustness.curve),
-            Step("robustness.smallest", "Smallest perturbations", robustness.smallest),
-            Step("robustness.corruptions", "Corruptions", corruptions.corruptions),
-            Step("robustness.patches", "Where a patch fools", patches.positions),
-            Step("robustness.tokens", "Shifts and temperature of transformers", patches.tokens),
-        ),
-    ),
-    "limits": (
-        "Limits",
-        "What was not run and why, on how many images, and how every figure is repeated.",
-        (Step("limits.limits", "What to keep in mind", limits.limits),),
-    ),
-}
-_ALWAYS = ("limits.limits",)  # quick, and depends on what else was done
-STEPS = tuple(step.name for _, _, steps in PARTS.values() for step in steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,12 +151,12 @@ def audit(
         audit.show()  # or audit.write("audit")
     """
     check_template_library()
-    steps = _selected(only, skip)
+    steps = selected(only, skip)
     out = None if out is None else pathlib.Path(out)
     settings = {"class_names": class_names, "bounds": bounds, "epsilon": epsilon, "norm": norm}
     work = None if out is None else out / "work"
     subject = Subject(model, dataset, effort=effort, seed=seed, work=work, name=name, **settings)
-    kept = _Kept(out, subject)
+    kept = Kept(out, subject)
     done, files = {}, {}
     for number, step in enumerate(steps, 1):
         if on_step is not None:
@@ -245,21 +165,6 @@ def audit(
         done[step.name] = result
         files |= {f"{step.name}/{file}": data for file, data in pictures.items()}
     return Audit(_results(subject, done, command), files)
-
-
-def _selected(only, skip):
-    """Steps to run, in their order."""
-    groups = {part: {step.name for step in steps} for part, (_, _, steps) in PARTS.items()}
-    groups |= {name: {name} for name in STEPS}
-    named = []
-    for what, names in (("only", only), ("skip", skip)):
-        names = [names] if isinstance(names, str) else names or ()
-        unknown = [name for name in names if name not in groups]
-        if unknown:
-            raise ValueError(f"Expected {what} to name parts, {tuple(PARTS)}, or steps, {STEPS}; received {unknown}.")
-        named.append(set().union(*(groups[name] for name in names)))
-    wanted = (named[0] if only else set(STEPS)) - named[1] | set(_ALWAYS)
-    return [step for _, _, steps in PARTS.values() for step in steps if step.name in wanted]
 
 
 def _ran(step, subject, done):
@@ -303,49 +208,3 @@ def _results(subject, done, command):
         "command": command,
         "parts": parts,
     }
-
-
-class _Kept:
-    """Steps in a folder: a JSON file for each, written last, and a folder of its pictures."""
-
-    def __init__(self, out, subject):
-        self._folder = None if out is None else out / "steps"
-        if out is None:
-            return
-        remove_abandoned(self._folder)
-        about, settings = self._folder / "audit.json", json.loads(json.dumps(subject.described()))
-        if about.exists():
-            there = read_json(about, "the settings of an audit")
-            names = [name for name in {**there, **settings} if there.get(name) != settings.get(name)]
-            if names:
-                raise ValueError(f"{self._folder.parent} holds an audit of other {', '.join(names)}. {_REMEDY}")
-        else:
-            write_text(about, json.dumps(settings, indent=1) + "\n")
-
-    def read(self, step):
-        """``(result, files)`` of a step that is done; None for others."""
-        if self._folder is None or step.name in _ALWAYS or not self._path(step).exists():
-            return None
-        result = read_json(self._path(step), _KIND, most=2**28)
-        folder = self._pictures(step)
-        try:
-            return result, {
-                file.name: file.read_bytes() for file in sorted(folder.iterdir())
-            } if folder.exists() else {}
-        except OSError:
-            return None
-
-    def write(self, step, result, files, complete):
-        """Keep what came of a step; returns ``(result, files)``."""
-        if self._folder is not None and complete and step.name not in _ALWAYS:
-            for name, data in files.items():
-                with replacing(self._pictures(step) / name) as temporary:
-                    temporary.write_bytes(data)
-            write_text(self._path(step), json.dumps(result, indent=1, allow_nan=False) + "\n")
-        return result, files
-
-    def _path(self, step):
-        return self._folder / f"{quote(step.name)}.json"
-
-    def _pictures(self, step):
-        return self._folder / step.name

@@ -74,51 +74,60 @@ def two_classes(subject, done):
 def built_in(subject, done):
     """What models explain by themselves: contributions of capsules, attention of transformers."""
     fits, _ = subject.explainers
-    name = next((each for each in ("GraphContribution", "AttentionRollout") if each in fits), None)
-    section = Section()
-    if name is None:
-        section.left_out.append(
-            "Built-in explanations: the model is no capsule network and has no attention over all tokens."
-        )
-        return section
-    shown = chosen(subject.predictions, subject.effort.explained)
-    numbers = section.numbers = [number for number, _ in shown]
-    x, _ = subject.read(numbers)
-    pictures, rows = subject.pictures(x), []
-    if name == "GraphContribution":
-        section.how = "explain.GraphContribution(model)(x, target)  # of the classes with the three highest scores"
-        section.say(
-            "What the nodes of the grid contribute to the length of the class capsules with the three highest scores, "
-            "red for and blue against; a map adds up to the length of its capsule before the squash."
-        )
-        order = np.argsort(-subject.judge(x), axis=1, kind="stable")[:, :3]
-        maps = [maps_of(fits[name], x, ids, subject.batch_size) for ids in order.T]
-        lengths = np.take_along_axis(subject.judge(x), order, axis=1)
-        for k, number in enumerate(numbers):
-            tiles = [(tile(pictures[k]), f"is {subject.names[subject.predictions.label[number]]}", f"Image {number}")]
-            for place, of in enumerate(maps):
-                which = subject.names[order[k, place]]
-                title = f"{which}: {lengths[k, place]:.2f}"
-                tiles.append((tile(over(pictures[k], of[k])), title, f"Contributions to {which} on image {number}"))
-            rows.append((f"Image {number}", tiles))
-        columns = ["image", *("first class", "second", "third")[: order.shape[1]]]
-        section.grid("contributions", "Contributions to the lengths of class capsules.", columns, rows)
-        return section
-    section.how = (
-        "taps.tokens_read(scores, x); scores.intermediates(x, attention=True); explain.AttentionRollout(model)(x)"
+    numbers = [number for number, _ in chosen(subject.predictions, subject.effort.explained)]
+    if "GraphContribution" in fits:
+        return _contributions(subject, fits["GraphContribution"], numbers)
+    if "AttentionRollout" in fits:
+        return _attention(subject, fits["AttentionRollout"], numbers)
+    reason = "the model is no capsule network and has no attention over all tokens."
+    return Section(left_out=[f"Built-in explanations: {reason}"])
+
+
+def _contributions(subject, explainer, numbers):
+    """What nodes contribute to the class capsules of the highest scores."""
+    how = "explain.GraphContribution(model)(x, target)  # of the classes with the three highest scores"
+    section = Section(how=how, numbers=numbers)
+    section.say(
+        "What the nodes of the grid contribute to the length of the class capsules with the three highest scores, red "
+        "for and blue against; a map adds up to the length of its capsule before the squash."
     )
+    x, _ = subject.read(numbers)
+    pictures, lengths, rows = subject.pictures(x), subject.judge(x), []
+    order = np.argsort(-lengths, axis=1, kind="stable")[:, :3]
+    maps = [maps_of(explainer, x, ids, subject.batch_size) for ids in order.T]
+    for k, number in enumerate(numbers):
+        tiles = [(tile(pictures[k]), f"is {subject.names[subject.predictions.label[number]]}", f"Image {number}")]
+        for ids, of in zip(order[k], maps, strict=True):
+            which = subject.names[ids]
+            alt = f"Contributions to {which} on image {number}"
+            tiles.append((tile(over(pictures[k], of[k])), f"{which}: {lengths[k, ids]:.2f}", alt))
+        rows.append((f"Image {number}", tiles))
+    columns = ["image", *("first class", "second", "third")[: order.shape[1]]]
+    section.grid("contributions", "Contributions to the lengths of class capsules.", columns, rows)
+    return section
+
+
+def _attention(subject, explainer, numbers):
+    """What the tokens that the class is read from attend to."""
+    how = (
+        "taps.tokens_read(scores, x); scores.intermediates(x, attention=True); explain.AttentionRollout(model)(x)"
+        "  # scores = taps.scores(model)"
+    )
+    section = Section(how=how, numbers=numbers)
     section.say(
         "What the tokens that the class is read from attend to in single blocks, mean over heads, and the rollout "
         "through all blocks. Attention is the same for all classes."
     )
+    x, _ = subject.read(numbers)
+    predicted, pictures, rows = subject.predictions.predicted[numbers], subject.pictures(x), []
     blocks, of_blocks = _class_attention(subject, x)
-    rollout = maps_of(fits[name], x, subject.predictions.predicted[numbers], subject.batch_size)
+    rollout = maps_of(explainer, x, predicted, subject.batch_size)
     for k, number in enumerate(numbers):
         tiles = [(tile(pictures[k]), "", f"Image {number}")]
         for block, of in zip(blocks, of_blocks, strict=True):
             tiles.append((tile(over(pictures[k], of[k])), "", f"Attention of block {block} on image {number}"))
         tiles.append((tile(over(pictures[k], rollout[k])), "", f"Attention rollout on image {number}"))
-        rows.append((f"Image {number}: {subject.names[subject.predictions.predicted[number]]}", tiles))
+        rows.append((f"Image {number}: {subject.names[predicted[k]]}", tiles))
     columns = ["image", *(f"block {block}" for block in blocks), "rollout"]
     section.grid("attention", "Attention of the tokens that the class is read from.", columns, rows)
     return section

@@ -1,4 +1,4 @@
-"""How good the explanations of a model are, measured, and which one to trust."""
+"""How good the explanations of a model are, measured."""
 
 import functools
 
@@ -15,10 +15,8 @@ from keras_capsvit.report.sections import Section
 FAITHFUL = {"aopc": True, "insertion": True, "deletion": False, "infidelity": False}
 _SIDE = 7  # regions along a side of AOPC
 _RANDOMISED = 8  # images
-_SIGNIFICANT = 0.05
-_DEPENDS = 0.5  # rank correlation above which a map does not depend on the weights
-_ALIKE = 0.95  # ... and above which it does not tell two classes apart
-_LABELS = {
+DEPENDS = 0.5  # rank correlation of maps above which they do not depend on the weights
+LABELS = {
     "aopc": "AOPC",
     "insertion": "insertion",
     "deletion": "deletion",
@@ -96,11 +94,11 @@ def measures(subject, done):
     rows = []
     for name, of_name in values.items():
         row = {"explainer": name}
-        for metric in _LABELS:
+        for metric in LABELS:
             mean, (low, high) = np.nan, (np.nan, np.nan)
             if metric in of_name:
                 mean, (low, high) = of_name[metric].mean(), interval(of_name[metric])
-            row |= {_LABELS[metric]: mean, f"{_LABELS[metric]}, low": low, f"{_LABELS[metric]}, high": high}
+            row |= {LABELS[metric]: mean, f"{LABELS[metric]}, low": low, f"{LABELS[metric]}, high": high}
         rows.append({**row, "of an image": seconds[name]})
     section.table("measures", "Means over images and 95 % intervals", rows, {"of an image": "ms"}, note=_NOTE)
     rows = _against_random(values)
@@ -139,7 +137,7 @@ def _against_random(values):
             (row,) = evaluate.paired_tests(both).rows
             sign = 1 if better else -1
             ends = sorted((sign * row["95 % low"], sign * row["95 % high"]))
-            pair = {"measure": _LABELS[metric], "explainer": name, "better by": sign * row["difference"]}
+            pair = {"measure": LABELS[metric], "explainer": name, "better by": sign * row["difference"]}
             pairs.append({**pair, "low": ends[0], "high": ends[1], "p": row["p"]})
         order, highest = np.argsort([pair["p"] for pair in pairs], kind="stable"), 0.0
         for place, k in enumerate(order):
@@ -165,11 +163,11 @@ def _bars(metric, better, values):
         ax.tick_params(axis="y", length=0, labelsize=8)
         ax.locator_params(axis="x", nbins=5)
         ax.ticklabel_format(axis="x", scilimits=(-2, 3), useMathText=False)
-        ax.set(xlabel=f"{_LABELS[metric]} ({direction})", ylabel="explainer")
+        ax.set(xlabel=f"{LABELS[metric]} ({direction})", ylabel="explainer")
 
-    caption = f"{_LABELS[metric][0].upper()}{_LABELS[metric][1:]}, mean and 95 % interval; {direction}, best on top."
+    caption = f"{LABELS[metric][0].upper()}{LABELS[metric][1:]}, mean and 95 % interval; {direction}, best on top."
     best = order[-1]
-    alt = f"{_LABELS[metric]} of {len(order)} explainers; best is {best} with {means[-1]:.3g}, a random map has "
+    alt = f"{LABELS[metric]} of {len(order)} explainers; best is {best} with {means[-1]:.3g}, a random map has "
     alt += f"{means[order.index(BASELINE)]:.3g}."
     return diagram(draw, (4.6, 0.9 + 0.2 * len(order))), caption, alt
 
@@ -207,7 +205,7 @@ def randomisation(subject, done):
         low, high = interval(values)
         rows.append({"explainer": name, "rank correlation": values.mean(), "low": low, "high": high})
     section.table("randomisation", "Maps before and after all weights were permuted", rows, note=_PERMUTED)
-    same = [row["explainer"] for row in rows if row["rank correlation"] > _DEPENDS]
+    same = [row["explainer"] for row in rows if row["rank correlation"] > DEPENDS]
     section.figure("unchanged", "Explainers that hardly depend on the weights", len(same), "count")
     section.say(
         f"These maps hardly change when the model forgets all it learned: {', '.join(same)}."
@@ -225,103 +223,6 @@ def _refreshed(explainer, model):
 
 
 _PERMUTED = "Rank correlation of magnitudes; near 0, maps depend on what was learned, and near 1 on the image alone."
-
-
-def trust(subject, done):
-    """Which explanation to trust here, in a sentence."""
-    section = Section()
-    if "quality.measures" not in done or not done["quality.measures"]["tables"]:
-        section.left_out.append("Which explanation to trust: nothing was measured of them.")
-        return section
-    tables = {table["name"]: table["rows"] for table in done["quality.measures"]["tables"]}
-    unchanged = _unchanged(done)
-    rows = ranking(tables["measures"], tables["against_random"], unchanged)
-    section.table("ranking", "Explainers in order", rows, {"better than random in": "count"}, note=_RULE)
-    best = rows[0]
-    if best["better than random in"] and best["depends on the weights"] != "no":
-        section.figure("best", "Explanation to trust first", best["explainer"], "text", headline=True)
-        section.say(_sentence(best, rows, tables["measures"]))
-    else:
-        section.figure("best", "Explanation to trust first", "none", "text", headline=True)
-        section.say(
-            "Trust none of these explanations here: on these images none is better than a random map beyond chance, or "
-            "those that are do not depend on the weights."
-        )
-    if unchanged is None:
-        section.left_out.append("Whether maps depend on the weights: the randomisation check was not made.")
-    section.how = "evaluate.paired_tests(values)  # of every explainer and the random map, see the steps above"
-    return section
-
-
-def _sentence(best, rows, measured):
-    """Which explainer to trust and why, in words."""
-    text = (
-        f"Trust {best['explainer']} first here: in {best['better than random in']} of {len(FAITHFUL)} measures it is "
-        "better than a random map beyond chance, and none with as many has a better mean rank over the measures "
-        f"({best['mean rank']:.1f} of {len(rows)})."
-    )
-    if best["depends on the weights"] == "not checked":
-        text += " Whether it depends on what the model learned was not checked."
-    if best["tells classes apart"] == "no":
-        text += " It hardly tells classes apart, so that it shows what the model sees rather than why it says so."
-    sensitivity = next(row for row in measured if row["explainer"] == best["explainer"])[_LABELS["sensitivity"]]
-    if sensitivity is not None:
-        text += f" Small noise changes its maps by up to {100 * sensitivity:.0f} %."
-    others = [row["explainer"] for row in rows[1:3] if row["better than random in"]]
-    return text + (f" Next come {' and '.join(others)}." if len(others) > 1 else "")
-
-
-_RULE = (
-    "In front are explainers that depend on the weights, where that was checked, and among them those that tell the "
-    "first two classes apart; among these, those that are better than a random map in more measures (p by Holm below "
-    "0.05); among these, those with the best mean rank over the measures."
-)
-
-
-def _unchanged(done):
-    """Names of explainers that do not depend on the weights; None where it was not checked."""
-    tables = done.get("quality.randomisation", {}).get("tables")
-    if not tables:
-        return None
-    return {row["explainer"] for row in tables[0]["rows"] if row["rank correlation"] > _DEPENDS}
-
-
-def ranking(measured, against_random, unchanged):
-    """Explainers, the one to trust first in front.
-
-    Args:
-        measured: list of dicts, a row for each explainer with a mean by each measure.
-        against_random: list of dicts, rows of ``measure``, ``explainer``, ``better by`` and ``p by Holm``.
-        unchanged: set of names that do not depend on the weights, or None.
-
-    Returns:
-        List of dicts: ``explainer``, ``better than random in`` (number of measures), ``mean rank``, ``tells classes
-        apart`` (``"yes"`` or ``"no"``), and ``depends on the weights``, ``"yes"``, ``"no"`` or ``"not checked"``.
-    """
-    names = [row["explainer"] for row in measured if row["explainer"] != BASELINE]
-    ranks = {name: [] for name in names}
-    for metric, better in FAITHFUL.items():
-        means = {row["explainer"]: row[_LABELS[metric]] for row in measured if row["explainer"] in ranks}
-        for place, name in enumerate(sorted(means, key=means.get, reverse=better), 1):
-            ranks[name].append(place)
-    alike = {row["explainer"]: row[_LABELS["classes"]] for row in measured}
-    rows = []
-    for name in names:
-        beats = sum(
-            row["explainer"] == name and row["better by"] > 0 and row["p by Holm"] < _SIGNIFICANT
-            for row in against_random
-        )
-        depends = "not checked" if unchanged is None else "no" if name in unchanged else "yes"
-        row = {"explainer": name, "better than random in": beats, "mean rank": float(np.mean(ranks[name]))}
-        rows.append(
-            {**row, "tells classes apart": "no" if alike[name] > _ALIKE else "yes", "depends on the weights": depends}
-        )
-    return sorted(rows, key=_place)
-
-
-def _place(row):
-    untrue = row["depends on the weights"] == "no", row["tells classes apart"] == "no"
-    return (*untrue, -row["better than random in"], row["mean rank"])
 
 
 def _arguments(settings):

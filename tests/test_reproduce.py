@@ -127,6 +127,13 @@ def test_settings_of_the_profile_come_over_those_of_the_row():
         ({"order": [["b", "a"]], "tolerance": 0.1}, [{"a": 1.0, "b": 2.0}], "reproduced", "; the comparison holds"),
         ({"order": [["b", "a"]]}, [{"a": 6.0, "b": 6.0}], "does not hold", r"b \(6\) > a \(6\)"),
         ({"order": [["b", "a"]]}, [{"a": 5.0, "b": 6.0}, {"a": 5.0, "b": 1.0}], "does not hold", "b"),
+        (
+            {"order": [["b", "a"]]},
+            [{"a": 5, "b": 4}, {"a": 9, "b": 9}],
+            "does not hold",
+            "differ by less than their seeds",
+        ),
+        ({"order": [["b", "a"]]}, [{"a": 5, "b": 4}, {"a": 5, "b": 3}], "does not hold", r"a \(5\)$"),
         ({"equal": [["a", "b", 0.5]]}, [{"a": 1.0, "b": 1.4}], "trend holds", "the comparison holds"),
         ({"equal": [["a", "b", 0.3]]}, [{"a": 1.0, "b": 1.4}], "does not hold", "within 0.3"),
         ({"above": {"a": 0.5}, "below": {"b": 2.0}}, [{"a": 1.0, "b": 1.4}], "trend holds", "all 2 comparisons hold"),
@@ -164,6 +171,7 @@ def test_a_record_says_how_and_is_kept(options):
     assert record["data"] == {"mnist": {"test": "digits, at most 300"}}
     assert record["command"] == "python examples/reproduce/run.py --only T.1 --profile smoke --seeds 1"
     assert {"processor", "cores", "accelerator"} == set(record["hardware"])
+    assert re.fullmatch(r"[0-9a-f]{12}\+?|None", str(record["commit"]))
     assert record["versions"]["keras"] and record["seconds"] >= 0
 
     args = options("--profile", "cpu", "--seeds", 0)

@@ -13,6 +13,7 @@ import records
 import rows
 import verdicts
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from keras_capsvit.files import replacing, write_text
 
@@ -145,6 +146,8 @@ def draw(row, profile, curves, figures):
             ax.fill_between(x, *ends, color=line.get_color(), alpha=0.15, linewidth=0)
     ax.set_xlabel(row.table.get("curve_x", ""), fontsize=8)
     ax.set_ylabel(row.table.get("curve_y", ""), fontsize=8)
+    if all(float(value).is_integer() for line in ax.lines for value in line.get_xdata()):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.tick_params(labelsize=8)
     ax.grid(alpha=0.3)
     ax.legend(fontsize=7, ncols=1 + (len(curves[0]) > 8), loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)

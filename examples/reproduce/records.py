@@ -66,8 +66,8 @@ def digest(value):
 
 @functools.cache
 def environment():
-    """Versions, hardware and the commit, a dict."""
-    return {"versions": evaluate.versions(), "hardware": hardware(), "commit": commit()}
+    """Versions, hardware and the code that runs, a dict."""
+    return {"versions": evaluate.versions(), "hardware": hardware(), **code()}
 
 
 def hardware():
@@ -76,28 +76,28 @@ def hardware():
     return {"processor": _processor(), "cores": cores, "accelerator": _accelerator()}
 
 
-def commit():
-    """The commit of this tree, with ``+`` where files differ from it; None without git."""
+def code():
+    """What was run: the commit, with ``+`` where files differ from it, and Git's hash of the package at that commit.
+
+    The hash stays where a history is written anew. Without Git both are None.
+
+    Returns:
+        dict with ``commit`` and ``package``.
+    """
+    commit, package = _git("rev-parse", "--short=12", "HEAD"), _git("rev-parse", "--short=12", "HEAD:keras_capsvit")
+    paths = ["keras_capsvit", "examples/reproduce/*.py", "examples/reproduce/chapters"]
+    if commit and _git("status", "--porcelain", "--", *paths):
+        commit, package = f"{commit}+", f"{package}+"
+    return {"commit": commit, "package": package}
+
+
+def _git(*arguments):
+    """What a command of Git prints; None where there is no Git or no repository."""
     try:
-        git = ["git", "-C", str(ROOT)]
-        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run(
-            [
-                *git,
-                "status",
-                "--porcelain",
-                "--",
-                "keras_capsvit",
-                "examples/reproduce/*.py",
-                "examples/reproduce/chapters",
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+    return done.stdout.strip()
 
 
 def _processor():

@@ -199,7 +199,7 @@ class Run:
         """Path for a picture, PNG, of at most some 100 KB."""
         folder = self._places.figures if self._draws else self._places.work / "figures"
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{self.row}_{name}.png"
+        path = folder / re.sub(r"[^\w.-]+", "_", f"{self.row}_{name}.png")
         if self._draws and path.name not in self.figures:
             self.figures.append(path.name)
         return path

@@ -52,13 +52,14 @@ def verdict(table, measured):
     Returns:
         Verdict.
     """
-    means = {name: mean for name, (mean, _, _) in summary(measured).items()}
+    numbers = summary(measured)
+    means = {name: mean for name, (mean, _, _) in numbers.items()}
     if not means:
         return Verdict(NOT_RUN, "not measured yet")
     broken = [f"{name} is not a number" for name, mean in means.items() if mean != mean]
     if broken:
         return Verdict(FAILS, "; ".join(broken))
-    checks = list(_comparisons(table, means))
+    checks = list(_comparisons(table, means, numbers))
     failed = [text for holds, text in checks if not holds]
     published, tolerance = table["published"], table.get("tolerance")
     near = {name: abs(means[name] - published[name]) for name in published if name in means}
@@ -85,11 +86,13 @@ def _all(count, noun, singular, plural):
     return f"the {noun} {singular}" if count == 1 else f"all {count} {noun}s {plural}"
 
 
-def _comparisons(table, means):
+def _comparisons(table, means, numbers):
     """Pairs of whether a comparison holds, and its text; without those whose numbers are not measured."""
     for larger, smaller in table.get("order", ()):
         if larger in means and smaller in means:
             text = f"{larger} ({means[larger]:.4g}) > {smaller} ({means[smaller]:.4g})"
+            if _alike(numbers[larger], numbers[smaller]):
+                text += ", which differ by less than their seeds"
             yield means[larger] > means[smaller], text
     for first, second, apart in table.get("equal", ()):
         if first in means and second in means:
@@ -101,3 +104,10 @@ def _comparisons(table, means):
     for name, bound in table.get("below", {}).items():
         if name in means:
             yield means[name] < bound, f"{name} ({means[name]:.4g}) < {bound:g}"
+
+
+def _alike(first, second):
+    """Whether two means of several seeds differ by less than the standard deviation of their difference."""
+    if None in (first[1], second[1]):
+        return False
+    return abs(first[0] - second[0]) < (first[1] ** 2 + second[1] ** 2) ** 0.5

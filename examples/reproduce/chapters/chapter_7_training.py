@@ -19,8 +19,9 @@ VARIANTS = {
 @row("7.A")
 def training_settings(setting, run):
     """Fooling rate of one patch on ResNet18 of larger inputs, with weight standardisation and group normalisation."""
-    variants = {f"input {size}": {"image_size": size} for size in setting.image_sizes}
-    variants |= {name: options for name, options in VARIANTS.items() if name in setting.variants}
+    native = data.info(setting.dataset).image_shape[0]
+    sizes = {f"input {size}": {"image_size": size} if size != native else {} for size in setting.image_sizes}
+    variants = sizes | {name: options for name, options in VARIANTS.items() if name in setting.variants}
     measured = {}
     for name, options in variants.items():
         model = network("ResNet", setting, run, **options)
@@ -29,7 +30,7 @@ def training_settings(setting, run):
         right = taps.predictions(model, x) == y
         examples = (each[right][: setting.examples] for each in (x, y))
         comparison = Comparison(setting, run, {name: model}, *examples)
-        size = setting.patch_size * x.shape[1] // data.info(setting.dataset).image_shape[0]
+        size = setting.patch_size * x.shape[1] // native
         attack = comparison.attack()
         attack = dataclasses.replace(attack, patch_size=size, positions=PatchGrid(x.shape[1:], size))
         measured[f"{name}, clean accuracy"] = in_percent(right.mean())

@@ -57,12 +57,16 @@ class Subject:
         }
 
     def explainers(self):
-        """What Table 2.1 compares, by name; z+ in a global average pooling, where the thesis's networks have none."""
+        """What Table 2.1 compares, by name, and LRP that shares evenly in a global average pooling.
+
+        All others share by contribution there; the thesis, whose networks have none, shares evenly in average pooling.
+        """
         return {
             "random": explain.RandomMap(),
             "gradient": explain.Saliency(self.model),
             "guided backprop": explain.GuidedBackprop(self.model),
             **self.relevance(),
+            "LRP pooled evenly": self.relevance("thesis")["LRP"],
         }
 
 

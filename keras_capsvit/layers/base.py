@@ -45,7 +45,7 @@ class ConfiguredLayer:
         ValueError: for an unknown keyword, with the nearest known one.
     """
 
-    kept_in: ClassVar = {}
+    kept_in: ClassVar[dict] = {}
 
     def __init__(self, *args, **kwargs):
         constructors = [vars(kind)["__init__"] for kind in type(self).__mro__ if "__init__" in vars(kind)]

@@ -22,7 +22,13 @@ def auto_attack(subject, done):
     found = evaluate.auto_attack(subject.model, attack, subject.read(numbers), **settings)
     low, high = wilson(round(found.robust_accuracy * found.examples), found.examples)
     section.figure(
-        "robust_accuracy", "Robust accuracy", found.robust_accuracy, "share", low=low, high=high, headline=True
+        "robust_accuracy",
+        f"Robust accuracy at ε = {attack.epsilon:.4g}",
+        found.robust_accuracy,
+        "share",
+        low=low,
+        high=high,
+        headline=True,
     )
     section.figure("accuracy", "Accuracy of the same images", found.accuracy, "share")
     section.figure("images", "Images", found.examples, "count")
@@ -118,10 +124,10 @@ def smallest(subject, done):
     fooled, sizes = guesses != y, evaluate.perturbation_norms(x, images)[norm]
     section.figure("fooled", "Images that DeepFool fools", float(fooled.mean()), "share")
     median = float(np.median(sizes[fooled])) if fooled.any() else float("nan")
-    section.figure("median", f"Median {_NORMS[norm]} size of these perturbations", median, headline=True)
+    section.figure("median", f"Median {_NORMS[norm]} size that fools", median, headline=True)
     low, high = (float(np.quantile(sizes[fooled], q)) if fooled.any() else float("nan") for q in (0.1, 0.9))
-    section.figure("tenth", "Tenth of them below", low)
-    section.figure("nine_tenths", "Nine tenths below", high)
+    section.figure("tenth", "A tenth of them is below", low)
+    section.figure("nine_tenths", "Nine tenths are below", high)
     section.say(
         f"DeepFool looks for small perturbations in {_NORMS[norm]}; half of those that fool are smaller than "
         f"{median:.3g} in units of the pixels. Shown are the smallest ones."

@@ -19,25 +19,25 @@ def auto_attack(subject, done):
     attack = _auto_attack(subject)
     section = Section(how=f"evaluate.auto_attack(model, attacks.{attack!r}, (x, y))", numbers=numbers.tolist())
     settings = {"batch_size": subject.batch_size, "work": subject.work("autoattack")}
-    found = evaluate.auto_attack(subject.model, attack, subject.read(numbers), **settings)
-    low, high = wilson(round(found.robust_accuracy * found.examples), found.examples)
+    measured = evaluate.auto_attack(subject.model, attack, subject.read(numbers), **settings)
+    low, high = wilson(round(measured.robust_accuracy * measured.examples), measured.examples)
     section.figure(
         "robust_accuracy",
         f"Robust accuracy at ε = {attack.epsilon:.4g}",
-        found.robust_accuracy,
+        measured.robust_accuracy,
         "share",
         low=low,
         high=high,
         headline=True,
     )
-    section.figure("accuracy", "Accuracy of the same images", found.accuracy, "share")
-    section.figure("images", "Images", found.examples, "count")
+    section.figure("accuracy", "Accuracy of the same images", measured.accuracy, "share")
+    section.figure("images", "Images", measured.examples, "count")
     section.figure("epsilon", f"Radius of the {_NORMS[subject.norm]} ball", float(attack.epsilon))
-    rows = [{"after": name, "accuracy": share} for name, share in found.after.items()]
+    rows = [{"after": name, "accuracy": share} for name, share in measured.after.items()]
     section.table("after", "Accuracy after each attack, worst case of each image", rows, {"accuracy": "share"})
     section.say(
-        f"{percent(found.robust_accuracy)} of {found.examples} images withstand every attack within "
-        f"ε = {attack.epsilon:.4g}; {percent(found.accuracy)} are right without one."
+        f"{percent(measured.robust_accuracy)} of {measured.examples} images withstand every attack within "
+        f"ε = {attack.epsilon:.4g}; {percent(measured.accuracy)} are right without one."
     )
     if subject.effort.autoattack == "gradients":
         section.left_out.append(

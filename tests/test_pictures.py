@@ -31,9 +31,9 @@ def folder_of(path, names, count=2):
 
 def test_pixels_are_those_of_the_file(tmp_path):
     image = coloured()
-    found = read_picture(save(tmp_path / "a.png", image), SHAPE)
-    np.testing.assert_allclose(found, np.asarray(image) / 255, atol=1e-6)
-    assert found.dtype == "float32"
+    pixels = read_picture(save(tmp_path / "a.png", image), SHAPE)
+    np.testing.assert_allclose(pixels, np.asarray(image) / 255, atol=1e-6)
+    assert pixels.dtype == "float32"
     grey = read_picture(tmp_path / "a.png", (6, 5, 1))
     np.testing.assert_allclose(grey[..., 0], np.asarray(image.convert("L")) / 255, atol=1e-6)
 
@@ -41,26 +41,26 @@ def test_pixels_are_those_of_the_file(tmp_path):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_sixteen_bits_are_not_cut_off(tmp_path, channels):
     values = rng.integers(0, 65536, (6, 5)).astype("uint16")
-    found = read_picture(save(tmp_path / "deep.png", Image.fromarray(values)), (6, 5, channels))
+    pixels = read_picture(save(tmp_path / "deep.png", Image.fromarray(values)), (6, 5, channels))
     for channel in range(channels):
-        np.testing.assert_allclose(found[..., channel], values / 65535, atol=1e-6)
+        np.testing.assert_allclose(pixels[..., channel], values / 65535, atol=1e-6)
 
 
 def test_transparent_pixels_lie_on_white(tmp_path):
-    pixels = rng.integers(0, 256, (6, 5, 4), dtype="uint8")
-    pixels[0, 0, 3], pixels[0, 1, 3] = 0, 255
-    found = read_picture(save(tmp_path / "a.png", Image.fromarray(pixels)), SHAPE)
-    np.testing.assert_allclose(found[0, 0], 1)
-    np.testing.assert_allclose(found[0, 1], pixels[0, 1, :3] / 255, atol=1e-6)
+    source = rng.integers(0, 256, (6, 5, 4), dtype="uint8")
+    source[0, 0, 3], source[0, 1, 3] = 0, 255
+    pixels = read_picture(save(tmp_path / "a.png", Image.fromarray(source)), SHAPE)
+    np.testing.assert_allclose(pixels[0, 0], 1)
+    np.testing.assert_allclose(pixels[0, 1], source[0, 1, :3] / 255, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode, suffix", [("CMYK", "jpg"), ("P", "png"), ("1", "png"), ("LA", "png"), ("L", "gif")])
 def test_other_modes_become_red_green_and_blue(tmp_path, mode, suffix):
     image = coloured().convert(mode)
-    found = read_picture(save(tmp_path / f"a.{suffix}", image), SHAPE)
+    pixels = read_picture(save(tmp_path / f"a.{suffix}", image), SHAPE)
     expected = np.asarray(image.convert("RGB"), "float32") / 255
-    assert found.shape == SHAPE
-    np.testing.assert_allclose(found, expected, atol=0.25 if suffix == "jpg" else 1e-6)
+    assert pixels.shape == SHAPE
+    np.testing.assert_allclose(pixels, expected, atol=0.25 if suffix == "jpg" else 1e-6)
 
 
 def test_floats_are_refused(tmp_path):

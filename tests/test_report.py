@@ -48,9 +48,9 @@ def model():
     keras.utils.set_random_seed(0)
     layers = [keras.layers.Conv2D(6, 3, activation="relu"), keras.layers.Flatten(), keras.layers.Dense(10)]
     model = keras.Sequential([keras.Input((8, 8, 1)), *layers], name="small")
-    found = load_digits()
+    digits = load_digits()
     model.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    model.fit(found.images[200:, ..., None] / 16, found.target[200:], epochs=3, verbose=0)
+    model.fit(digits.images[200:, ..., None] / 16, digits.target[200:], epochs=3, verbose=0)
     return model
 
 
@@ -58,8 +58,8 @@ def model():
 def arrays():
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    return (found.images[:60, ..., None] / 16).astype("float32"), found.target[:60]
+    digits = load_digits()
+    return (digits.images[:60, ..., None] / 16).astype("float32"), digits.target[:60]
 
 
 @pytest.fixture(scope="module")
@@ -152,8 +152,8 @@ def test_figures_are_those_of_calls_by_hand(whole, model, arrays):
     images, classes = x[randomised["numbers"]], predicted[randomised["numbers"]]
     outer = keras.Sequential([keras.Input((8, 8, 1)), model])
     for explainer in (explain.GradCAM, explain.LRP):
-        found = evaluate.parameter_randomization(explainer, outer, images, target=classes, absolute=True, seed=0)
-        assert rows[explainer.__name__]["rank correlation"] == pytest.approx(found["small"].mean(), abs=1e-4)
+        result = evaluate.parameter_randomization(explainer, outer, images, target=classes, absolute=True, seed=0)
+        assert rows[explainer.__name__]["rank correlation"] == pytest.approx(result["small"].mean(), abs=1e-4)
 
     curve = steps["robustness.curve"]
     row = curve["tables"][0]["rows"][1]
@@ -189,8 +189,8 @@ def test_what_is_left_out_says_why(whole):
 
 
 def test_parts_can_be_left_out_by_name(model, arrays):
-    found = report.audit(model, arrays, effort=TINY, only="accuracy", skip="accuracy.mistakes")
-    names = [step["name"] for part in found.results["parts"] for step in part["steps"]]
+    result = report.audit(model, arrays, effort=TINY, only="accuracy", skip="accuracy.mistakes")
+    names = [step["name"] for part in result.results["parts"] for step in part["steps"]]
     assert names == ["accuracy.accuracy", "accuracy.calibration", "limits.limits"]
     with pytest.raises(ValueError, match=r"Expected skip to name parts.*received \['robust'\]"):
         report.audit(model, arrays, skip=["robust"])
@@ -209,12 +209,12 @@ def test_a_step_that_is_done_is_not_done_again(model, arrays, tmp_path, monkeypa
         report.audit(model, arrays, on_step=interrupted, **settings)
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "steps").glob("*.json")}
     assert "accuracy.accuracy.json" in kept and "accuracy.calibration.json" not in kept
-    found = report.audit(model, arrays, **settings)
+    result = report.audit(model, arrays, **settings)
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "steps").glob("*.json")}
     assert {name: after[name] for name in kept} == kept
-    assert found["accuracy.calibration.ece"] is not None
+    assert result["accuracy.calibration.ece"] is not None
     again = report.audit(model, arrays, **settings)
-    assert again.page() == found.page()
+    assert again.page() == result.page()
     with pytest.raises(ValueError, match="holds an audit of other seed"):
         report.audit(model, arrays, seed=1, **settings)
     with pytest.raises(ValueError, match="holds an audit of other images"):
@@ -245,9 +245,9 @@ def test_what_cannot_be_audited_is_refused_before_anything_runs(model, arrays, m
 
 def test_one_class_alone(model, arrays):
     x, y = arrays
-    found = report.audit(model, (x[y == 3], y[y == 3]), effort=TINY, only=CHEAP)
-    assert found["accuracy.accuracy.images"] == (y == 3).sum()
-    reasons = found.results["parts"][1]["steps"][0]["left_out"]
+    result = report.audit(model, (x[y == 3], y[y == 3]), effort=TINY, only=CHEAP)
+    assert result["accuracy.accuracy.images"] == (y == 3).sum()
+    reasons = result.results["parts"][1]["steps"][0]["left_out"]
     assert "Recall of 9 of 10 classes: there are no images of them." in reasons
 
 
@@ -270,18 +270,18 @@ def test_models_that_draw_random_numbers_and_dead_gradients_are_noticed(arrays):
         x = keras.ops.convert_to_tensor(x)
         return keras.ops.reshape(x, (-1, 64))[:, :10] + generator.normal(size=(1, 10)).astype("float32")
 
-    found = report.audit(noisy, arrays, effort=TINY, only="card.checks")
-    rows = {row["check"]: row["result"] for row in found.results["parts"][0]["steps"][0]["tables"][0]["rows"]}
+    result = report.audit(noisy, arrays, effort=TINY, only="card.checks")
+    rows = {row["check"]: row["result"] for row in result.results["parts"][0]["steps"][0]["tables"][0]["rows"]}
     assert rows["Same images, same scores"] == "look at this"
 
 
 def test_calibration_of_known_confidences():
     confidence = np.array([0.05, 0.1, 0.95, 0.95, 0.95, 1.0])
-    found = report.calibration(confidence, [False, True, True, True, False, True])
-    assert found.images.tolist() == [2, 0, 0, 0, 0, 0, 0, 0, 0, 4]
-    assert found.accuracy[[0, 9]].tolist() == [0.5, 0.75]
-    assert found.error == pytest.approx((2 * abs(0.5 - 0.075) + 4 * abs(0.75 - 0.9625)) / 6)
-    assert np.isnan(found.accuracy[1])
+    result = report.calibration(confidence, [False, True, True, True, False, True])
+    assert result.images.tolist() == [2, 0, 0, 0, 0, 0, 0, 0, 0, 4]
+    assert result.accuracy[[0, 9]].tolist() == [0.5, 0.75]
+    assert result.error == pytest.approx((2 * abs(0.5 - 0.075) + 4 * abs(0.75 - 0.9625)) / 6)
+    assert np.isnan(result.accuracy[1])
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
         report.calibration([1.2], [True])
     with pytest.raises(ValueError, match="a bool for each image"):
@@ -294,8 +294,8 @@ def test_images_are_chosen_by_rule():
     confidence = np.array([0.9, 0.8, 0.7, 0.95, 0.6, 0.5, 0.4, 0.3])
     margin = np.array([0.8, 0.7, 0.6, 0.9, 0.5, 0.2, 0.01, 0.02])
     predictions = Predictions(label, predicted, label, confidence, margin, label)
-    found = selection.chosen(predictions, 6)
-    assert found == [(0, "right"), (2, "right"), (3, "wrong"), (5, "wrong"), (6, "uncertain"), (7, "uncertain")]
+    result = selection.chosen(predictions, 6)
+    assert result == [(0, "right"), (2, "right"), (3, "wrong"), (5, "wrong"), (6, "uncertain"), (7, "uncertain")]
     assert len(selection.chosen(predictions, 20)) == 8
     assert selection.chosen(predictions, 3) == [(0, "right"), (3, "wrong"), (6, "uncertain")]
 
@@ -337,6 +337,6 @@ def test_numbers_as_the_page_writes_them():
 
 
 def test_a_notebook_shows_the_page_in_a_frame(model, arrays):
-    found = report.audit(model, arrays, effort=TINY, only="card.model")
-    frame = Page(found._repr_html_())
+    result = report.audit(model, arrays, effort=TINY, only="card.model")
+    frame = Page(result._repr_html_())
     assert frame.tags == ["iframe"]

@@ -45,7 +45,7 @@ def corruptions(subject, done):
     shares = right.mean(axis=2)
     clean = float(subject.predictions.correct[numbers].mean())
     section.figure("accuracy", "Accuracy without corruption", clean, "share")
-    section.figure("mean", "Mean over corruptions and severities", float(shares.mean()), "share", headline=True)
+    section.figure("mean", "Accuracy, mean over corruptions", float(shares.mean()), "share", headline=True)
     worst = names[int(shares.mean(axis=1).argmin())]
     section.figure("worst", "Worst corruption", worst.replace("_", " "), "text")
     section.figure("worst_accuracy", "Accuracy under it", float(shares.mean(axis=1).min()), "share")

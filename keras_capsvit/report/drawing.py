@@ -54,7 +54,7 @@ def diagram(draw, size=(4.4, 3.2)):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue().decode(), flags=re.DOTALL)
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
-    text = re.sub(r"(<svg[^>]*>)", lambda found: found[1] + _STYLE, text, count=1)
+    text = re.sub(r"(<svg[^>]*>)", lambda match: match[1] + _STYLE, text, count=1)
     return text.encode()
 
 

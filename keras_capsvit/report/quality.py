@@ -1,6 +1,7 @@
 """How good the explanations of a model are, measured."""
 
 import functools
+import time
 
 import keras
 import numpy as np
@@ -77,20 +78,24 @@ def measures(subject, done):
     how += "\nevaluate.class_sensitivity(explainer, x, predicted, second)"
     section = Section(how=how, numbers=numbers.tolist())
     x, y = subject.read(numbers)
-    settings = {"per_image": True, "batch_size": len(x), "work": subject.work("compare")}
-    table, values = evaluate.compare(subject.model, fits, (x, y), measured, **settings)
     predicted, second = (ids[numbers] for ids in (subject.predictions.predicted, subject.predictions.second))
+    values, seconds = {}, {}
     for name, explainer in fits.items():
+        settings = {"per_image": True, "batch_size": len(x), "work": subject.work("compare", name)}
+        values |= evaluate.compare(subject.model, {name: explainer}, (x, y), measured, **settings)[1]
+        explainer(x, predicted)  # compiled for so many images
+        started = time.perf_counter()
+        explainer(x, predicted)
+        seconds[name] = (time.perf_counter() - started) / len(x)
         if name == BASELINE:
             continue
         try:
-            found = evaluate.max_sensitivity(explainer, x, predicted, batch_size=subject.batch_size, **sensitive)
+            changes = evaluate.max_sensitivity(explainer, x, predicted, batch_size=subject.batch_size, **sensitive)
         except ValueError as error:
             section.left_out.append(f"Max-sensitivity of {name}: {error}")
         else:
-            values[name]["sensitivity"] = found
+            values[name]["sensitivity"] = changes
         values[name]["classes"] = evaluate.class_sensitivity(explainer, x, predicted, second)
-    seconds = dict(zip(table["explainer"], table["seconds_per_image"], strict=True))
     rows = []
     for name, of_name in values.items():
         row = {"explainer": name}
@@ -195,13 +200,13 @@ def randomisation(subject, done):
         make = functools.partial(_refreshed, explainer)
         settings = {"target": target, "absolute": True, "seed": subject.seed}
         try:
-            found = evaluate.parameter_randomization(make, whole, x, **settings)
+            correlations = evaluate.parameter_randomization(make, whole, x, **settings)
         except (ValueError, TypeError) as error:
             section.left_out.append(f"Randomisation check of {name}: {error}")
             continue
         finally:
             _refreshed(explainer, subject.model)
-        (values,) = found.values()
+        (values,) = correlations.values()
         low, high = interval(values)
         rows.append({"explainer": name, "rank correlation": values.mean(), "low": low, "high": high})
     section.table("randomisation", "Maps before and after all weights were permuted", rows, note=_PERMUTED)

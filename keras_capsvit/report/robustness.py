@@ -19,19 +19,25 @@ def auto_attack(subject, done):
     attack = _auto_attack(subject)
     section = Section(how=f"evaluate.auto_attack(model, attacks.{attack!r}, (x, y))", numbers=numbers.tolist())
     settings = {"batch_size": subject.batch_size, "work": subject.work("autoattack")}
-    found = evaluate.auto_attack(subject.model, attack, subject.read(numbers), **settings)
-    low, high = wilson(round(found.robust_accuracy * found.examples), found.examples)
+    measured = evaluate.auto_attack(subject.model, attack, subject.read(numbers), **settings)
+    low, high = wilson(round(measured.robust_accuracy * measured.examples), measured.examples)
     section.figure(
-        "robust_accuracy", "Robust accuracy", found.robust_accuracy, "share", low=low, high=high, headline=True
+        "robust_accuracy",
+        f"Robust accuracy at ε = {attack.epsilon:.4g}",
+        measured.robust_accuracy,
+        "share",
+        low=low,
+        high=high,
+        headline=True,
     )
-    section.figure("accuracy", "Accuracy of the same images", found.accuracy, "share")
-    section.figure("images", "Images", found.examples, "count")
+    section.figure("accuracy", "Accuracy of the same images", measured.accuracy, "share")
+    section.figure("images", "Images", measured.examples, "count")
     section.figure("epsilon", f"Radius of the {_NORMS[subject.norm]} ball", float(attack.epsilon))
-    rows = [{"after": name, "accuracy": share} for name, share in found.after.items()]
+    rows = [{"after": name, "accuracy": share} for name, share in measured.after.items()]
     section.table("after", "Accuracy after each attack, worst case of each image", rows, {"accuracy": "share"})
     section.say(
-        f"{percent(found.robust_accuracy)} of {found.examples} images withstand every attack within "
-        f"ε = {attack.epsilon:.4g}; {percent(found.accuracy)} are right without one."
+        f"{percent(measured.robust_accuracy)} of {measured.examples} images withstand every attack within "
+        f"ε = {attack.epsilon:.4g}; {percent(measured.accuracy)} are right without one."
     )
     if subject.effort.autoattack == "gradients":
         section.left_out.append(
@@ -118,10 +124,10 @@ def smallest(subject, done):
     fooled, sizes = guesses != y, evaluate.perturbation_norms(x, images)[norm]
     section.figure("fooled", "Images that DeepFool fools", float(fooled.mean()), "share")
     median = float(np.median(sizes[fooled])) if fooled.any() else float("nan")
-    section.figure("median", f"Median {_NORMS[norm]} size of these perturbations", median, headline=True)
+    section.figure("median", f"Median {_NORMS[norm]} size that fools", median, headline=True)
     low, high = (float(np.quantile(sizes[fooled], q)) if fooled.any() else float("nan") for q in (0.1, 0.9))
-    section.figure("tenth", "Tenth of them below", low)
-    section.figure("nine_tenths", "Nine tenths below", high)
+    section.figure("tenth", "A tenth of them is below", low)
+    section.figure("nine_tenths", "Nine tenths are below", high)
     section.say(
         f"DeepFool looks for small perturbations in {_NORMS[norm]}; half of those that fool are smaller than "
         f"{median:.3g} in units of the pixels. Shown are the smallest ones."

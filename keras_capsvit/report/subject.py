@@ -83,9 +83,8 @@ class Subject:
         self._probes = self.judge(probes)
         self.classes = self._probes.shape[1]
         checks.class_ids(labels, len(labels), self.classes)
-        labels = getattr(dataset, "labels", None)  # of a folder, known before anything is read
-        if labels is not None:
-            checks.class_ids(labels, len(labels), self.classes)
+        if hasattr(dataset, "read"):  # a folder, whose labels are known before anything is read
+            checks.class_ids(dataset.labels, len(dataset.labels), self.classes)
         self.names = self._named(class_names)
         self.name = name or self.scores.name
         self.batch_size = int(np.clip(_PIXELS // (self.shape[0] * self.shape[1]), 8, 128))

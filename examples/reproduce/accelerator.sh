@@ -39,10 +39,11 @@ prepare() {
 }
 
 environment() {
-    [ ! -x "$1/bin/python" ] || return 0
+    [ ! -f "$1/installed" ] || return 0
     "$python" -m venv "$1"
     "$1/bin/pip" install -q --no-index --find-links "$folder/wheels" "${packages[@]}"
     "$1/bin/pip" install -q --no-index --no-deps --no-build-isolation -e .
+    touch "$1/installed"
 }
 
 run() {

@@ -14,21 +14,23 @@ cd "$(dirname "$0")/../.."
 python=${PYTHON:-python3}
 # TensorFlow reads the data; without support of GPUs, so that it leaves the accelerator to JAX.
 packages=("${JAX:-jax[cuda12]}" tensorflow-cpu keras h5py "numpy>=2.0" safetensors "tensorflow-datasets>=4.9" wheel
-    importlib_resources scikit-learn scipy matplotlib "tf-keras-vis>=0.8.7" jinja2 imagecorruptions-imaug "setuptools>=77")
+    importlib_resources scikit-learn scipy matplotlib "tf-keras-vis>=0.8.7" jinja2 "setuptools>=77"
+    imagecorruptions-imaug)
 read -ra sets <<<"${SETS:-mnist fashion_mnist cifar10 svhn_cropped}"
 rows=${ROWS:-3.T1,3.T2,4.T1,5.T1,3.X,3.F3,3.F2,3.F4,3.F5,3.F6,3.F7,6.T1,6.T2,7.T2}
 
 prepare() {
-    "$python" -m pip download -q -d "$folder/wheels" "${packages[@]}"
+    "$python" -m pip wheel -q -w "$folder/wheels" "${packages[@]}"
     mkdir -p "$folder/tfds"
     if [ -n "${DATA:-}" ]; then
         for name in "${sets[@]}"; do
             [ ! -d "$DATA/$name" ] || cp -r "$DATA/$name" "$folder/tfds/"
         done
     fi
-    environment "$folder/preparing"
     for name in "${sets[@]}"; do
-        [ -d "$folder/tfds/$name" ] || KERAS_BACKEND=jax "$folder/preparing/bin/python" -c \
+        [ ! -d "$folder/tfds/$name" ] || continue
+        environment "$folder/preparing"
+        KERAS_BACKEND=jax "$folder/preparing/bin/python" -c \
             "from keras_capsvit import data; data.load('$name', data_dir='$folder/tfds', download=True)" ||
             echo "$name could not be had: rows that need it will be skipped" >&2
     done
@@ -37,18 +39,19 @@ prepare() {
 }
 
 environment() {
-    [ ! -x "$1/bin/python" ] || return 0
+    [ ! -f "$1/installed" ] || return 0
     "$python" -m venv "$1"
     "$1/bin/pip" install -q --no-index --find-links "$folder/wheels" "${packages[@]}"
     "$1/bin/pip" install -q --no-index --no-deps --no-build-isolation -e .
+    touch "$1/installed"
 }
 
 run() {
     environment "$folder/environment"
     export KERAS_BACKEND=jax
     "$folder/environment/bin/python" -c "import jax; print('on', jax.devices()[0].device_kind)"
-    "$folder/environment/bin/python" examples/reproduce/run.py --only "$rows" --profile "${PROFILE:-gpu}" --minutes "$minutes" \
-        --dtype auto --seeds 0 --data-dir "$folder/tfds" --work "$folder/work" ${OUT:+--results "$OUT"}
+    "$folder/environment/bin/python" examples/reproduce/run.py --only "$rows" --profile "${PROFILE:-gpu}" --dtype auto \
+        --seeds 0 --minutes "$minutes" --data-dir "$folder/tfds" --work "$folder/work" ${OUT:+--results "$OUT"}
 }
 
 case $verb in

@@ -1,10 +1,8 @@
-"""Capsule networks against ConvNets on deformed images (thesis chapter 5); the other rows stand in the files beside."""
+"""Capsule networks beside ConvNets on deformed images (thesis chapter 5)."""
 
 from rows import row
 
 from chapters import capsules
-from chapters import chapter_5_overlaps as _overlaps  # noqa: F401, which has rows of this chapter
-from chapters import chapter_5_representations as _representations  # noqa: F401
 from keras_capsvit import data
 
 MODELS = ("ConvNet-FC", "CapsNet", "CapsNet-NoR", "Aff-CapsNet-DR", "Aff-CapsNet", "ConvNet-Avg")

@@ -57,16 +57,17 @@ class Subject:
         }
 
     def explainers(self):
-        """What Table 2.1 compares, by name, and LRP that shares evenly in a global average pooling.
+        """What Table 2.1 compares, by name.
 
-        All others share by contribution there; the thesis, whose networks have none, shares evenly in average pooling.
+        Relevance is shared by contribution in average pooling, and beside it evenly, as in the thesis, whose networks
+        have no global average pooling as their last layer.
         """
         return {
             "random": explain.RandomMap(),
             "gradient": explain.Saliency(self.model),
             "guided backprop": explain.GuidedBackprop(self.model),
             **self.relevance(),
-            "LRP pooled evenly": self.relevance("thesis")["LRP"],
+            **{f"{name} pooled evenly": each for name, each in self.relevance("thesis").items()},
         }
 
 

@@ -110,7 +110,7 @@ def of_neurons(setting, run):
         first.append((drops.argmax(axis=1) == np.arange(len(ids))).mean())
         if drawn is None:
             drawn = neurons.draw(image, maps, drops, [str(each) for each in ids])
-    drawn.savefig(run.figure("neurons"), dpi=110)
+    drawn.savefig(run.figure("neurons"), dpi=80)
     measured = {
         "drop of the own neuron": in_percent(np.mean(own)),
         "drop of other neurons": in_percent(np.mean(others)),

@@ -18,7 +18,7 @@ def vote_attack(setting, run):
         table = attacked(setting, run, name, model, examples)
         measured |= {key: in_percent(each["robust_accuracy"]) for key, each in table.items()}
         measured[f"{name}, clean"] = in_percent(next(iter(table.values()))["accuracy"])
-    return {"measured": known(measured)}
+    return {"measured": known(measured), "notes": _of(examples)}
 
 
 @row("6.T3")
@@ -29,7 +29,7 @@ def seconds(setting, run):
         for key, each in attacked(setting, run, name, model, examples, warm=True).items():
             taken = each["seconds_per_example"]
             measured[key] = None if taken is None else 1000 * taken
-    return {"measured": known(measured)}
+    return {"measured": known(measured), "notes": _of(examples)}
 
 
 @row("6.A")
@@ -51,7 +51,7 @@ def targeted(setting, run):
         targets = evaluate.random_targets(model.output_shape[-1], run.seed)
         for key, each in attacked(setting, run, name, model, examples, targets=targets).items():
             measured[key] = in_percent(each["success_rate"])
-    return {"measured": known(measured)}
+    return {"measured": known(measured), "notes": _of(examples)}
 
 
 @row("6.T8")
@@ -101,7 +101,7 @@ def affine(setting, run):
             measured[f"{name}, {kind}"] = in_percent((taps.predictions(model, x) == y).mean())
         for key, each in attacked(setting, run, name, model, moved).items():
             measured[key] = in_percent(each["robust_accuracy"])
-    return {"measured": known(measured)}
+    return {"measured": known(measured), "notes": _of(moved)}
 
 
 @row("6.AA")
@@ -122,7 +122,7 @@ def auto_attack(setting, run):
     measured = {f"{each['attack']} on {each['objective']}": in_percent(each["robust_accuracy"]) for each in table}
     for kind in networks.CAPSULES:  # APGD-CE and APGD-T, FAB-T, Square: AutoAttack, here without leaving early
         measured[f"AutoAttack's best on {kind}"] = min(measured[f"{name} on {kind}"] for name in list(named)[1:])
-    return {"measured": known(measured)}
+    return {"measured": known(measured), "notes": _of(examples)}
 
 
 @row("6.F2")
@@ -195,6 +195,10 @@ def attacked(setting, run, name, model, examples, *, names=None, objectives=None
 
             rows[f"{title} on {kind}"] = run.step(f"{name}: {title} on {kind}", measure)
     return rows
+
+
+def _of(examples):
+    return f"Of the first {len(examples[0])} test images."
 
 
 def _pair(setting, run):

@@ -61,34 +61,33 @@ def transfer(setting, run):
     models |= {"ResNet18" if name == "ResNet" else name: model for name, model in _pair(setting, run).items()}
     sources = {name: models[name] for name in ("VGG19", "ResNet18")}
     sources |= {name: objective(models["CapsNet"]) for name, objective in networks.CAPSULES.items()}
-    examples, attack = (
-        run.data(setting.dataset, "test", setting.examples),
-        networks.named_attacks(setting, ["PGD"])["PGD"],
-    )
+    examples = run.data(setting.dataset, "test", setting.examples)
+    attack = networks.named_attacks(setting, ["PGD"])["PGD"]
 
     def measure():
         return without_nan(evaluate.transfer_matrix(models, attack, examples, sources=sources).rows)
 
     table = run.step("matrix", measure)
-    return {"measured": {f"{s} to {each['target']}": in_percent(each[s]) for each in table for s in sources}}
+    measured = {f"{source} to {each['target']}": in_percent(each[source]) for each in table for source in sources}
+    return {"measured": known(measured), "notes": _of(examples)}
 
 
 @row("6.T9")
 def rotated(setting, run):
     """PGD on images that were moved by up to two pixels and turned."""
     x, y = run.data(setting.dataset, "test", setting.examples)
-    measured = {}
+    models, measured = _pair(setting, run), {}
     for angle in setting.rotations:
         moved = x
         if angle:
             how = {"rotation": angle, "translation": setting.translation}
             moved = np.asarray(data.affine.transform(x, run.seed, **how))
-        for name, model in _pair(setting, run).items():
+        for name, model in models.items():
             table = attacked(setting, run, f"{name} {angle}", model, (moved, y), names=["PGD"])
             measured[f"{name}, ±{angle}°"] = in_percent(next(iter(table.values()))["accuracy"])
             for key, each in table.items():
                 measured[f"{key.removeprefix('PGD on ')}, ±{angle}°"] = in_percent(each["robust_accuracy"])
-    return {"measured": known(measured)}
+    return {"measured": known(measured), "notes": _of((x, y))}
 
 
 @row("6.T10")

@@ -329,6 +329,7 @@ def test_numbers_as_the_page_writes_them():
         "12,345",
         "1.23 ms",
     )
+    assert written(1.5, "ms") == "1.50 s"
     assert (written(True), written(1.5, "seconds"), written(0.123456), written("a")) == ("yes", "1.5 s", "0.1235", "a")
     section = Section()
     section.figure("nan", "A figure", float("nan"))

@@ -155,7 +155,7 @@ def written(value, unit=""):
     if unit == "share":
         return percent(value)
     if unit == "ms":
-        return f"{1000 * value:.3g} ms"
+        return f"{1000 * value:.3g} ms" if value < 1 else f"{value:.2f} s"
     if unit == "seconds":
         return f"{value:.1f} s"
     if isinstance(value, int):

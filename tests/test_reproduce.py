@@ -3,6 +3,8 @@
 That every row runs is shown by ``python examples/reproduce/run.py --profile smoke``.
 """
 
+import base64
+import io
 import json
 import pathlib
 import re
@@ -18,6 +20,7 @@ import earlier
 import execution
 import inputs
 import page
+import PIL.Image
 import records
 import rows
 import run as command_line
@@ -317,6 +320,16 @@ def test_pages_show_published_beside_measured(tmp_path, capsys):
     assert html.count("data:image/png;base64,") >= 1 and "http" not in re.sub(r"<code>.*?</code>", "", html)
     for name in rows.registry():
         assert f"| {name} |" in markdown and name in html
+
+
+def test_large_pictures_are_embedded_smaller(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (40, 2200, 3), "uint8")
+    for name, pixels in {"large": noise, "small": noise[:4, :4]}.items():
+        PIL.Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    large, small = (page.embedded(tmp_path / f"{name}.png") for name in ("large", "small"))
+    assert small.startswith("data:image/png;base64,") and large.startswith("data:image/webp;base64,")
+    with PIL.Image.open(io.BytesIO(base64.b64decode(large.split(",")[1]))) as picture:
+        assert picture.size == (1100, 20)
 
 
 def test_the_published_page_says_what_the_records_say():

@@ -9,6 +9,7 @@ import statistics
 
 import earlier
 import jinja2
+import PIL.Image
 import records
 import rows
 import verdicts
@@ -20,6 +21,7 @@ from keras_capsvit.files import replacing, write_text
 FOLDER = pathlib.Path(__file__).parent
 PROFILES = ("full", "gpu", "cpu")  # the first that has records gives the verdict
 LARGEST = 3_000_000  # bytes of the page, which is committed
+EMBEDDED = 60_000  # bytes of a picture that is embedded as it is
 WORDS = (verdicts.REPRODUCED, verdicts.HOLDS, verdicts.FAILS, verdicts.NOT_RUN)
 CHAPTERS = {
     2: "Explanations of ConvNets by contrastive relevance",
@@ -167,9 +169,14 @@ def number(value):
 
 
 def embedded(path):
-    """A picture as a ``data:`` address."""
-    with io.BytesIO(path.read_bytes()) as file:
-        return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    """A picture as a ``data:`` address; large ones smaller and compressed, because the file is linked beside it."""
+    content, kind = path.read_bytes(), "png"
+    if len(content) > EMBEDDED:
+        with PIL.Image.open(path) as picture, io.BytesIO() as file:
+            picture.thumbnail((1100, 1100))
+            picture.convert("RGB").save(file, "webp", quality=80)
+            content, kind = file.getvalue(), "webp"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _points(curve):

@@ -76,10 +76,12 @@ def test_the_readme_is_for_people_in_a_hurry():
 GUIDES = [page for page in PAGES if page.parent.name == "docs" and blocks(page, "python")]
 SHORTER = [
     ("(28, 28, 1)", "(12, 12, 1)"),
-    ('load("digits"', 'load("digits", image_size=12'),
+    ('load("digits")', 'load("digits", image_size=12)'),
+    ('load("digits", batch_size=32)', 'load("digits", image_size=12, batch_size=32)'),
     ("epochs=10", "epochs=1"),
     ("epochs=3", "epochs=1"),
     ("queries=1000", "queries=20"),
+    ("audit.show()", ""),  # in a notebook
     ("steps=500", "steps=3"),
     ("PatchAttack(32, transforms", "PatchAttack(4, transforms"),
     ("translation=8", "translation=2"),
@@ -94,6 +96,8 @@ def prepared(digits, resized, tmp_path, monkeypatch):
     from keras_capsvit import GraCapsNet, VisionTransformer, attacks, data, evaluate, explain, layers
 
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "saved_models").mkdir()
+    (tmp_path / "saved_models" / "digits_gracapsnet").symlink_to(ROOT / "saved_models" / "digits_gracapsnet")
     keras.utils.set_random_seed(0)
     images, labels = resized(160, 12), digits[1][:160]
     model = GraCapsNet((12, 12, 1), 10, num_heads=4, primary_dim=4, capsule_dim=6, filters=16)

@@ -150,7 +150,7 @@ def subject(name, member):
     return kind(name, member)
 
 
-def _parameters(function, *, without=("self", "kwargs", "settings", "options", "work")):
+def _parameters(function, *, without=("self", "args", "kwargs", "settings", "options", "work")):
     parameters = inspect.signature(function).parameters.values()
     own = [each for each in parameters if each.name not in without and each.kind is not each.VAR_POSITIONAL]
     return {each.name: each.default is each.empty for each in own}
@@ -376,7 +376,7 @@ def _layer(name, cls):
     if "kwargs" in inspect.signature(cls).parameters:
         for base in cls.__mro__[1:]:
             if base.__module__.startswith("keras_capsvit") and "__init__" in vars(base):
-                settings = _parameters(base.__init__, without=("self", "kwargs")) | settings
+                settings = _parameters(base.__init__, without=("self", "args", "kwargs")) | settings
         settings = {n: needed for n, needed in settings.items() if n in _own_settings(cls)}
     inputs = {n: needed for n, needed in _parameters(cls.call).items() if n != "mask"}
     pools = _pools(name, settings) | {f".{n}": pool for n, pool in _pools(name, inputs).items()}

@@ -7,6 +7,8 @@ import types
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 
 pytestmark = pytest.mark.tensorflow
 REPRODUCE = pathlib.Path(__file__).parent.parent / "examples" / "reproduce"
@@ -132,3 +134,12 @@ def test_attacks_have_the_settings_of_the_authors_code_and_at_most_so_many_steps
     assert (table["PGD"].step_size, table["PGD"].keep, table["PGD"].epsilon) == (0.01, "last", 0.031)
     assert (table["C&W"].confidence, table["C&W"].epsilon, table["DeepFool"].epsilon) == (0.5, 1.0, 1.0)
     assert list(chapter("chapter_6_networks").named_attacks(setting, ["PGD"])) == ["PGD"]
+
+
+def test_figures_are_small_files_of_few_colours(tmp_path):
+    figure = Figure(figsize=(2, 1))
+    figure.subplots().imshow(np.random.default_rng(0).random((40, 40, 3)))
+    chapter("figures").save(figure, tmp_path / "figure.png", dpi=80)
+    with Image.open(tmp_path / "figure.png") as image:
+        assert image.size == (160, 80)
+        assert 2 < len(image.convert("RGB").getcolors(2**16)) <= 128

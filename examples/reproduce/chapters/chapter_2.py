@@ -11,6 +11,7 @@ from chapters.chapter_2_subjects import subject  # first, because it finds the o
 import neurons
 from rows import row
 
+from chapters.figures import save
 from chapters.plain import in_percent
 from keras_capsvit import evaluate, explain, plot
 
@@ -29,7 +30,7 @@ def of_several_classes(setting, run):
     shown = slice(setting.shown)
     titles = [seen.names(each) for each in order[shown, 0]]
     named = dict(zip(("first", "second", "third", "several"), np.moveaxis(maps[shown], 1, 0), strict=True))
-    plot.comparison(seen.images[shown], named, titles=titles).savefig(run.figure("maps"), dpi=130)
+    save(plot.comparison(seen.images[shown], named, titles=titles), run.figure("maps"))
     return {"measured": measured, "notes": f"Mean cosine similarity of maps, of {len(seen.x)} images."}
 
 
@@ -47,7 +48,7 @@ def of_two_classes(setting, run):
             drawn[label] = maps[:shown].reshape(-1, *maps.shape[2:])
     titles = [seen.names(each) for each in classes[:shown].ravel()]
     images = np.repeat(seen.images[:shown], 2, axis=0)
-    plot.comparison(images, drawn, titles=titles).savefig(run.figure("maps"), dpi=110)
+    save(plot.comparison(images, drawn, titles=titles), run.figure("maps"))
     return {"measured": measured, "notes": f"Mean cosine similarity of the two maps, of {len(seen.x)} images."}
 
 
@@ -110,7 +111,7 @@ def of_neurons(setting, run):
         first.append((drops.argmax(axis=1) == np.arange(len(ids))).mean())
         if drawn is None:
             drawn = neurons.draw(image, maps, drops, [str(each) for each in ids])
-    drawn.savefig(run.figure("neurons"), dpi=80)
+    save(drawn, run.figure("neurons"))
     measured = {
         "drop of the own neuron": in_percent(np.mean(own)),
         "drop of other neurons": in_percent(np.mean(others)),

@@ -5,6 +5,7 @@ from rows import row
 
 from chapters import chapter_6_detection  # noqa: F401, rows of its own
 from chapters import chapter_6_networks as networks
+from chapters.figures import save
 from chapters.plain import in_percent, known, without_nan
 from keras_capsvit import attacks, data, evaluate, plot, taps
 
@@ -132,11 +133,11 @@ def histograms(setting, run):
     images = {"clean": x} | {f"PGD on {name}": pgd(goal(model), x, y) for name, goal in networks.CAPSULES.items()}
     tap = taps.tap(model, ["votes", "capsules", "coupling"])
     statistics = {name: evaluate.vote_statistics(*tap(each), y) for name, each in images.items()}
-    plot.vote_histograms(statistics).savefig(run.figure("votes"), dpi=130)
+    save(plot.vote_histograms(statistics), run.figure("votes"))
     names, shown = data.info(setting.dataset).class_names, slice(8)
     titles = {name: plot.titles_of(model.predict(each[shown], verbose=0), names) for name, each in images.items()}
     found = {name: each[shown] for name, each in images.items() if name != "clean"}
-    plot.adversarial(x[shown], found, titles=titles).savefig(run.figure("images"), dpi=130)
+    save(plot.adversarial(x[shown], found, titles=titles), run.figure("images"))
     return {
         "measured": {f"{key}, {name}": value for name, of in statistics.items() for key, value in summary(of).items()}
     }

@@ -4,6 +4,7 @@ import numpy as np
 from rows import row
 
 from chapters import chapter_6_networks as networks
+from chapters.figures import save
 from chapters.plain import in_percent, known
 from keras_capsvit import attacks, evaluate, plot, taps
 
@@ -69,7 +70,7 @@ def detection(setting, run):
     rows = {}
     for whom, (images, drawn) in pictures.items():
         rows |= {whom: images, f"{whom}: decoded": drawn}
-    plot.rows(rows).savefig(run.figure("detection"), dpi=130)
+    save(plot.rows(rows), run.figure("detection"))
     return {"measured": known(measured)}
 
 

@@ -5,6 +5,7 @@ from matplotlib.patches import Rectangle
 from rows import row
 
 from chapters.chapter_7_networks import Comparison, attention, gradient, network
+from chapters.figures import save
 from chapters.plain import in_percent, known
 from keras_capsvit import evaluate, plot, taps
 from keras_capsvit.data.corruptions import corrupt_patches
@@ -56,7 +57,7 @@ def maps(setting, run):
             values = evaluate.patch_share(found, where)["sum"]
             measured[f"{name}, {kind}"] = _mean(values[result.fooled])
             pictures[f"{name}, {kind}"] = images[shown], found[shown], where[shown, 0]
-    draw(pictures).savefig(run.figure("maps"), dpi=130)
+    save(draw(pictures), run.figure("maps"))
     fooled = " and ".join(f"{int(each.fooled.sum())} ({name})" for name, each in results.items())
     return {"measured": known(measured), "notes": f"Of the images that the patch fools, {fooled}."}
 

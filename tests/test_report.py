@@ -294,10 +294,10 @@ def test_images_are_chosen_by_rule():
     confidence = np.array([0.9, 0.8, 0.7, 0.95, 0.6, 0.5, 0.4, 0.3])
     margin = np.array([0.8, 0.7, 0.6, 0.9, 0.5, 0.2, 0.01, 0.02])
     predictions = Predictions(label, predicted, label, confidence, margin, label)
-    result = selection.chosen(predictions, 6)
+    result = selection.by_rule(predictions, 6)
     assert result == [(0, "right"), (2, "right"), (3, "wrong"), (5, "wrong"), (6, "uncertain"), (7, "uncertain")]
-    assert len(selection.chosen(predictions, 20)) == 8
-    assert selection.chosen(predictions, 3) == [(0, "right"), (3, "wrong"), (6, "uncertain")]
+    assert len(selection.by_rule(predictions, 20)) == 8
+    assert selection.by_rule(predictions, 3) == [(0, "right"), (3, "wrong"), (6, "uncertain")]
 
 
 def test_trust_goes_to_what_beats_chance_and_depends_on_the_weights():

@@ -111,15 +111,15 @@ def part(row, profile, stored, results, figures):
     }
 
 
-def of_earlier(row, given):
+def of_earlier(row, source):
     """What an earlier script measured, a dict."""
-    measured = earlier.read(given)
+    measured = earlier.read(source)
     return {
         "measured": measured,
         "lines": lines(row.table["published"], measured),
-        "note": given.get("note", ""),
-        "command": given["command"],
-        "file": records.RESULTS / given["file"],
+        "note": source.get("note", ""),
+        "command": source["command"],
+        "file": records.RESULTS / source["file"],
     }
 
 

@@ -153,5 +153,5 @@ def select(only=None, chapters=None):
     unknown += [str(number) for number in chapters or () if number not in known]
     if unknown:
         raise ValueError(f"Unknown: {', '.join(unknown)}. Rows are {', '.join(rows)}; chapters {known}.")
-    chosen = [rows[name] for name in only] if only else list(rows.values())
-    return [each for each in chosen if not chapters or each.chapter in chapters]
+    selected = [rows[name] for name in only] if only else list(rows.values())
+    return [each for each in selected if not chapters or each.chapter in chapters]

@@ -56,11 +56,11 @@ def names(text):
 def main(arguments=None):
     args = parse(arguments)
     try:
-        chosen = rows.select([args.verify] if args.verify else args.only, args.chapter)
+        selected = rows.select([args.verify] if args.verify else args.only, args.chapter)
     except ValueError as error:
         sys.exit(str(error))
     if args.list:
-        return show(chosen)
+        return show(selected)
     if args.page:
         import page
 
@@ -68,27 +68,28 @@ def main(arguments=None):
     import execution  # which needs TensorFlow
 
     if args.verify:
-        return execution.verify(chosen[0], args)
+        return execution.verify(selected[0], args)
     started = time.perf_counter()
     args.until = None if args.minutes is None else started + 60 * args.minutes
-    done = [outcome for row in chosen for outcome in execution.run_row(row, args)]
-    failed = [outcome for outcome in done if outcome.startswith("failed")]
+    outcomes = [outcome for row in selected for outcome in execution.run_row(row, args)]
+    failed = [outcome for outcome in outcomes if outcome.startswith("failed")]
     kinds = {
-        kind: sum(outcome.startswith(kind) for outcome in done) for kind in ("measured", "kept", "skipped", "failed")
+        kind: sum(outcome.startswith(kind) for outcome in outcomes)
+        for kind in ("measured", "kept", "skipped", "failed")
     }
     told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     print(f"{told}; {time.perf_counter() - started:.0f} s")
     return 1 if failed else 0
 
 
-def show(chosen):
+def show(selected):
     """Print the rows."""
-    for row in chosen:
+    for row in selected:
         minutes = {name: row.minutes(name) for name in rows.PROFILES if row.minutes(name) is not None}
         told = ", ".join(f"{name} {each:g} min" for name, each in minutes.items())
         needs = ", ".join(row.needs("cpu")) or "nothing"
         print(f"{row.name:8} {row.table['title']}\n         needs {needs}; {told or 'minutes not known'} a seed")
-    print(f"{len(chosen)} rows")
+    print(f"{len(selected)} rows")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def wilson(right, count):
     return float(interval.low), float(interval.high)
 
 
-def accuracy(subject, done):
+def accuracy(subject, results):
     """Accuracy of all and of every class, and what is confused."""
     predictions, names = subject.predictions, subject.names
     section = Section(how="(taps.predictions(model, x) == y).mean()  # over all images, batch by batch")
@@ -81,7 +81,7 @@ def _matrix(section, matrix, names):
     section.plot("confusion", drawn, "Confusion matrix: shares of every true class in %.", alt)
 
 
-def confidence(subject, done):
+def confidence(subject, results):
     """Whether the model is right as often as it is confident."""
     predictions = subject.predictions
     section = Section(how="report.calibration(confidence, correct)  # confidence of the predicted class of every image")
@@ -99,8 +99,8 @@ def confidence(subject, done):
     ]
     units = dict.fromkeys(("from", "to", "confidence", "accuracy"), "share") | {"images": "count"}
     section.table("bins", "Bins of confidence", rows, units)
-    what = "length of the winning capsule" if subject.kind == "lengths" else "probability of the predicted class"
-    section.say(f"Confidence is the {what}. {_in_words(mean, share, result.error)}")
+    meaning = "length of the winning capsule" if subject.kind == "lengths" else "probability of the predicted class"
+    section.say(f"Confidence is the {meaning}. {_in_words(mean, share, result.error)}")
 
     def draw(ax):
         width = np.diff(result.edges)
@@ -110,7 +110,7 @@ def confidence(subject, done):
         ax.plot(
             result.confidence[shown], result.accuracy[shown], "o", color=COLOURS[3], markersize=4, label="bins' means"
         )
-        ax.set(xlabel=f"confidence ({what})", ylabel="share of images that are right", xlim=(0, 1), ylim=(0, 1.02))
+        ax.set(xlabel=f"confidence ({meaning})", ylabel="share of images that are right", xlim=(0, 1), ylim=(0, 1.02))
         ax.legend(fontsize=8, loc="upper left")
 
     alt = f"Accuracy over confidence in {len(rows)} bins; expected calibration error {result.error:.3f}."
@@ -126,7 +126,7 @@ def _in_words(mean, share, error):
     return f"The model is more often right than it is confident: {percent(share)} against {percent(mean)}."
 
 
-def mistakes(subject, done):
+def mistakes(subject, results):
     """The most confident mistakes as pictures."""
     predictions, names = subject.predictions, subject.names
     wrong = np.flatnonzero(~predictions.correct)

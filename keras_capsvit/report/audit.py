@@ -157,24 +157,24 @@ def audit(
     work = None if out is None else out / "work"
     subject = Subject(model, dataset, effort=effort, seed=seed, work=work, name=name, **settings)
     kept = Kept(out, subject)
-    done, files = {}, {}
+    results, files = {}, {}
     for number, step in enumerate(steps, 1):
         if on_step is not None:
             on_step(step.name, number, len(steps))
-        result, pictures = kept.read(step) or kept.write(step, *_ran(step, subject, done))
-        done[step.name] = result
+        result, pictures = kept.read(step) or kept.write(step, *_ran(step, subject, results))
+        results[step.name] = result
         files |= {f"{step.name}/{file}": data for file, data in pictures.items()}
-    return Audit(_results(subject, done, command), files)
+    return Audit(_results(subject, results, command), files)
 
 
-def _ran(step, subject, done):
+def _ran(step, subject, results):
     """What a step came to as JSON keeps it, its pictures, and whether it was done and not refused."""
     started, complete = time.perf_counter(), True
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
         try:
-            section = step.run(subject, done)
+            section = step.run(subject, results)
             result, pictures = section.as_json(), section.files
         except (ValueError, ImportError, NotImplementedError) as error:
             complete, pictures = False, {}
@@ -185,12 +185,12 @@ def _ran(step, subject, done):
     return {"name": step.name, "title": step.title, **result, "warnings": told, "seconds": seconds}, pictures, complete
 
 
-def _results(subject, done, command):
+def _results(subject, results, command):
     effort = subject.effort
     count = len(subject.predictions.label)
     parts = []
     for name, (title, about, steps) in PARTS.items():
-        there = [done[step.name] for step in steps if step.name in done]
+        there = [results[step.name] for step in steps if step.name in results]
         if there:
             parts.append({"name": name, "title": title, "about": about, "steps": there})
     return {

@@ -15,33 +15,33 @@ _LOOKED_AT = 64  # images that checks are made on
 _SAME = 1e-4  # of the largest score, what rounding may change
 
 
-def model(subject, done):
+def model(subject, results):
     """What the model is."""
     section = Section(how="models.flops(model)  # and model.count_params(), taps.names(model), taps.input_range(model)")
-    what = subject.model
+    network = subject.model
     section.figure("name", "Model", subject.name, "text")
-    section.figure("kind", "Kind", _kind(what), "text")
+    section.figure("kind", "Kind", _kind(network), "text")
     section.figure("input", "Image", "x".join(map(str, subject.shape)), "text")
     low, high = (np.asarray(end) for end in subject.bounds)
     section.figure("range", "Pixels", f"{_ends(low)} to {_ends(high)}", "text")
     section.figure("classes", "Classes", int(subject.classes), "count")
-    parameters = what.count_params() if isinstance(what, keras.Model) else getattr(what, "parameters", None)
+    parameters = network.count_params() if isinstance(network, keras.Model) else getattr(network, "parameters", None)
     if parameters is None:
         section.left_out.append("Parameters: the model does not tell its weights.")
     else:
         section.figure("parameters", "Parameters", int(parameters), "count")
     try:
-        flops = models.flops(what, None if _knows_size(subject) else subject.shape)
+        flops = models.flops(network, None if _knows_size(subject) else subject.shape)
         section.figure("flops", "Multiplications of one image", int(flops), "count")
     except ValueError as error:
         section.left_out.append(f"Multiplications: {error}")
-    named = taps.names(what)
+    named = taps.names(network)
     section.figure("taps", "Named intermediates", ", ".join(named) if named else "none declared", "text")
     section.figure("scores", "Class scores", _scores(subject), "text")
     return section
 
 
-def latency(subject, done):
+def latency(subject, results):
     """How long one image, and a batch, take."""
     times = subject.effort.repetitions
     section = Section(how=f"Judge(model)(x)  # images to scores as arrays; median of {times} calls after the first two")
@@ -63,7 +63,7 @@ def latency(subject, done):
     return section
 
 
-def common_mistakes(subject, done):
+def common_mistakes(subject, results):
     """Whether what usually goes wrong did."""
     numbers = np.arange(min(_LOOKED_AT, len(subject.predictions.label)))
     x, y = subject.read(numbers)
@@ -78,8 +78,8 @@ def common_mistakes(subject, done):
     return section
 
 
-def _row(check, fine, what):
-    return {"check": check, "result": "fine" if fine else "look at this", "seen": what}
+def _row(check, fine, seen):
+    return {"check": check, "result": "fine" if fine else "look at this", "seen": seen}
 
 
 def _output(subject, x):
@@ -141,20 +141,20 @@ def _scaling(subject, x, y):
     low, high = checks.limits(subject.bounds, x.shape[-1])
     shares = (x - low) / (high - low)
     usual = {"[0, 1]": (0.0, 1.0), "[0, 255]": (0.0, 255.0), "[-1, 1]": (-1.0, 1.0)}
-    here = float(np.mean(subject.judge.classes(x) == y))
-    others = {}
+    as_given = float(np.mean(subject.judge.classes(x) == y))
+    scaled_to = {}
     for name, (dark, bright) in usual.items():
         if not (np.allclose(low, dark) and np.allclose(high, bright)):
             scaled = (dark + shares * (bright - dark)).astype("float32")
             try:
-                others[name] = float(np.mean(subject.judge.classes(scaled) == y))
+                scaled_to[name] = float(np.mean(subject.judge.classes(scaled) == y))
             except ValueError:  # scores that are not finite
                 continue
-    if not others:
+    if not scaled_to:
         return None
-    best = max(others, key=others.get)
-    fine = others[best] <= here + 0.05
-    seen = f"{percent(here)} of {len(x)} images are right; scaled to {best}, {percent(others[best])}."
+    best = max(scaled_to, key=scaled_to.get)
+    fine = scaled_to[best] <= as_given + 0.05
+    seen = f"{percent(as_given)} of {len(x)} images are right; scaled to {best}, {percent(scaled_to[best])}."
     if not fine:
         seen += f" The model seems to want pixels in {best}: pass that range."
     return _row("Scaling of pixels", fine, seen)
@@ -179,8 +179,8 @@ def _ends(end):
     return f"{values[0]:g}" if len(values) == 1 else f"({', '.join(f'{value:g}' for value in np.atleast_1d(end))})"
 
 
-def _kind(what):
-    named, name = taps.names(what), type(what).__name__
+def _kind(network):
+    named, name = taps.names(network), type(network).__name__
     if "contributions" in named or "lengths" in named:
         return f"capsule network ({name})"
     return name

@@ -10,7 +10,7 @@ from keras_capsvit.report.drawing import heat
 from keras_capsvit.report.sections import Section, percent
 
 
-def corruptions(subject, done):
+def corruptions(subject, results):
     """Accuracy by corruption and severity."""
     section = Section(how="data.corruptions.corrupt(pictures, name, severity, seed=seed, keys=numbers)")
     channels = subject.shape[-1]

@@ -6,12 +6,12 @@ from keras_capsvit import explain, taps
 from keras_capsvit.report.drawing import over, tile
 from keras_capsvit.report.explainers import BASELINE, maps_of
 from keras_capsvit.report.sections import Section, percent
-from keras_capsvit.report.selection import RULES, chosen
+from keras_capsvit.report.selection import RULES, by_rule
 
 
-def side_by_side(subject, done):
+def side_by_side(subject, results):
     """All explainers that fit the model, of the predicted classes."""
-    shown = chosen(subject.predictions, subject.effort.explained)
+    shown = by_rule(subject.predictions, subject.effort.explained)
     numbers = [number for number, _ in shown]
     section = Section(how="explain.GradCAM(model)(x, predicted)  # and the like", numbers=numbers)
     x, _ = subject.read(numbers)
@@ -30,7 +30,7 @@ def side_by_side(subject, done):
         rows.append((title, tiles))
     counts = {rule: sum(each == rule for _, each in shown) for rule in RULES}
     section.say(
-        f"{len(shown)} images by rule: {'; '.join(f'{counts[rule]} {rule} ({what})' for rule, what in RULES.items())}. "
+        f"{len(shown)} images by rule: {'; '.join(f'{counts[rule]} {rule} ({text})' for rule, text in RULES.items())}. "
         "Red speaks for the predicted class, blue against it; every map is scaled by itself."
     )
     section.figure("explainers", "Explainers that fit", len(explainers), "count")
@@ -38,9 +38,9 @@ def side_by_side(subject, done):
     return section
 
 
-def two_classes(subject, done):
+def two_classes(subject, results):
     """What speaks for the predicted class and not for others, and the same of the second class."""
-    shown = chosen(subject.predictions, subject.effort.explained)
+    shown = by_rule(subject.predictions, subject.effort.explained)
     numbers = [number for number, rule in shown if rule != "right"] or [number for number, _ in shown]
     fits, reasons = subject.explainers
     name = next((each for each in ("CLRP", "GradCAM", "TransformerAttribution", "Saliency") if each in fits), None)
@@ -71,10 +71,10 @@ def two_classes(subject, done):
     return section
 
 
-def built_in(subject, done):
+def built_in(subject, results):
     """What models explain by themselves: contributions of capsules, attention of transformers."""
     fits, _ = subject.explainers
-    numbers = [number for number, _ in chosen(subject.predictions, subject.effort.explained)]
+    numbers = [number for number, _ in by_rule(subject.predictions, subject.effort.explained)]
     if "GraphContribution" in fits:
         return _contributions(subject, fits["GraphContribution"], numbers)
     if "AttentionRollout" in fits:

@@ -5,23 +5,23 @@ import platform
 from keras_capsvit.report.sections import Section
 
 
-def limits(subject, done):
+def limits(subject, results):
     """What was left out and why, how many images, and how every figure is repeated.
 
     Args:
         subject: Subject.
-        done: dict from names of steps to what they came to, as JSON keeps it.
+        results: dict from names of steps to what they came to, as JSON keeps it.
     """
     section = Section(how="")
     rows = [
         {"step": step["title"], "what was not run, and why": reason}
-        for step in done.values()
+        for step in results.values()
         for reason in step["left_out"]
     ]
     section.table("left_out", "What was not run, and why", rows)
     if not rows:
         section.say("Nothing was left out.")
-    warned = [{"step": step["title"], "warning": text} for step in done.values() for text in step["warnings"]]
+    warned = [{"step": step["title"], "warning": text} for step in results.values() for text in step["warnings"]]
     if warned:
         section.table("warnings", "Warnings while it ran", warned)
     used = [
@@ -31,7 +31,7 @@ def limits(subject, done):
             "seconds": step["seconds"],
             "by hand": step["how"],
         }
-        for step in done.values()
+        for step in results.values()
         if step["how"]
     ]
     section.table("steps", "Images, seconds and calls", used, {"images": "count", "seconds": "seconds"})

@@ -18,7 +18,7 @@ from keras_capsvit.report import (
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A step of a part: ``run(subject, done)`` returns a Section, of what came of earlier steps by name."""
+    """A step of a part: ``run(subject, results)`` returns a Section, of what came of earlier steps by name."""
 
     name: str
     title: str
@@ -89,11 +89,11 @@ def selected(only, skip):
     groups = {part: {step.name for step in steps} for part, (_, _, steps) in PARTS.items()}
     groups |= {name: {name} for name in STEPS}
     named = []
-    for what, names in (("only", only), ("skip", skip)):
+    for option, names in (("only", only), ("skip", skip)):
         names = [names] if isinstance(names, str) else names or ()
         unknown = [name for name in names if name not in groups]
         if unknown:
-            raise ValueError(f"Expected {what} to name parts, {tuple(PARTS)}, or steps, {STEPS}; received {unknown}.")
+            raise ValueError(f"Expected {option} to name parts, {tuple(PARTS)}, or steps, {STEPS}; received {unknown}.")
         named.append(set().union(*(groups[name] for name in names)))
-    wanted = (named[0] if only else set(STEPS)) - named[1] | set(ALWAYS)
-    return [step for _, _, steps in PARTS.values() for step in steps if step.name in wanted]
+    names = (named[0] if only else set(STEPS)) - named[1] | set(ALWAYS)
+    return [step for _, _, steps in PARTS.values() for step in steps if step.name in names]

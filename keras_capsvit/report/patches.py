@@ -10,7 +10,7 @@ from keras_capsvit.report.sections import Section, percent
 _TEMPERATURES = (0.5, 1.0, 1.5, 2.0, 3.0)
 
 
-def positions(subject, done):
+def positions(subject, results):
     """Share of images that a patch fools at every position of a grid."""
     numbers = _right(subject)
     size = _patch_size(subject)
@@ -47,7 +47,7 @@ def positions(subject, done):
     return section
 
 
-def tokens(subject, done):
+def tokens(subject, results):
     """Of transformers: whether patches fool that are moved off the grid of tokens, and with other temperatures."""
     section = Section()
     try:
@@ -88,13 +88,13 @@ def _temperatures(subject, section, attack, x, y):
     try:
         for temperature in _TEMPERATURES:
             model.temperature = temperature
-            right = float(np.mean(taps.predictions(model, drawn[0]) == drawn[1]))
-            kept = taps.predictions(model, x) == y
+            accuracy = float(np.mean(taps.predictions(model, drawn[0]) == drawn[1]))
+            right = taps.predictions(model, x) == y
             fooled = np.zeros(0)
-            if kept.any():
-                fooled = taps.predictions(model, attack(model, x[kept], y[kept])) != y[kept]
+            if right.any():
+                fooled = taps.predictions(model, attack(model, x[right], y[right])) != y[right]
             share = float(fooled.mean()) if len(fooled) else float("nan")
-            rows.append({"temperature": temperature, "accuracy": right, "fooled by a patch": share})
+            rows.append({"temperature": temperature, "accuracy": accuracy, "fooled by a patch": share})
     finally:
         model.temperature = before
     units = {"accuracy": "share", "fooled by a patch": "share"}

@@ -65,7 +65,7 @@ def _regions(shape, side):
     return -(-shape[0] // side) * -(-shape[1] // side)
 
 
-def measures(subject, done):
+def measures(subject, results):
     """Every explainer by every measure, with intervals."""
     numbers = subject.drawn(subject.effort.judged)
     fits, _ = subject.explainers
@@ -177,7 +177,7 @@ def _bars(metric, better, values):
     return diagram(draw, (4.6, 0.9 + 0.2 * len(order))), caption, alt
 
 
-def randomisation(subject, done):
+def randomisation(subject, results):
     """Whether explanations depend on what the model learned (Adebayo et al. 2018)."""
     numbers = subject.drawn(min(_RANDOMISED, subject.effort.judged))
     section = Section(

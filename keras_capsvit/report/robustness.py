@@ -13,7 +13,7 @@ _SHOWN = 8
 _NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 
 
-def auto_attack(subject, done):
+def auto_attack(subject, results):
     """Robust accuracy under AutoAttack."""
     numbers = subject.drawn(subject.effort.attacked)
     attack = _auto_attack(subject)
@@ -58,7 +58,7 @@ def _auto_attack(subject):
     return attacks.AutoAttack(subject.radius, version="custom", attacks=own, **shared)
 
 
-def curve(subject, done):
+def curve(subject, results):
     """Robust accuracy over the radius."""
     numbers = subject.drawn(subject.effort.attacked)
     shared = {"norm": subject.norm, "bounds": subject.bounds, "seed": subject.seed}
@@ -72,8 +72,8 @@ def curve(subject, done):
     section = Section(how=how, numbers=numbers.tolist())
     settings = {"batch_size": subject.batch_size, "work": subject.work("curve"), "objectives": objectives}
     table = evaluate.attack_table(subject.model, {"APGD": apgd}, subject.read(numbers), epsilons=radii, **settings)
-    kept = ("epsilon", "objective", "robust_accuracy", "success_rate")
-    rows = [{name.replace("_", " "): row[name] for name in kept} for row in table.rows]
+    columns = ("epsilon", "objective", "robust_accuracy", "success_rate")
+    rows = [{name.replace("_", " "): row[name] for name in columns} for row in table.rows]
     units = {"robust accuracy": "share", "success rate": "share"}
     section.table("curve", "Robust accuracy by radius", rows, units)
     clean = table.rows[0]["accuracy"]
@@ -99,7 +99,7 @@ def curve(subject, done):
     return section
 
 
-def smallest(subject, done):
+def smallest(subject, results):
     """Small perturbations that change the class, as pictures."""
     predictions = subject.predictions
     drawn = subject.drawn(len(predictions.label))

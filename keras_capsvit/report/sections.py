@@ -85,8 +85,8 @@ class Section:
             caption: str.
             tiles: list of tuples ``(bytes of a PNG or JPEG file, title, alt)``.
         """
-        kept = [self._tile(f"{name}-{k}", *tile) for k, tile in enumerate(tiles)]
-        self.pictures.append({"kind": "gallery", "name": name, "caption": caption, "tiles": kept})
+        entries = [self._tile(f"{name}-{k}", *tile) for k, tile in enumerate(tiles)]
+        self.pictures.append({"kind": "gallery", "name": name, "caption": caption, "tiles": entries})
 
     def grid(self, name, caption, columns, rows):
         """Add a table of small pictures.
@@ -97,11 +97,13 @@ class Section:
             columns: list of str.
             rows: list of pairs of a title and tiles, as of ``gallery``, one for each column.
         """
-        kept = [
+        entries = [
             {"title": title, "tiles": [self._tile(f"{name}-{r}-{k}", *tile) for k, tile in enumerate(tiles)]}
             for r, (title, tiles) in enumerate(rows)
         ]
-        self.pictures.append({"kind": "grid", "name": name, "caption": caption, "columns": list(columns), "rows": kept})
+        self.pictures.append(
+            {"kind": "grid", "name": name, "caption": caption, "columns": list(columns), "rows": entries}
+        )
 
     def say(self, sentence):
         """Add a sentence."""
@@ -113,8 +115,8 @@ class Section:
 
     def as_json(self):
         """Everything but the files, as JSON takes it."""
-        kept = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "files"}
-        return {**kept, "numbers": None if self.numbers is None else [int(number) for number in self.numbers]}
+        entries = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "files"}
+        return {**entries, "numbers": None if self.numbers is None else [int(number) for number in self.numbers]}
 
     def _tile(self, name, data, title, alt):
         file = f"{name}.jpg" if data.startswith(_JPEG) else f"{name}.png"

@@ -9,7 +9,7 @@ RULES = {
 }
 
 
-def chosen(predictions, count):
+def by_rule(predictions, count):
     """Numbers of images to show, and the rule that each was taken by.
 
     A third each of RULES; where there are too few wrong ones, the others fill their places.
@@ -30,15 +30,15 @@ def chosen(predictions, count):
     ]
     longest = max(map(len, by_class), default=0)
     correct = [each[turn] for turn in range(longest) for each in by_class if turn < len(each)]
-    taken, third = {}, -(-count // 3)
+    rule_of, third = {}, -(-count // 3)
     for most, limit in ((third, True), (count, False)):
         for rule, numbers in (("wrong", wrong), ("uncertain", uncertain), ("right", correct)):
-            there = sum(each == rule for each in taken.values())
+            there = sum(each == rule for each in rule_of.values())
             for number in numbers:
-                if len(taken) == count or (limit and there == most):
+                if len(rule_of) == count or (limit and there == most):
                     break
-                if int(number) not in taken:
-                    taken[int(number)] = rule
+                if int(number) not in rule_of:
+                    rule_of[int(number)] = rule
                     there += 1
     order = list(RULES)
-    return sorted(taken.items(), key=lambda pair: order.index(pair[1]))
+    return sorted(rule_of.items(), key=lambda pair: order.index(pair[1]))

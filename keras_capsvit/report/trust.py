@@ -10,14 +10,14 @@ _SIGNIFICANT = 0.05
 _ALIKE = 0.95  # rank correlation of the maps of two classes above which they are not told apart
 
 
-def trust(subject, done):
+def trust(subject, results):
     """Which explanation to trust here, in a sentence."""
     section = Section()
-    if "quality.measures" not in done or not done["quality.measures"]["tables"]:
+    if "quality.measures" not in results or not results["quality.measures"]["tables"]:
         section.left_out.append("Which explanation to trust: nothing was measured of them.")
         return section
-    tables = {table["name"]: table["rows"] for table in done["quality.measures"]["tables"]}
-    unchanged = _unchanged(done)
+    tables = {table["name"]: table["rows"] for table in results["quality.measures"]["tables"]}
+    unchanged = _unchanged(results)
     rows = ranking(tables["measures"], tables["against_random"], unchanged)
     section.table("ranking", "Explainers in order", rows, {"better than random in": "count"}, note=_RULE)
     best = rows[0]
@@ -50,8 +50,8 @@ def _sentence(best, rows, measured):
     sensitivity = next(row for row in measured if row["explainer"] == best["explainer"])[LABELS["sensitivity"]]
     if sensitivity is not None:
         text += f" Small noise changes its maps by up to {100 * sensitivity:.0f} %."
-    others = [row["explainer"] for row in rows[1:3] if row["better than random in"]]
-    return text + (f" Next come {' and '.join(others)}." if len(others) > 1 else "")
+    runners_up = [row["explainer"] for row in rows[1:3] if row["better than random in"]]
+    return text + (f" Next come {' and '.join(runners_up)}." if len(runners_up) > 1 else "")
 
 
 _RULE = (
@@ -61,9 +61,9 @@ _RULE = (
 )
 
 
-def _unchanged(done):
+def _unchanged(results):
     """Names of explainers that do not depend on the weights; None where it was not checked."""
-    tables = done.get("quality.randomisation", {}).get("tables")
+    tables = results.get("quality.randomisation", {}).get("tables")
     if not tables:
         return None
     return {row["explainer"] for row in tables[0]["rows"] if row["rank correlation"] > DEPENDS}

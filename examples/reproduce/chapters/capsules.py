@@ -91,12 +91,12 @@ def deformed(setting, run):
     """
     try:
         images = run.data("affnist", "test", setting.validation)
-        what = "Deformed images are AffNIST's."
+        note = "Deformed images are AffNIST's."
     except FileNotFoundError:
         images = run.data("affine_mnist", "test", setting.validation)
-        what = "Deformed images are of affine_mnist, made here by the published ranges; they are not AffNIST."
+        note = "Deformed images are of affine_mnist, made here by the published ranges; they are not AffNIST."
     mild = run.data("affine_mnist", "test", setting.validation, shear=MILD_SHEAR)
-    return {"deformed": images, "slopes within 0.2": mild}, what
+    return {"deformed": images, "slopes within 0.2": mild}, note
 
 
 def affine(setting, run, title, name, **options):
@@ -109,7 +109,7 @@ def affine(setting, run, title, name, **options):
     Returns:
         dict with ``measured``, ``curves`` and ``notes`` of this model, names begin with ``title``.
     """
-    sets, what = deformed(setting, run)
+    sets, note = deformed(setting, run)
 
     def examine(model):
         return {name: accuracy(model, *images) for name, images in sets.items()}
@@ -124,7 +124,7 @@ def affine(setting, run, title, name, **options):
         f"{title}, not deformed": [100 * value for value in clean],
         f"{title}, deformed": [each["deformed"] for each in by_epoch],
     }
-    return {"measured": measured, "curves": curves, "notes": what}
+    return {"measured": measured, "curves": curves, "notes": note}
 
 
 def joined(results):

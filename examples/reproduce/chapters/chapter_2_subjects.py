@@ -84,9 +84,9 @@ def _squeezenet(setting, run):
         images = np.stack([pictures.read(path, size) for path in paths])
         classes, masks = np.tile(setting.classes[0], len(images)), np.ones((*images.shape[:3],), bool)
     else:
-        things = pictures.objects(folder, folder / "boxes.json", size)[: setting.examples]
-        images = np.stack([pictures.read(folder / name, size) for name, _, _ in things])
-        classes, masks = np.array([each for _, each, _ in things]), np.stack([mask for _, _, mask in things])
+        objects = pictures.objects(folder, folder / "boxes.json", size)[: setting.examples]
+        images = np.stack([pictures.read(folder / name, size) for name, _, _ in objects])
+        classes, masks = np.array([each for _, each, _ in objects]), np.stack([mask for _, _, mask in objects])
     mean = squeezenet.preprocess(images).mean(axis=0)
     names = pictures.names_of(run.weights("imagenet1k_synsets.json"))
     model = squeezenet.squeezenet(run.weights(WEIGHTS))

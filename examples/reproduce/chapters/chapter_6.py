@@ -136,8 +136,8 @@ def histograms(setting, run):
     save(plot.vote_histograms(statistics), run.figure("votes"))
     names, shown = data.info(setting.dataset).class_names, slice(8)
     titles = {name: plot.titles_of(model.predict(each[shown], verbose=0), names) for name, each in images.items()}
-    found = {name: each[shown] for name, each in images.items() if name != "clean"}
-    save(plot.adversarial(x[shown], found, titles=titles), run.figure("images"))
+    adversarial = {name: each[shown] for name, each in images.items() if name != "clean"}
+    save(plot.adversarial(x[shown], adversarial, titles=titles), run.figure("images"))
     return {
         "measured": {f"{key}, {name}": value for name, of in statistics.items() for key, value in summary(of).items()}
     }
@@ -187,11 +187,11 @@ def attacked(setting, run, name, model, examples, *, names=None, objectives=None
         for title, attack in networks.named_attacks(setting, names).items():
 
             def measure(kind=kind, objective=objective, title=title, attack=attack):
-                here = {"objectives": {kind: objective}, **how}
+                options = {"objectives": {kind: objective}, **how}
                 if warm:
                     few = tuple(each[: setting.attack_batch] for each in examples)
-                    evaluate.attack_table(model, {title: attack}, few, **here)
-                return without_nan(evaluate.attack_table(model, {title: attack}, examples, **here).rows[0])
+                    evaluate.attack_table(model, {title: attack}, few, **options)
+                return without_nan(evaluate.attack_table(model, {title: attack}, examples, **options).rows[0])
 
             rows[f"{title} on {kind}"] = run.step(f"{name}: {title} on {kind}", measure)
     return rows

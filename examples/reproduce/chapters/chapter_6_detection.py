@@ -97,9 +97,9 @@ def norms(setting, run):
             }
             return {"means": means, "images": int(fooled.sum())}
 
-        found = run.step(title, measure)
-        measured |= {f"{title} {key}": value for key, value in found["means"].items()}
-        measured[f"{title}, images"] = found["images"]
+        detected = run.step(title, measure)
+        measured |= {f"{title} {key}": value for key, value in detected["means"].items()}
+        measured[f"{title}, images"] = detected["images"]
     return {"measured": known(measured)}
 
 

@@ -64,10 +64,10 @@ def imperceptible(setting, run):
 def targeted(setting, run):
     """How often a patch brings about a class that was drawn for the image."""
     comparison = Comparison.of(setting, run)
-    wanted = evaluate.random_targets(data.info(setting.dataset).num_classes, run.seed)(comparison.y)
+    targets = evaluate.random_targets(data.info(setting.dataset).num_classes, run.seed)(comparison.y)
 
     def measure(model):
-        return in_percent(comparison.attack().run(model, comparison.x, wanted, targeted=True).fooled.mean())
+        return in_percent(comparison.attack().run(model, comparison.x, targets, targeted=True).fooled.mean())
 
     rates = {name: run.step(name, lambda model=model: measure(model)) for name, model in comparison.models.items()}
     return {"measured": known(rates), "notes": comparison.note}

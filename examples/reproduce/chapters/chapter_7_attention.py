@@ -53,10 +53,10 @@ def maps(setting, run):
         kinds = {"clean": comparison.x, "corrupted": corrupted, "attacked": result.images}
         for kind in setting.kinds:
             images = kinds[kind]
-            found = gradient(model, images, None) if setting.map == "gradient" else attention(model, images)
-            values = evaluate.patch_share(found, where)["sum"]
+            heatmaps = gradient(model, images, None) if setting.map == "gradient" else attention(model, images)
+            values = evaluate.patch_share(heatmaps, where)["sum"]
             measured[f"{name}, {kind}"] = _mean(values[result.fooled])
-            pictures[f"{name}, {kind}"] = images[shown], found[shown], where[shown, 0]
+            pictures[f"{name}, {kind}"] = images[shown], heatmaps[shown], where[shown, 0]
     save(draw(pictures), run.figure("maps"))
     fooled = " and ".join(f"{int(each.fooled.sum())} ({name})" for name, each in results.items())
     return {"measured": known(measured), "notes": f"Of the images that the patch fools, {fooled}."}
@@ -103,9 +103,9 @@ def draw(pictures):
         matplotlib Figure.
     """
     figure = plot.rows({name: images for name, (images, *_) in pictures.items()})
-    for number, (_, found, where) in enumerate(pictures.values()):
-        axes = figure.axes[number * len(found) : (number + 1) * len(found)]
-        for ax, heatmap, (top, left, bottom, right) in zip(axes, found, where, strict=True):
+    for number, (_, heatmaps, where) in enumerate(pictures.values()):
+        axes = figure.axes[number * len(heatmaps) : (number + 1) * len(heatmaps)]
+        for ax, heatmap, (top, left, bottom, right) in zip(axes, heatmaps, where, strict=True):
             ax.imshow(heatmap, cmap="jet", alpha=0.45)
             frame = Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor="white")
             ax.add_patch(frame)

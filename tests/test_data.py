@@ -139,6 +139,12 @@ def test_an_example_that_is_far_too_long_is_not_decoded(copied):
         data.load("mnist", split="test", data_dir=copied.parent)
 
 
+def test_datasets_that_cannot_be_imported_whole_are_no_damaged_folder(copied, monkeypatch):
+    monkeypatch.delattr(tfds, "builder")
+    with pytest.raises(ImportError, match="tensorflow-metadata needs another protobuf"):
+        data.load("mnist", data_dir=copied)
+
+
 def test_unknown_names():
     with pytest.raises(ValueError, match=r"Unknown data set 'emnist'; expected one of digits, mnist"):
         data.load("emnist")

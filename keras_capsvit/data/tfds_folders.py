@@ -32,9 +32,16 @@ def read_tfds(name, data_dir, download, image_shape):
         FileNotFoundError: if the folder, or a file of it, is missing and ``download`` is false; names it.
         ValueError: for files that are damaged or were not written to their end, with their names; and splits that there
             are not.
+        ImportError: if TensorFlow Datasets cannot be used beside the other packages that are installed.
     """
     import tensorflow_datasets as tfds
 
+    if not hasattr(tfds, "builder"):  # an error of its own imports, which it keeps to itself
+        raise ImportError(
+            "tensorflow_datasets is installed and cannot be used, mostly because its tensorflow-metadata needs another "
+            "protobuf than this TensorFlow: python -c 'import tensorflow_datasets.core' says why. Install a "
+            "tensorflow-metadata that fits."
+        )
     root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
     with reading(root / name, "a prepared TFDS folder", _REMEDY):
         try:

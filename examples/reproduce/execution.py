@@ -14,7 +14,7 @@ import speed
 import verdicts
 from inputs import Missing, check
 from rows import sizes
-from running import Places, Run
+from running import Places, Run, key_of
 
 
 def run_row(row, args):
@@ -199,11 +199,6 @@ def policy(dtype):
 def places(args):
     """Where things are."""
     return Places(args.data_dir, args.weights, args.work, args.results, args.results.parent / "figures")
-
-
-def key_of(setting, seed, dtype):
-    """What a record is of: a change of the settings' sizes makes another."""
-    return records.digest([sizes(vars(setting)), seed, dtype])
 
 
 def command(row, args, seed, dtype):

@@ -55,8 +55,7 @@ class Run:
         self.fingerprints, self.models, self.figures, self.seconds = {}, {}, [], 0.0
         self._places, self._verbose, self._draws = places, verbose, draws and not self.smoke
         self._arrays, self._folders = {}, {}
-        key = records.digest([sizes(vars(setting)), seed, dtype])
-        self._steps = places.work / "steps" / f"{row}_{profile}_seed_{seed}_{key}"
+        self._steps = places.work / "steps" / f"{row}_{profile}_seed_{seed}_{key_of(setting, seed, dtype)}"
 
     def data(self, name, split, take=None, **options):
         """Images ``(n, H, W, C)`` float32 and labels ``(n,)``, NumPy; in the smoke profile digits in their shape.
@@ -238,6 +237,11 @@ class _Examine(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         measured = {"epoch": epoch, **self.function(self.model)}
         write_text(self.folder / f"examined-{epoch:04d}.json", json.dumps(measured, default=_plain))
+
+
+def key_of(setting, seed, dtype):
+    """What steps and a record are of: a change of the settings' sizes makes others."""
+    return records.digest([sizes(vars(setting)), seed, dtype])
 
 
 @contextlib.contextmanager

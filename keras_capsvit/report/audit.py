@@ -35,13 +35,10 @@ class Audit:
 
     def __getitem__(self, name):
         """A figure by its name, such as ``"accuracy.accuracy.accuracy"``; None where nothing was measured."""
-        step_name, _, figure_name = name.rpartition(".")
-        for part in self.results["parts"]:
-            for step in part["steps"]:
-                for figure in step["figures"]:
-                    if (step["name"], figure["name"]) == (step_name, figure_name):
-                        return figure["value"]
-        raise KeyError(f"There is no figure {name!r} in this audit; audit.figures() lists them.")
+        figures = self.figures()
+        if name not in figures:
+            raise KeyError(f"There is no figure {name!r} in this audit; audit.figures() lists them.")
+        return figures[name]
 
     def figures(self):
         """All figures, a dict from their names to values."""

@@ -128,7 +128,7 @@ class Subject:
             "versions": versions(),
         }
 
-    @functools.cached_property
+    @property
     def kind(self):
         """``"lengths"`` of class capsules, or ``"logits"``."""
         return self.scores.kind

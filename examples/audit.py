@@ -70,8 +70,8 @@ def model_and_range(args):
         return hub_model(args.model.removeprefix("hub:"))
     if isinstance(getattr(keras.applications, args.model, None), type(keras.applications.VGG16)):
         args.squeezenet = None
-        chosen = pictures.classifier(args)
-        return preprocessed(chosen.model, chosen.preprocess), (0.0, 1.0)
+        classifier = pictures.classifier(args)
+        return preprocessed(classifier.model, classifier.preprocess), (0.0, 1.0)
     args.model = pathlib.Path(args.model)
     named = args.images if args.images in data.DATASETS else None
     model = any_model.model_of(args, named)

@@ -107,9 +107,9 @@ class Folder:
     def __len__(self):
         return len(self._files)
 
-    def read(self, first, count, shape):
+    def read(self, start, count, shape):
         """Images ``(b, H, W, C)`` in [0, 1], resized to a shape, and class ids ``(b,)``."""
-        files = self._files[first : first + count]
+        files = self._files[start : start + count]
         height, width, channels = shape
         mode = "grayscale" if channels == 1 else "rgb"
         pictures = [
@@ -131,13 +131,13 @@ class DataSet:
     def __len__(self):
         return self._length
 
-    def read(self, first, count, shape):
+    def read(self, start, count, shape):
         """See Folder."""
         where = {"data_dir": self._args.data_dir, "batch_size": count}
         if self._args.source == "digits":
-            stream = data.load("digits", split=self._args.split, **where).unbatch().skip(first).batch(count)
+            stream = data.load("digits", split=self._args.split, **where).unbatch().skip(start).batch(count)
         else:
-            stream = data.load(self._args.source, split=f"{self._args.split}[{first}:{first + count}]", **where)
+            stream = data.load(self._args.source, split=f"{self._args.split}[{start}:{start + count}]", **where)
         x, y = next(stream.as_numpy_iterator())
         if x.shape[1:] != tuple(shape):
             raise SystemExit(
@@ -175,12 +175,12 @@ class Measure:
         if args.explain:
             self._explainer = getattr(explain, args.explain)(self._model, **args.explain_settings)
 
-    def block(self, first):
+    def block(self, start):
         """Records of a block by the number of its first image: a dict of arrays."""
-        count = min(self._args.block, images_of(self._args, self._source) - first)
-        x, y = self._source.read(first, count, self._shape)
+        count = min(self._args.block, images_of(self._args, self._source) - start)
+        x, y = self._source.read(start, count, self._shape)
         x = (self._low + x * (self._high - self._low)).astype("float32")
-        numbers, size = first + np.arange(count), self._args.batch_size
+        numbers, size = start + np.arange(count), self._args.batch_size
         parts = [self._batch(*(each[k : k + size] for each in (x, y, numbers))) for k in range(0, count, size)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -210,11 +210,11 @@ class Worker:
         self._measure = Measure(args)
 
     def __call__(self, batch):
-        (first,) = batch["first"]
-        return self._measure.block(int(first))
+        (start,) = batch["start"]
+        return self._measure.block(int(start))
 
 
-def by_ray(args, firsts):
+def by_ray(args, starts):
     """Records of blocks, in the order in which workers of Ray finish them."""
     try:
         import ray
@@ -228,7 +228,7 @@ def by_ray(args, firsts):
     ray.init(address=args.address, runtime_env=environment, **({} if args.address else started))
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
-        blocks = ray.data.from_items([{"first": first} for first in firsts], override_num_blocks=len(firsts))
+        blocks = ray.data.from_items([{"start": start} for start in starts], override_num_blocks=len(starts))
         pool = ray.data.ActorPoolStrategy(size=args.workers)
         results = blocks.map_batches(Worker, fn_constructor_args=(args,), batch_size=1, compute=pool)
         yield from results.iter_batches(batch_size=None, prefetch_batches=0)
@@ -236,11 +236,11 @@ def by_ray(args, firsts):
         ray.shutdown()
 
 
-def in_this_process(args, firsts):
+def in_this_process(args, starts):
     """Records of blocks, in this process."""
     measure = Measure(args)
-    for first in firsts:
-        yield measure.block(first)
+    for start in starts:
+        yield measure.block(start)
 
 
 def lines(records):
@@ -307,11 +307,11 @@ def main():
     folder = args.out / "blocks"
     begin(args, folder)
     count = images_of(args, source_of(args))
-    firsts = range(0, count, args.block)
-    paths = {first: folder / f"{first:09d}.jsonl" for first in firsts}
-    left = [first for first in firsts if not paths[first].exists()]
+    starts = range(0, count, args.block)
+    paths = {start: folder / f"{start:09d}.jsonl" for start in starts}
+    left = [start for start in starts if not paths[start].exists()]
     bar, started = keras.utils.Progbar(count, unit_name="image"), time.perf_counter()
-    done = count - sum(min(args.block, count - first) for first in left)
+    done = count - sum(min(args.block, count - start) for start in left)
     bar.update(done)
     for records in (by_ray if args.workers else in_this_process)(args, left) if left else ():
         write_text(paths[int(records["number"][0])], lines(records))
@@ -320,8 +320,8 @@ def main():
     seconds = time.perf_counter() - started
     whole = args.out / "records.jsonl"
     with whole.open("w") as file:
-        for first in firsts:
-            file.write(paths[first].read_text())
+        for start in starts:
+            file.write(paths[start].read_text())
     report = {
         **summary(args, whole),
         "seconds": round(seconds, 1),

@@ -44,7 +44,7 @@ class Setting:
         self.grid = PatchGrid(self.x.shape[1:], self.args.patch_size)
         how = {"steps": self.args.steps, "seed": self.args.seed}
         self.attack = attacks.PatchAttack(self.args.patch_size, positions=self.grid, **how)
-        self._found = {}
+        self._results = {}
 
     def on_grid_of(self, size):
         """The attack on one patch of another size, on a grid of its own."""
@@ -54,9 +54,9 @@ class Setting:
     def results(self, attack=None):
         """What an attack, the one on a patch by default, finds on each model."""
         attack = attack or self.attack
-        if attack not in self._found:
-            self._found[attack] = {name: self.run(attack, name, self.y) for name in self.models}
-        return self._found[attack]
+        if attack not in self._results:
+            self._results[attack] = {name: self.run(attack, name, self.y) for name in self.models}
+        return self._results[attack]
 
     def run(self, attack, name, y, targeted=False):
         """What an attack finds on a model, a PatchResult; interrupted, it goes on after the last batch of images."""
@@ -64,8 +64,8 @@ class Setting:
         kind = f"patches of {attack.patch_size[0]}{', targeted' if targeted else ''}"
         starts = range(0, len(y), BATCH)
         with Progress(self.work(name, kind), "patches", settings, total=len(starts)) as progress:
-            for first in starts:
-                numbers = np.arange(first, min(first + BATCH, len(y)))
+            for start in starts:
+                numbers = np.arange(start, min(start + BATCH, len(y)))
                 x, ids = self.x[numbers], y[numbers]
                 attacked = functools.partial(attack.run, self.models[name], x, ids, targeted, numbers=numbers)
                 progress.batch(lambda attacked=attacked: vars(attacked()), x, ids)
@@ -129,8 +129,8 @@ def targeted(setting):
     rows = []
     for name in setting.models:
         result = setting.run(setting.attack, name, targets, targeted=True)
-        taken = {"mean_iterations": mean(result.iterations[result.fooled])}
-        rows.append({"model": name, "examples": len(targets), "success_rate": mean(result.fooled), **taken})
+        iterations = {"mean_iterations": mean(result.iterations[result.fooled])}
+        rows.append({"model": name, "examples": len(targets), "success_rate": mean(result.fooled), **iterations})
     return evaluate.Table(rows)
 
 
@@ -178,10 +178,10 @@ def attention(setting):
                 by_kind = maps_of(setting.models[name], images, setting.y)
                 for what, maps in by_kind.items():
                     shares = evaluate.patch_share(maps, where)
-                    for which, some in {"fooled": result.fooled, "all": np.ones_like(result.fooled)}.items():
-                        means = {kind_of: mean(values[some]) for kind_of, values in shares.items()}
+                    for which, mask in {"fooled": result.fooled, "all": np.ones_like(result.fooled)}.items():
+                        means = {kind_of: mean(values[mask]) for kind_of, values in shares.items()}
                         row = {"patch_size": attack.patch_size[0], "model": name, "images": kind, "map": what}
-                        rows.append({**row, "attack": which, "examples": int(some.sum()), **means})
+                        rows.append({**row, "attack": which, "examples": int(mask.sum()), **means})
                 if attack is setting.attack:
                     pictures[f"{name}, {kind}"] = images[shown], by_kind["attention"][shown], where[shown, 0]
     draw(pictures, setting.args.out / "attention.png")

@@ -159,8 +159,8 @@ def main():
     keras.config.set_dtype_policy(args.dtype_policy)
     settings = {name: getattr(args, name) for name in RECIPE if getattr(args, name) is not None}
     recipe = dataclasses.replace(training.RECIPES[args.recipe], **settings)
-    first = args.process == 0
-    if first:
+    is_chief = args.process == 0
+    if is_chief:
         print(
             f"A batch of {recipe.batch_size} on {devices} device(s), {recipe.batch_size // devices} on each; learning "
             f"rate {recipe.learning_rate}, {recipe.schedule}.",
@@ -171,7 +171,7 @@ def main():
 
     def run():
         model = getattr(keras_capsvit, args.model)(about.image_shape, about.num_classes, **args.settings)
-        common = {"work": args.work, "verbose": "auto" if first else 0}
+        common = {"work": args.work, "verbose": "auto" if is_chief else 0}
         if args.adversarial is None:
             training.fit(model, train, test, recipe, **common)
         else:
@@ -184,7 +184,7 @@ def main():
     else:
         with strategy.scope():
             model = run()
-    if first:
+    if is_chief:
         model.save(args.work / "model.keras")
         print(f"Wrote {args.work / 'model.keras'} and epochs.csv")
 

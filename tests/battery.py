@@ -138,8 +138,8 @@ class Kind:
     tensorflow: bool = False
 
 
-def _nested(core, *first):
-    return keras.Sequential([keras.Input(core.input_shape[1:]), *first, core], name="outer")
+def _nested(core, *front):
+    return keras.Sequential([keras.Input(core.input_shape[1:]), *front, core], name="outer")
 
 
 def _with_head(family, core, activation):
@@ -237,16 +237,16 @@ def _called(model, core):
 # Explainers and attacks: the family that they are tried on, and how they are made.
 
 
-def _made(cls, **settings):
+def _builder(cls, **settings):
     return lambda model, scale: cls(model, **settings)
 
 
 EXPLAINERS = {
     "SmoothGrad": (cnn, lambda model, scale: explain.SmoothGrad(explain.Saliency(model), 3)),
-    "IntegratedGradients": (cnn, _made(explain.IntegratedGradients, steps=4)),
-    "GraphAttention": (capsules, _made(explain.GraphAttention)),
-    "GraphContribution": (capsules, _made(explain.GraphContribution)),
-    "AttentionRollout": (transformer, _made(explain.AttentionRollout)),
+    "IntegratedGradients": (cnn, _builder(explain.IntegratedGradients, steps=4)),
+    "GraphAttention": (capsules, _builder(explain.GraphAttention)),
+    "GraphContribution": (capsules, _builder(explain.GraphContribution)),
+    "AttentionRollout": (transformer, _builder(explain.AttentionRollout)),
     "TransformerAttribution": (transformer, lambda model, scale: explain.TransformerAttribution(model)),
     "LRP": (cnn, lambda model, scale: explain.LRP(model, input_range=(0, scale), **_sized(model))),
     "CLRP": (cnn, lambda model, scale: explain.CLRP(model, input_range=(0, scale), **_sized(model))),

@@ -45,26 +45,26 @@ def watched(planned, megabytes):
     try:
         for kind, damage, seed in planned:
             if worker is None:
-                link, other = context.Pipe()
-                worker = context.Process(target=_work, args=(other,), daemon=True)
+                link, worker_end = context.Pipe()
+                worker = context.Process(target=_work, args=(worker_end,), daemon=True)
                 worker.start()
-                other.close()
+                worker_end.close()
                 assert link.recv() == "ready"
             link.send((kind, damage, seed))
             try:
                 if link.poll(SECONDS):
-                    outcome, text, taken = link.recv()
-                    outcome = "MEMORY" if taken > megabytes and outcome not in BAD else outcome
+                    outcome, text, memory = link.recv()
+                    outcome = "MEMORY" if memory > megabytes and outcome not in BAD else outcome
                 else:
-                    outcome, text, taken = "HANG", f"more than {SECONDS} s", 0.0
+                    outcome, text, memory = "HANG", f"more than {SECONDS} s", 0.0
             except EOFError:
                 worker.join()
-                outcome, text, taken = "ENDED", f"exit status {worker.exitcode}", 0.0
+                outcome, text, memory = "ENDED", f"exit status {worker.exitcode}", 0.0
             if outcome in ("HANG", "ENDED"):
                 worker.kill()
                 worker.join()
                 worker = None
-            yield kind, damage, seed, outcome, text, taken
+            yield kind, damage, seed, outcome, text, memory
     finally:
         if worker is not None:
             worker.kill()
@@ -86,9 +86,9 @@ def _work(link):
 def table(results):
     """Lines of the table: a row for each kind and damage, a column for each outcome, and the most megabytes."""
     counts, most = collections.defaultdict(collections.Counter), collections.Counter()
-    for kind, damage, _, outcome, _, taken in results:
+    for kind, damage, _, outcome, _, memory in results:
         counts[kind, damage][outcome] += 1
-        most[kind, damage] = max(most[kind, damage], taken)
+        most[kind, damage] = max(most[kind, damage], memory)
     columns = ["right", "alike", "documented", *(bad for bad in BAD if any(row[bad] for row in counts.values()))]
     lines = [f"{'kind':14}{'damage':22}" + "".join(f"{column:>13}" for column in (*columns, "MB"))]
     for (kind, damage), row in sorted(counts.items()):
@@ -109,10 +109,10 @@ def main():
     started, results, errors = time.monotonic(), [], 0
     for result in watched(trials(args.files, args.seed, args.kinds), args.megabytes):
         results.append(result)
-        kind, damage, seed, outcome, text, taken = result
+        kind, damage, seed, outcome, text, memory = result
         if outcome in BAD:
             errors += 1
-            print(f"{outcome}: {kind}, {damage}, seed {seed}, {taken:.0f} MB: {text}", flush=True)
+            print(f"{outcome}: {kind}, {damage}, seed {seed}, {memory:.0f} MB: {text}", flush=True)
         if len(results) % 100 == 0:
             print(f"{len(results)} files, {time.monotonic() - started:.0f} s, {errors} not documented", flush=True)
     print("\n".join(table(results)))

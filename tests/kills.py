@@ -173,8 +173,8 @@ def start(name, work, call=None):
 
 def threads():
     """Names of this process's threads; that of the memory allocator looks after forks itself."""
-    _, *others = sorted(pathlib.Path("/proc/self/task").iterdir(), key=lambda path: int(path.name))
-    return {"python", *((other / "comm").read_text().strip() for other in others)}
+    _, *tasks = sorted(pathlib.Path("/proc/self/task").iterdir(), key=lambda path: int(path.name))
+    return {"python", *((task / "comm").read_text().strip() for task in tasks)}
 
 
 def killer(folder, call):

@@ -83,10 +83,10 @@ class Residual(nn.Module):
         self.pool, self.fc2 = nn.AdaptiveAvgPool2d(1), dense(weights, "fc2")
 
     def forward(self, x):
-        first = self.relu1(self.conv1(x))
-        deep = self.pointwise(self.relu2(self.depthwise(first)))
-        summed = self.relu3(self.sum(torch.stack([first, deep], dim=-1)))
-        last = self.relu4(self.conv2(torch.cat([summed, first], dim=1)))
+        features = self.relu1(self.conv1(x))
+        deep = self.pointwise(self.relu2(self.depthwise(features)))
+        summed = self.relu3(self.sum(torch.stack([features, deep], dim=-1)))
+        last = self.relu4(self.conv2(torch.cat([summed, features], dim=1)))
         return self.fc2(self.pool(last).flatten(1))
 
 
@@ -109,11 +109,11 @@ def rules_by_name():
     }
 
 
-def composite(convolution, linear, first):
+def composite(convolution, linear, first_convolution):
     norm = rules.Norm(stabilizer=1e-6)
     kinds = [(types.Activation, rules.Pass()), (types.AvgPool, norm), (Sum, norm)]
     return SpecialFirstLayerMapComposite(
-        [*kinds, (types.Convolution, convolution), (types.Linear, linear)], [(types.Convolution, first)]
+        [*kinds, (types.Convolution, convolution), (types.Linear, linear)], [(types.Convolution, first_convolution)]
     )
 
 
@@ -185,7 +185,8 @@ def relevance_of_net(net, weights):
     scores = net(x).detach()
     one_hot = nn.functional.one_hot(torch.tensor(weights["targets"]), scores.shape[1])
     result = {
-        name: relevance(net, composite(*some), x, lambda y: y * one_hot) for name, some in rules_by_name().items()
+        name: relevance(net, composite(*of_layers), x, lambda y: y * one_hot)
+        for name, of_layers in rules_by_name().items()
     }
     result["others"], result["negated"] = contrastive(net, composite(*rules_by_name()["z_plus_box"]), x, one_hot)
     return {"scores": scores.numpy(), **result}

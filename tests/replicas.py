@@ -118,13 +118,13 @@ def top_k_pooling(capsules, kernel, bias, kept):
     return np.array([squash(s) for s in total / heads])
 
 
-def square_change(change, window, other, turned, signs, epsilon):
+def square_change(change, window, emptied, turned, signs, epsilon):
     """New perturbation of the Square attack in L2 (Andriushchenko et al. 2020, Alg. 3), channel by channel."""
     side = change[window].shape[0]
     pattern = square_heaps(side).T if turned else square_heaps(side)
     result, either = change.copy(), np.zeros(change.shape[:2], bool)
-    either[window] = either[other] = True
-    result[other] = 0
+    either[window] = either[emptied] = True
+    result[emptied] = 0
     unused = max(epsilon**2 - np.sum(change**2), 0)
     for channel, sign in enumerate(signs):
         own = change[..., channel]

@@ -156,8 +156,8 @@ def universal_on(model):
     """Calls of universal patches, of two sizes each, because of one size a function knows that size only."""
 
     def call(random, count):
-        first, seed = int(random.integers(1, 4)), int(random.integers(2**31))
-        for size in (first, first + 1):
+        smallest, seed = int(random.integers(1, 4)), int(random.integers(2**31))
+        for size in (smallest, smallest + 1):
             several = int(random.integers(1, 3))
             attack = attacks.PatchAttack(size, universal=True, steps=2, num_patches=several, seed=seed)
             attack(model, images(random, count), labels(random, count))
@@ -225,8 +225,8 @@ def calls_of(served):
         served.explain(images(random, count), labels(random, count), endpoint="saliency")
 
     def together(random, count):
-        for first in range(len(names)):
-            served.together(names[first:])(images(random, count))
+        for start in range(len(names)):
+            served.together(names[start:])(images(random, count))
 
     return {f"served {each.__name__}": each for each in (scores, explanation, together)}
 

@@ -184,11 +184,11 @@ def test_streams_repeat_with_the_seed_and_train_streams_change_with_the_epoch(sm
     np.testing.assert_allclose(epochs("test", batch_size=7)[0][0], x, atol=3e-5)
     assert np.abs(epochs("test", seed=1)[0][0] - x).max() > 0.1
 
-    (first, first_labels), (second, _) = epochs("train")
+    (first_epoch, first_labels), (second_epoch, _) = epochs("train")
     assert sorted(first_labels) == sorted(y)
-    assert len(np.unique(np.concatenate([first, second, x]), axis=0)) > 115  # places may agree by chance
+    assert len(np.unique(np.concatenate([first_epoch, second_epoch, x]), axis=0)) > 115  # places may agree by chance
     for repeated in (epochs("train"), epochs("train", batch_size=7)):
-        np.testing.assert_allclose([images for images, _ in repeated], [first, second], atol=3e-5)
+        np.testing.assert_allclose([images for images, _ in repeated], [first_epoch, second_epoch], atol=3e-5)
 
 
 def test_a_single_image_moves_with_every_epoch():

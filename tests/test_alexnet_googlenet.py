@@ -157,10 +157,10 @@ def test_sizes_of_a_small_googlenet():
         *((256, 160, 320, 32, 128, 128), (256, 160, 320, 32, 128, 128), (384, 192, 384, 48, 128, 128)),
     ]
     for row in table:
-        first, reduced3, second, reduced5, third, fourth = (each // 2 for each in row)
-        kernels += inputs * (first + reduced3 + reduced5 + fourth) + 9 * (reduced3 * second + reduced5 * third)
-        channels += first + reduced3 + second + reduced5 + third + fourth
-        inputs = first + second + third + fourth
+        branch1, reduced3, branch2, reduced5, branch3, branch4 = (each // 2 for each in row)
+        kernels += inputs * (branch1 + reduced3 + reduced5 + branch4) + 9 * (reduced3 * branch2 + reduced5 * branch3)
+        channels += branch1 + reduced3 + branch2 + reduced5 + branch3 + branch4
+        inputs = branch1 + branch2 + branch3 + branch4
     assert inputs == 512
     assert model.count_params() == kernels + 4 * channels + 513 * 10
 

@@ -270,16 +270,16 @@ def test_what_an_attack_promises(norm, loss):
 
 
 def test_losses_are_the_equations_and_know_no_scale():
-    z, rows, other = scores_of(X).astype("float64"), np.arange(5), (Y + 2) % CLASSES
+    z, rows, targets = scores_of(X).astype("float64"), np.arange(5), (Y + 2) % CLASSES
     high = -np.sort(-z, axis=1)
     up = np.where(high[:, 0] == z[rows, Y], high[:, 1], high[:, 0]) - z[rows, Y]
     expected = {
         "ce": np.log(np.exp(z).sum(1)) - z[rows, Y],
         "margin": up,
         "dlr": up / (high[:, 0] - high[:, 2]),
-        "dlr_targeted": (z[rows, other] - z[rows, Y]) / (high[:, 0] - (high[:, 2] + high[:, 3]) / 2),
+        "dlr_targeted": (z[rows, targets] - z[rows, Y]) / (high[:, 0] - (high[:, 2] + high[:, 3]) / 2),
     }
-    tensors = [ops.convert_to_tensor(each) for each in (X, Y.astype("int32"), other.astype("int32"))]
+    tensors = [ops.convert_to_tensor(each) for each in (X, Y.astype("int32"), targets.astype("int32"))]
     for name, make in LOSSES.items():
         for change in (lambda z: z, lambda z: 7 * z + 3):
             losses, scores = make(attacks.Objective(lambda x, change=change: change(smooth(x)), None))(*tensors)
@@ -305,8 +305,8 @@ def test_starts_lie_on_the_ball_and_depend_on_the_number(norm):
     if norm != "l1":  # of which every start is cut to the ball later
         np.testing.assert_allclose(sizes(start - far, norm), 1, rtol=1e-5)
     np.testing.assert_array_equal(attack.begin(far[:2], numbers=[4, 1]), start[[4, 1]])
-    for other in (attack.begin(far, 1), dataclasses.replace(attack, seed=1).begin(far)):
-        assert np.abs(other - start).max() > 0.01
+    for different in (attack.begin(far, 1), dataclasses.replace(attack, seed=1).begin(far)):
+        assert np.abs(different - start).max() > 0.01
 
 
 def test_the_first_image_that_fools_is_kept_and_fooled_ones_stay():

@@ -21,9 +21,9 @@ def twins(digits):
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.fit(x[:1000], y[:1000], epochs=15, verbose=0)
     x, y = x[1000:1200], y[1000:1200]
-    first, bias, second, bias2, dense, offset = (torch.tensor(each) for each in model.get_weights())
+    kernel, bias, kernel2, bias2, dense, offset = (torch.tensor(each) for each in model.get_weights())
     dense = dense.reshape(6, 6, 8, 10).permute(3, 2, 0, 1).reshape(10, 288)
-    weights = (first.permute(3, 2, 0, 1), bias, second.permute(3, 2, 0, 1), bias2, dense, offset)
+    weights = (kernel.permute(3, 2, 0, 1), bias, kernel2.permute(3, 2, 0, 1), bias2, dense, offset)
     nn = torch.nn
     twin = [nn.Conv2d(1, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)]
     twin = nn.Sequential(*twin).eval()

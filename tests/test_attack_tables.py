@@ -137,10 +137,10 @@ def test_auto_attack_goes_on_where_it_was(tmp_path, capsys):
 
     with pytest.raises(KeyboardInterrupt):
         evaluate.auto_attack(model, small(), breaks(), work=tmp_path)
-    first = evaluate.auto_attack(model, small(), (x, y), batch_size=10, work=tmp_path)
-    np.testing.assert_array_equal(first.broken_by, whole.broken_by)
+    resumed = evaluate.auto_attack(model, small(), (x, y), batch_size=10, work=tmp_path)
+    np.testing.assert_array_equal(resumed.broken_by, whole.broken_by)
     again = evaluate.auto_attack(model, small(), (x, y), batch_size=10, work=tmp_path)
-    assert again.seconds == first.seconds  # it was read
+    assert again.seconds == resumed.seconds  # it was read
     assert "robust accuracy" in capsys.readouterr().out
     with pytest.raises(ValueError, match="results of another evaluation"):
         evaluate.auto_attack(model, attacks.AutoAttack(0.03), (x, y), batch_size=10, work=tmp_path)

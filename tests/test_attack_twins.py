@@ -49,7 +49,7 @@ def images(n=8):
     return np.random.default_rng(0).uniform(0.1, 0.9, size=(n, 6, 7, 3)).astype("float32")
 
 
-def network(*first, head="logits"):
+def network(*front, head="logits"):
     """A smooth network, without kinks at which rounding would decide, always of the same weights."""
     random = np.random.default_rng(3)
     kernel, weights = random.normal(size=(3, 3, 3, 6)) / 4, random.normal(size=(120, 4)) / 6
@@ -57,7 +57,7 @@ def network(*first, head="logits"):
         weights = np.concatenate([-weights[:, :1], weights[:, :1]][-1 if head == "sigmoid" else 0 :], axis=1)
     last = layers.Dense(weights.shape[1], activation=head if head in ("softmax", "sigmoid") else None)
     convolution = layers.Conv2D(6, 3, activation="tanh")
-    model = keras.Sequential([keras.Input((6, 7, 3)), *first, convolution, layers.Flatten(), last])
+    model = keras.Sequential([keras.Input((6, 7, 3)), *front, convolution, layers.Flatten(), last])
     model.set_weights([kernel, np.zeros(6), weights, np.zeros(weights.shape[1])])
     return model
 
@@ -99,8 +99,8 @@ def test_bounds_of_each_channel(name):
     adversarial, twin = plain(model, x, y), attack(network(), (x - mean) / deviation, y)
     twin = twin * deviation + mean
     if name == "CarliniWagnerLinf":  # rounding decides whether a last search, from a limit 10 % lower, succeeds
-        size, other = (np.abs(each - x).max(axis=(1, 2, 3)).mean() for each in (adversarial, twin))
-        assert other == pytest.approx(size, rel=0.05)
+        size, twin_size = (np.abs(each - x).max(axis=(1, 2, 3)).mean() for each in (adversarial, twin))
+        assert twin_size == pytest.approx(size, rel=0.05)
     else:
         assert np.mean(np.abs(twin - adversarial) < 2e-3) > 0.99
 

@@ -236,9 +236,9 @@ def test_eager_and_compiled_find_the_same(attack, smooth, monkeypatch):
 def test_seeds_reproduce_and_differ(capsnet):
     for norm in ("linf", "l2"):
         pgd = attacks.PGD(0.5, step_size=0.01, steps=2, norm=norm)
-        first = pgd(capsnet, X, Y)
-        np.testing.assert_array_equal(pgd(capsnet, X, Y), first)
-        assert np.abs(dataclasses.replace(pgd, seed=1)(capsnet, X, Y) - first).max() > 0.01
+        adversarial = pgd(capsnet, X, Y)
+        np.testing.assert_array_equal(pgd(capsnet, X, Y), adversarial)
+        assert np.abs(dataclasses.replace(pgd, seed=1)(capsnet, X, Y) - adversarial).max() > 0.01
 
 
 def test_random_starts_fill_the_ball():
@@ -289,9 +289,9 @@ def test_one_trace_per_attack_objective_and_shape(capsnet):
 def test_new_weights_are_seen():
     model = ConvNetAvg((12, 12, 1), 3, kernel_size=3, filters=4)
     attack = attacks.FGSM(0.1)
-    first = attack(model, X, Y)
+    before = attack(model, X, Y)
     model.layers[-1].kernel.assign(-1.0 * model.layers[-1].kernel)
-    assert np.abs(attack(model, X, Y) - first).max() > 0.1
+    assert np.abs(attack(model, X, Y) - before).max() > 0.1
 
 
 def test_an_attacked_model_is_saved_as_ever(tmp_path):

@@ -97,9 +97,9 @@ def test_what_cannot_be_audited_says_why(pictures, tmp_path):
 
 
 def test_ten_thousand_pictures_take_no_more_memory_than_few(pictures, fresh_process, tmp_path):
-    first = next((pictures / "0").iterdir())
+    picture = next((pictures / "0").iterdir())
     for number in range(10_000):
-        os.link(first, pictures / "1" / f"copy{number}.png")
+        os.link(picture, pictures / "1" / f"copy{number}.png")
     code = """
 import resource, sys
 import keras

@@ -66,10 +66,10 @@ class Slotted:
 
 
 def test_methods_of_two_objects_are_two_models():
-    first, second = Linear(1), Linear(2)
-    for model in (first, second, first):
+    single, double = Linear(1), Linear(2)
+    for model in (single, double, single):
         adversarial = attacks.FGSM(0.1)(model.scores, images(), LABELS)
-        fresh = Linear(1 if model is first else 2)
+        fresh = Linear(1 if model is single else 2)
         expected = attacks.FGSM(0.1)(lambda x, fresh=fresh: fresh.scores(x), images(), LABELS)
         np.testing.assert_array_equal(adversarial, expected)
 

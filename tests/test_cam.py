@@ -150,10 +150,10 @@ def rescaled(inner, dtype="float32"):
 
 def two_outputs():
     model = network("softmax")
-    other = layers.Dense(3, name="other")(
+    late = layers.Dense(3, name="other")(
         layers.Flatten()(layers.Conv2D(2, 3, name="late")(model.get_layer("second").output))
     )
-    return keras.Model(model.inputs, {"scores": model.output, "other": other})
+    return keras.Model(model.inputs, {"scores": model.output, "other": late})
 
 
 TWINS = {

@@ -85,13 +85,13 @@ def test_certified_is_whom_no_change_of_the_affected_votes_changes(seed, thresho
     x = np.random.default_rng(seed).uniform(size=(6, *SHAPE)).astype("float32")
     options = {"size": 1, "ablation": kind, "threshold": threshold}
     result = evaluate.certified_patch_accuracy(lambda x: 3 * linear(x), (x, np.zeros(6, int)), 1, **options)
-    for counts, first, certified in zip(result.counts, result.predictions, result.certified, strict=True):
+    for counts, predicted, certified in zip(result.counts, result.predictions, result.certified, strict=True):
         changed = []
-        for other in set(range(3)) - {first}:
+        for rival in set(range(3)) - {predicted}:
             after = counts.copy()
-            after[first] -= result.affected
-            after[other] += result.affected
-            changed.append(after.argmax() == first)
+            after[predicted] -= result.affected
+            after[rival] += result.affected
+            changed.append(after.argmax() == predicted)
         assert certified == all(changed)
 
 
@@ -190,13 +190,13 @@ def test_dropped_tokens_vote_as_masked_ones(ablation, threshold):
 
 def test_votes_are_kept_and_serve_every_patch_size(tmp_path):
     data = images(6), np.zeros(6, int)
-    first = evaluate.certified_patch_accuracy(counted, data, 1, size=2, batch_size=14, work=tmp_path)
+    of_small_patch = evaluate.certified_patch_accuracy(counted, data, 1, size=2, batch_size=14, work=tmp_path)
     before = sum(CALLS)
-    second = evaluate.certified_patch_accuracy(counted, data, 3, size=2, batch_size=14, work=tmp_path)
+    of_large_patch = evaluate.certified_patch_accuracy(counted, data, 3, size=2, batch_size=14, work=tmp_path)
     assert sum(CALLS) - before <= 12  # what tells callables apart; all votes are 42
-    np.testing.assert_array_equal(first.counts, second.counts)
-    assert second.certified_accuracy <= first.certified_accuracy
-    assert second.affected == 4
+    np.testing.assert_array_equal(of_small_patch.counts, of_large_patch.counts)
+    assert of_large_patch.certified_accuracy <= of_small_patch.certified_accuracy
+    assert of_large_patch.affected == 4
     with pytest.raises(ValueError, match="holds results of another evaluation: size"):
         evaluate.certified_patch_accuracy(counted, data, 1, size=3, batch_size=14, work=tmp_path)
 

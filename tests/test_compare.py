@@ -70,8 +70,8 @@ def test_metrics_of_the_package_fit(digits):
         "hits": lambda model, x, y, maps: evaluate.pointing_game(maps, [(0, 0, 4, 4)] * len(x)),
     }
     table = evaluate.compare(model, EXPLAINERS, (X, Y), metrics)
-    ours, other = table["aopc"]
-    assert ours > other  # of a linear model, products are the drops
+    of_products, of_pixels = table["aopc"]
+    assert of_products > of_pixels  # of a linear model, products are the drops
     assert all(0 <= each <= 1 for each in table["hits"])
 
 

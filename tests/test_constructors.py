@@ -181,9 +181,9 @@ def test_published_size_of_the_deepest():
     # dense layer a quarter, as normalisations have.
     model = keras_capsvit.ResNet152(filters=16)
     kernels = sum(int(np.prod(variable.shape)) for variable in model.trainable_variables if len(variable.shape) == 4)
-    others = sum(int(np.prod(variable.shape)) for variable in model.trainable_variables if len(variable.shape) == 1)
-    first, dense = 7 * 7 * 3 * 16, 512 * 1000
-    assert 16 * (kernels - first) + 4 * first + 4 * (others - 1000) + 4 * dense + 1000 == 60_192_808
+    vectors = sum(int(np.prod(variable.shape)) for variable in model.trainable_variables if len(variable.shape) == 1)
+    stem, dense = 7 * 7 * 3 * 16, 512 * 1000
+    assert 16 * (kernels - stem) + 4 * stem + 4 * (vectors - 1000) + 4 * dense + 1000 == 60_192_808
 
 
 def test_shapes_of_tensorflow_and_numpy_are_shapes():

@@ -14,9 +14,9 @@ def test_damaged_files_are_read_right_or_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(damages, "BOMB", 2**27)
     trials, results = trial.Trials(tmp_path), []
     for planned in damage.trials(60, 16, KINDS):
-        outcome, text, taken = trials.run(*planned)
+        outcome, text, memory = trials.run(*planned)
         assert outcome in ("right", "alike", "documented"), (planned, text)
-        assert taken < MEGABYTES, planned
+        assert memory < MEGABYTES, planned
         results.append(outcome)
     assert results.count("documented") > 30
     assert results.count("right") > 2

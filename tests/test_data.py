@@ -53,10 +53,10 @@ def test_training_order_changes_with_the_epoch_and_repeats_with_the_seed():
         stream = data.load("digits", split="train", seed=seed)
         return [np.concatenate([labels for _, labels in stream]) for _ in range(2)]
 
-    (first, second), again, other = two_epochs(0), two_epochs(0), two_epochs(1)
-    assert (first != second).any()
-    np.testing.assert_array_equal(again, [first, second])
-    assert (other[0] != first).any()
+    (first_epoch, second_epoch), again, reseeded = two_epochs(0), two_epochs(0), two_epochs(1)
+    assert (first_epoch != second_epoch).any()
+    np.testing.assert_array_equal(again, [first_epoch, second_epoch])
+    assert (reseeded[0] != first_epoch).any()
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "svhn_cropped"])

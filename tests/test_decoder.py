@@ -59,9 +59,9 @@ def test_it_is_trained_and_saved_with_its_optimizer(tmp_path):
     assert len(again.optimizer.variables) == len(model.optimizer.variables)
     np.testing.assert_allclose(again.reconstruct(x, y), model.reconstruct(x, y), atol=1e-6)
     model.save_weights(tmp_path / "model.weights.h5")
-    other = small()
-    other.load_weights(tmp_path / "model.weights.h5")
-    np.testing.assert_allclose(other.reconstruct(x, y), model.reconstruct(x, y), atol=1e-6)
+    restored = small()
+    restored.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_allclose(restored.reconstruct(x, y), model.reconstruct(x, y), atol=1e-6)
 
 
 def test_files_hold_every_variable_once(tmp_path):

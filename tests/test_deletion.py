@@ -32,12 +32,12 @@ def naive_order(heatmap, descending=True):
     return sorted(places, key=lambda place: -heatmap[place] if descending else heatmap[place])
 
 
-def naive_curve(first, last, heatmap, steps, target, measure, descending):
-    order, now, changed = naive_order(heatmap, descending), first.copy(), 0
+def naive_curve(start, end, heatmap, steps, target, measure, descending):
+    order, now, changed = naive_order(heatmap, descending), start.copy(), 0
     shares, curve = [0.0], [scored(now, target, measure)]
     for step in range(1, steps + 1):
         for place in order[changed : step * len(order) // steps]:
-            now[place] = last[place]
+            now[place] = end[place]
         changed = step * len(order) // steps
         shares.append(changed / len(order))
         curve.append(scored(now, target, measure))
@@ -103,10 +103,10 @@ def test_what_is_filled_in():
         evaluate.road(logits, X, MAPS, bounds=(0, 0.5))
 
 
-def network(*first, units=4, last=()):
+def network(*front, units=4, last=()):
     keras.utils.set_random_seed(0)
     kinds = [layers.Conv2D(3, 3, activation="tanh"), layers.Flatten(), layers.Dense(units)]
-    return keras.Sequential([keras.Input((6, 7, 2)), *first, *kinds, *last])
+    return keras.Sequential([keras.Input((6, 7, 2)), *front, *kinds, *last])
 
 
 MEASUREMENTS = {**CHANGES, "road": evaluate.road}

@@ -62,9 +62,9 @@ def rows(work):
 
 def assert_same(ours, expected, tolerance=1e-4):
     assert len(ours) == len(expected)
-    for row, other in zip(ours, expected, strict=True):
-        assert row["loss"] == pytest.approx(other["loss"], rel=tolerance)
-        assert row["val_loss"] == pytest.approx(other["val_loss"], rel=tolerance)
+    for row, expected_row in zip(ours, expected, strict=True):
+        assert row["loss"] == pytest.approx(expected_row["loss"], rel=tolerance)
+        assert row["val_loss"] == pytest.approx(expected_row["val_loss"], rel=tolerance)
 
 
 def check_processes(tmp_path, name, *options, epochs=1):

@@ -134,7 +134,7 @@ def everything_public():
     submodules = {name for _, name, _ in pkgutil.iter_modules(keras_capsvit.__path__)}
     for room in sorted(submodules & set(keras_capsvit.__all__)):
         module = importlib.import_module(f"keras_capsvit.{room}")
-        own = [name for name, thing in vars(module).items() if getattr(thing, "__module__", "") == module.__name__]
+        own = [name for name, member in vars(module).items() if getattr(member, "__module__", "") == module.__name__]
         for name in getattr(module, "__all__", own):
             if not name.startswith("_") and not inspect.ismodule(getattr(module, name)):
                 yield f"{module.__name__}.{name}"
@@ -149,11 +149,9 @@ def test_the_reference_has_everything_public(reference, tmp_path):
     names = list(everything_public())
     assert len(names) > 150
     for name in names:
-        _, room, thing = name.split(".")
+        _, room, item = name.split(".")
         page = (tmp_path / f"{room}.rst").read_text()
-        assert (f":py:obj:`{thing}`" in page and f"{room}.{thing}" in written) or f".. py:data:: {thing}\n" in page, (
-            name
-        )
+        assert (f":py:obj:`{item}`" in page and f"{room}.{item}" in written) or f".. py:data:: {item}\n" in page, name
     index = (tmp_path / "index.rst").read_text()
     for name in keras_capsvit.__all__:
         assert f":py:obj:`{name} <" in index or f"\n   {name}\n" in index, name

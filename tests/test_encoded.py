@@ -56,10 +56,10 @@ def chunk(kind, content):
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def png(width, height, data=b"", first=b"", *, bits=8, colour=0, interlaced=0):
-    """PNG of a header and of rows, which may contradict it; ``first`` stands before the header."""
+def png(width, height, data=b"", before_header=b"", *, bits=8, colour=0, interlaced=0):
+    """PNG of a header and of rows, which may contradict it; ``before_header`` stands before it."""
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlaced)
-    chunks = [first, chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(data)), chunk(b"IEND", b"")]
+    chunks = [before_header, chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(data)), chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
@@ -137,9 +137,9 @@ def test_the_limit_itself_is_allowed():
 def test_sizes_that_are_none_and_headers_that_hide_are_refused(refused):
     for size in ((0, 5), (5, 0), (2**31, 1), (2**32 - 1, 2**32 - 1)):
         assert "1 to 65535 a side" in refused(png(*size))
-    hidden = png(16_000, 16_000, first=chunk(b"teXt", b"before the header"))
+    hidden = png(16_000, 16_000, before_header=chunk(b"teXt", b"before the header"))
     assert "encoded: expected bytes of JPEG or PNG files; received others, at] [0]" in refused(hidden)
-    apple = png(16_000, 16_000, first=chunk(b"CgBI", b"\0\0\0\0"))
+    apple = png(16_000, 16_000, before_header=chunk(b"CgBI", b"\0\0\0\0"))
     assert "JPEG or PNG" in refused(apple)
 
 

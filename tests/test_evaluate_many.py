@@ -62,8 +62,8 @@ def test_records_are_what_the_functions_say(run, tmp_path):
     predicted = scores.argmax(-1)
     maps = explain.GraphContribution(model)(x, predicted)
     np.testing.assert_allclose([row["sparseness"] for row in rows], evaluate.sparseness(maps), rtol=1e-5)
-    for first in (0, 10, 20):
-        part = slice(first, first + 10)
+    for start in (0, 10, 20):
+        part = slice(start, start + 10)
         expected = evaluate.aopc(model, x[part], maps[part], target=predicted[part]).area
         np.testing.assert_allclose([row["aopc"] for row in rows[part]], expected, rtol=1e-4, atol=1e-6)
 
@@ -74,16 +74,16 @@ def test_an_interrupted_run_goes_on_and_another_is_refused(run, evaluate_many, t
     expected, _ = run(tmp_path / "whole", *options)
     block, seen = evaluate_many.Measure.block, []
 
-    def interrupted(self, first):
-        seen.append(first)
-        if first == 20:
+    def interrupted(self, start):
+        seen.append(start)
+        if start == 20:
             raise KeyboardInterrupt
-        return block(self, first)
+        return block(self, start)
 
     monkeypatch.setattr(evaluate_many.Measure, "block", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "parts", *options)
-    monkeypatch.setattr(evaluate_many.Measure, "block", lambda self, first: seen.append(first) or block(self, first))
+    monkeypatch.setattr(evaluate_many.Measure, "block", lambda self, start: seen.append(start) or block(self, start))
     with pytest.raises(SystemExit, match=r"has other seed\. Give another --out"):
         run(tmp_path / "parts", *options, "--seed", 1)
     assert run(tmp_path / "parts", *options)[0] == expected
@@ -105,12 +105,12 @@ def test_a_folder_of_pictures(run, tmp_path):
 
 
 def test_another_model_in_the_same_place_is_another_run(evaluate_many, tmp_path):
-    model, other = tmp_path / "model.keras", keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
-    other.save(model)
-    args = evaluate_many.parse(["digits", "--model", str(model), "--explain", "Saliency"])
+    path, network = tmp_path / "model.keras", keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
+    network.save(path)
+    args = evaluate_many.parse(["digits", "--model", str(path), "--explain", "Saliency"])
     evaluate_many.begin(args, tmp_path / "blocks")
     evaluate_many.begin(args, tmp_path / "blocks")  # nothing changed: it goes on
-    keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.ReLU()]).save(model)
+    keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.ReLU()]).save(path)
     with pytest.raises(SystemExit, match="has other model_sha256"):
         evaluate_many.begin(args, tmp_path / "blocks")
 

@@ -126,9 +126,9 @@ def test_steps_are_the_published_ones(norm):
     adversarial = FAB(norm=norm, steps=6, bounds=WIDE)(curved, X, y)
     expected = np.stack([replica(each, label, norm, 6) for each, label in zip(X, y, strict=True)])
     np.testing.assert_allclose(adversarial, expected, atol=2e-4)
-    other = {"alpha_max": 0.4, "eta": 1.3, "beta": 0.5}
-    adversarial = FAB(norm=norm, steps=4, bounds=WIDE, **other)(curved, X, y)
-    expected = np.stack([replica(each, label, norm, 4, **other) for each, label in zip(X, y, strict=True)])
+    hyperparameters = {"alpha_max": 0.4, "eta": 1.3, "beta": 0.5}
+    adversarial = FAB(norm=norm, steps=4, bounds=WIDE, **hyperparameters)(curved, X, y)
+    expected = np.stack([replica(each, label, norm, 4, **hyperparameters) for each, label in zip(X, y, strict=True)])
     np.testing.assert_allclose(adversarial, expected, atol=2e-4)
 
 
@@ -162,8 +162,8 @@ def test_images_leave_when_epsilon_is_reached_and_stay_as_they_were_when_it_is_n
     np.testing.assert_array_equal(adversarial[way > epsilon], X[way > epsilon])
     np.testing.assert_array_equal(FAB(steps=2)(linear, X, (y + 1) % 4), X)  # fooled before
     # The second class may be nearer than the first, but what fools within epsilon is not tried again.
-    first, both = (FAB(9, norm="l2", steps=5, targets=targets)(linear, X, y) for targets in (1, 3))
-    np.testing.assert_array_equal(both, first)
+    one_target, three_targets = (FAB(9, norm="l2", steps=5, targets=targets)(linear, X, y) for targets in (1, 3))
+    np.testing.assert_array_equal(three_targets, one_target)
 
 
 def sine(x):

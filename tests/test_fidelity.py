@@ -97,10 +97,10 @@ def test_gradients_of_a_linear_model_are_faithful_in_any_unit():
     assert (nothing > 0.01).all()
 
 
-def network(*first, last=()):
+def network(*front, last=()):
     keras.utils.set_random_seed(0)
     kinds = [layers.Conv2D(3, 3, activation="tanh"), layers.Flatten(), layers.Dense(4)]
-    return keras.Sequential([keras.Input((5, 6, 2)), *first, *kinds, *last])
+    return keras.Sequential([keras.Input((5, 6, 2)), *front, *kinds, *last])
 
 
 @pytest.mark.parametrize("perturbations", evaluate.PERTURBATIONS)
@@ -113,8 +113,8 @@ def test_infidelity_of_twins(perturbations):
     wide = network(layers.Rescaling(1 / 255))
     scaled = evaluate.infidelity(wide, X * 255, MAPS / 255, bounds=(0, 255), **settings)
     np.testing.assert_allclose(scaled, plain, rtol=1e-4)
-    first = evaluate.infidelity(network(), X[:1], MAPS[:1], batch_size=2, **{**settings, "target": TARGET[:1]})
-    np.testing.assert_allclose(first, plain[:1], rtol=1e-4)
+    of_first_image = evaluate.infidelity(network(), X[:1], MAPS[:1], batch_size=2, **{**settings, "target": TARGET[:1]})
+    np.testing.assert_allclose(of_first_image, plain[:1], rtol=1e-4)
 
 
 def test_sensitivity_equals_a_naive_one():

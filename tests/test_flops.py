@@ -71,11 +71,11 @@ def test_vision_transformer():
 def test_graph_capsules(shared, sigma):
     settings = {"num_heads": 2, "primary_dim": 3, "capsule_dim": 5, "filters": 6, "kernel_size": 3}
     model = GraCapsNet((8, 9, 1), 4, shared_transform=shared, sigma=sigma, **settings)
-    first, grid = of_convolution((8, 9), 3, 1, "valid", 1, 6)
-    second, (height, width) = of_convolution(grid, 3, 2, "valid", 6, 2 * 3)
+    conv1, grid = of_convolution((8, 9), 3, 1, "valid", 1, 6)
+    conv2, (height, width) = of_convolution(grid, 3, 2, "valid", 6, 2 * 3)
     nodes = height * width * 2
     spread = nodes * 4 * (height + width) if sigma else 0  # a Gaussian along the rows, then one along the columns
-    assert flops(model) == first + second + nodes * 3 * 5 + nodes * 5 * 4 + spread + nodes * 4 * 5
+    assert flops(model) == conv1 + conv2 + nodes * 3 * 5 + nodes * 5 * 4 + spread + nodes * 4 * 5
 
 
 @pytest.mark.parametrize(("routing", "passes"), [("uniform", 0), ("trainable", 1), ("dynamic", 5)])
@@ -92,11 +92,11 @@ def test_capsules(routing, passes):
         reconstruction="conditional",
         reconstruction_units=(8,),
     )
-    first, grid = of_convolution((8, 9), 3, 1, "valid", 1, 6)
-    second, grid = of_convolution(grid, 3, 2, "valid", 6, 2 * 3)
+    conv1, grid = of_convolution((8, 9), 3, 1, "valid", 1, 6)
+    conv2, grid = of_convolution(grid, 3, 2, "valid", 6, 2 * 3)
     inputs = math.prod(grid) * 2
     # Votes; then three weighted sums of votes and two agreements with them.
-    assert flops(model) == first + second + inputs * 3 * 4 * 5 + passes * inputs * 4 * 5
+    assert flops(model) == conv1 + conv2 + inputs * 3 * 4 * 5 + passes * inputs * 4 * 5
 
 
 class Subclass(keras.Model):
@@ -189,17 +189,17 @@ def test_products(function, shape, expected):
 
 @settings(max_examples=10)
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=4, unique=True), st.data())
-def test_einsum_is_its_loops(second, data):
+def test_einsum_is_its_loops(right, data):
     sizes = {"i": 1, "j": 2, "k": 3, "l": 2, "a": 2, "b": 3, "c": 1, "d": 4}
-    first = "ij" + data.draw(st.sampled_from(["kl", f"k{second[0]}", f"{second[-1]}l"]))
-    first = first if len(set(first)) == 4 else "ijkl"
-    kept = [label for label in {*first, *second} if data.draw(st.booleans()) or label == "i"]
-    subscripts = f"{first},{''.join(second)}->{''.join(kept)}"
-    loops = itertools.product(*(range(sizes[label]) for label in {*first, *second}))
+    left = "ij" + data.draw(st.sampled_from(["kl", f"k{right[0]}", f"{right[-1]}l"]))
+    left = left if len(set(left)) == 4 else "ijkl"
+    kept = [label for label in {*left, *right} if data.draw(st.booleans()) or label == "i"]
+    subscripts = f"{left},{''.join(right)}->{''.join(kept)}"
+    loops = itertools.product(*(range(sizes[label]) for label in {*left, *right}))
     counted = of(
         lambda x, y: ops.einsum(subscripts, x, y),
-        [sizes[label] for label in second],
-        [sizes[label] for label in first[1:]],
+        [sizes[label] for label in right],
+        [sizes[label] for label in left[1:]],
     )
     assert counted == len(list(loops))
 

@@ -203,14 +203,14 @@ def test_twins_have_the_same_maps(twin):
     model, x = conv_net(), np.round(255 * images(2, 9, 7, 2)) / 255
     scale = 1 if twin in ("softmax", "Sequential", "callable", "one of two outputs") else 255
     settings = {"output": "a"} if twin == "one of two outputs" else {}
-    other = TWINS[twin](model)
-    maps = explain.Saliency(other, **settings)(scale * x, [3, 1])
+    twin_model = TWINS[twin](model)
+    maps = explain.Saliency(twin_model, **settings)(scale * x, [3, 1])
     np.testing.assert_allclose(scale * maps, explain.Saliency(model)(x, [3, 1]), atol=1e-6)
-    maps = explain.IntegratedGradients(other, steps=2, **settings)(scale * x)
+    maps = explain.IntegratedGradients(twin_model, steps=2, **settings)(scale * x)
     np.testing.assert_allclose(maps, explain.IntegratedGradients(model, steps=2)(x), atol=1e-6)
     if settings:
         with pytest.raises(ValueError, match=r"name one of the outputs of .*\['a', 'b'\]"):
-            explain.Saliency(other)(x)
+            explain.Saliency(twin_model)(x)
 
 
 def test_one_sigmoid_has_two_classes():
@@ -312,8 +312,8 @@ def test_feature_map_attention():
     np.testing.assert_array_equal(
         explain.FeatureMapAttention(plain)(x), explain.FeatureMapAttention(plain, "second")(x, 3)
     )
-    first = np.asarray(keras.Model(plain.input, plain.get_layer("first").output)(x)).mean(-1)
-    expected = ops.image.resize(first[..., None], (9, 7), data_format="channels_last")[..., 0]
+    features_of_first = np.asarray(keras.Model(plain.input, plain.get_layer("first").output)(x)).mean(-1)
+    expected = ops.image.resize(features_of_first[..., None], (9, 7), data_format="channels_last")[..., 0]
     np.testing.assert_allclose(explain.FeatureMapAttention(plain, "first")(x), expected, atol=1e-6)
     with pytest.raises(ValueError, match=r"layer with an output \(b, h, w, c\) or tokens .*'scores' returns"):
         explain.FeatureMapAttention(plain, "scores")

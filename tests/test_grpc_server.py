@@ -303,13 +303,13 @@ def test_configs_with_policies_and_labels(growing):
     assert refused(client.configure, config)[0] == "INVALID_ARGUMENT"
     assert factor(client, label="stable") == 1  # labels change all or none
     assert refused(client.status, label="canary")[0] == "NOT_FOUND"
-    other = model_server_config_pb2.ModelConfig(name="other", base_path=str(folder))
-    other.model_version_policy.specific.versions.append(1)
-    client.configure(other)
+    renamed = model_server_config_pb2.ModelConfig(name="other", base_path=str(folder))
+    renamed.model_version_policy.specific.versions.append(1)
+    client.configure(renamed)
     assert refused(client.status, "times")[0] == "NOT_FOUND"
     assert set(client.status("other")) == {1}
-    other.model_version_policy.specific.ClearField("versions")
-    assert refused(client.configure, other)[0] == "INVALID_ARGUMENT"
+    renamed.model_version_policy.specific.ClearField("versions")
+    assert refused(client.configure, renamed)[0] == "INVALID_ARGUMENT"
     lost = model_server_config_pb2.ModelConfig(name="lost", base_path=str(folder / "nowhere"))
     assert "Expected a name and a folder" in refused(client.configure, lost)[1]
     assert "different names" in refused(client.configure, config, config)[1]

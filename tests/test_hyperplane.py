@@ -28,14 +28,14 @@ def naive(norm, w, gap, lowest, highest):
         return at(below) if abs(at(below) @ w - gap) < 1e-6 else None
     # Variables: the change and, above its absolute values, one size for all or one for each.
     size = np.ones((n, 1)) if norm == "linf" else np.eye(n)
-    others = size.shape[1]
+    slacks = size.shape[1]
     solution = linprog(
-        c=[0] * n + [1] * others,
+        c=[0] * n + [1] * slacks,
         A_ub=np.block([[np.eye(n), -size], [-np.eye(n), -size]]),
         b_ub=np.zeros(2 * n),
-        A_eq=np.concatenate([w, np.zeros(others)])[None],
+        A_eq=np.concatenate([w, np.zeros(slacks)])[None],
         b_eq=[gap],
-        bounds=[*zip(lowest, highest, strict=True), *[(0, None)] * others],
+        bounds=[*zip(lowest, highest, strict=True), *[(0, None)] * slacks],
     )
     return solution.x[:n] if solution.status == 0 else None
 

@@ -21,8 +21,8 @@ def mixed(batch_size=CLASSES, size=(9, 7), **settings):
 def of_neighbours(rows):
     """Shares of images themselves, and of those before them."""
     own = np.diag(rows)
-    other = rows[np.arange(CLASSES), np.arange(CLASSES) - 1]
-    np.testing.assert_allclose(own + other, 1, atol=1e-6)
+    neighbour = rows[np.arange(CLASSES), np.arange(CLASSES) - 1]
+    np.testing.assert_allclose(own + neighbour, 1, atol=1e-6)
     np.testing.assert_allclose(rows.sum(axis=1), 1, atol=1e-6)
     return own
 
@@ -41,9 +41,9 @@ def test_mixup_is_the_mean_by_shares_that_are_beta_distributed(alpha):
 
 def test_cutmix_replaces_a_rectangle_and_counts_its_pixels():
     x, images, rows = mixed(cutmix=1.0)
-    own, other = of_neighbours(rows), np.roll(x, 1, axis=0)
-    replaced = (images == other).all(axis=-1)
-    np.testing.assert_array_equal(images, np.where(replaced[..., None], other, x))
+    own, neighbours = of_neighbours(rows), np.roll(x, 1, axis=0)
+    replaced = (images == neighbours).all(axis=-1)
+    np.testing.assert_array_equal(images, np.where(replaced[..., None], neighbours, x))
     np.testing.assert_allclose(own, 1 - replaced.mean(axis=(1, 2)), atol=1e-6)
     for pixels in replaced:
         rectangle = pixels.any(axis=1)[:, None] & pixels.any(axis=0)[None]
@@ -77,14 +77,14 @@ def test_epochs_differ_and_seeds_repeat():
         return data.take(mixed, 8)[0]
 
     mixed = data.mix(stream, 8, mixup=0.8, cutmix=1.0, seed=1)
-    first = images(mixed)
-    assert np.any(first != images(mixed))
-    np.testing.assert_array_equal(first, images(data.mix(stream, 8, mixup=0.8, cutmix=1.0, seed=1)))
-    assert np.any(first != images(data.mix(stream, 8, mixup=0.8, cutmix=1.0, seed=2)))
+    epoch = images(mixed)
+    assert np.any(epoch != images(mixed))
+    np.testing.assert_array_equal(epoch, images(data.mix(stream, 8, mixup=0.8, cutmix=1.0, seed=1)))
+    assert np.any(epoch != images(data.mix(stream, 8, mixup=0.8, cutmix=1.0, seed=2)))
     assert data.mix(stream, 8) is stream
     twin = data.from_arrays((255 * x).round().astype("uint8"), y, batch_size=4)
     again = images(data.mix(twin, 8, mixup=0.8, cutmix=1.0, seed=1))
-    np.testing.assert_allclose(again, first, atol=3e-3)
+    np.testing.assert_allclose(again, epoch, atol=3e-3)
 
 
 def test_bytes_are_scaled_to_one():

@@ -55,12 +55,12 @@ def test_digits_are_of_different_classes_and_whole_within_four_pixels_of_the_cen
 def test_partners_are_drawn_evenly_from_all_other_classes(base):
     _, y = data.take(stream(base, pairs=150, batch_size=500), 4500)
     which, labels = identities(y["parts"]), base[1]
-    first = int(np.flatnonzero(labels == 3)[0])
+    index = int(np.flatnonzero(labels == 3)[0])
     counts = np.bincount(which[labels[which[:, 0]] == 3, 1], minlength=30)
     assert (counts[labels == 3] == 0).all()
     expected = counts.sum() / 18  # as many images are of other classes
     assert (np.abs(counts[labels != 3] - expected) < 5 * np.sqrt(expected)).all()
-    assert len(set(which[which[:, 0] == first, 1])) > 12
+    assert len(set(which[which[:, 0] == index, 1])) > 12
 
 
 def test_examples_depend_on_the_seed_and_not_on_batches_or_epochs(base):
@@ -72,15 +72,15 @@ def test_examples_depend_on_the_seed_and_not_on_batches_or_epochs(base):
 
 def test_training_sees_the_same_examples_in_a_new_order_every_epoch(base):
     train = stream(base, pairs=2, shuffle=True)
-    first, second = (data.take(train, 60)[0] for _ in range(2))
+    first_epoch, second_epoch = (data.take(train, 60)[0] for _ in range(2))
     fixed, _ = data.take(stream(base, pairs=2), 60)
 
     def as_set(images):
         return {image.tobytes() for image in images}
 
-    assert as_set(first) == as_set(second) == as_set(fixed)
-    assert (first != second).any()
-    np.testing.assert_array_equal(data.take(stream(base, pairs=2, shuffle=True), 60)[0], first)
+    assert as_set(first_epoch) == as_set(second_epoch) == as_set(fixed)
+    assert (first_epoch != second_epoch).any()
+    np.testing.assert_array_equal(data.take(stream(base, pairs=2, shuffle=True), 60)[0], first_epoch)
 
 
 def test_without_parts_the_labels_are_multi_hot(base):

@@ -37,8 +37,8 @@ def test_every_change_is_one_of_what_is_computed():
 
 
 def test_the_same_seed_draws_the_same_and_of_every_part():
-    first, again = (mutants.drawn(list(mutants.PARTS), 10, random.Random(3)) for _ in range(2))
-    assert first == again
-    assert {part for part, *_ in first} == set(mutants.PARTS)
-    for _, path, _, _, source in first:
+    drawn, again = (mutants.drawn(list(mutants.PARTS), 10, random.Random(3)) for _ in range(2))
+    assert drawn == again
+    assert {part for part, *_ in drawn} == set(mutants.PARTS)
+    for _, path, _, _, source in drawn:
         assert source != ast.unparse(ast.parse((mutants.ROOT / path).read_text()))

@@ -146,18 +146,18 @@ def test_one_trace_serves_all_settings():
         dataclasses.replace(attack, step_size=0.2, steps=20)(counted, X[:size], Y[:size])
         dataclasses.replace(attack, step_size=0.0)(counted, X[:size], Y[:size])
     before = len(traces)
-    for other in ({"positions": [(1, 1)]}, {"patch_size": 3, "positions": None}, {"epsilon": 0.1}, {"seed": 4}):
-        dataclasses.replace(attack, **other)(counted, X, Y)
+    for changes in ({"positions": [(1, 1)]}, {"patch_size": 3, "positions": None}, {"epsilon": 0.1}, {"seed": 4}):
+        dataclasses.replace(attack, **changes)(counted, X, Y)
     assert len(traces) == before
 
 
 def test_seeds_reproduce_and_differ():
     attack = attacks.PatchAttack(2, steps=3)
-    first = attack.run(linear, X, Y)
-    again, other = attack.run(linear, X, Y), dataclasses.replace(attack, seed=1).run(linear, X, Y)
-    np.testing.assert_array_equal(first.images, again.images)
-    assert not np.array_equal(first.positions, other.positions)
-    assert len({tuple(each) for each in first.positions[:, 0].tolist()}) > 1
+    result = attack.run(linear, X, Y)
+    again, reseeded = attack.run(linear, X, Y), dataclasses.replace(attack, seed=1).run(linear, X, Y)
+    np.testing.assert_array_equal(result.images, again.images)
+    assert not np.array_equal(result.positions, reseeded.positions)
+    assert len({tuple(each) for each in result.positions[:, 0].tolist()}) > 1
 
 
 def test_a_universal_patch_is_steps_of_the_mean_loss():

@@ -73,12 +73,12 @@ def replica(model, x, y, attack, targeted):
     conflicts = 0
     for i in range(attack.steps):
         slopes = [inside * ops.convert_to_numpy(each(x.astype("float32"))[1]).astype("float64") for each in gradients]
-        first = slope = slopes[0]
-        for other in slopes[1:]:
-            product = (first * other).sum(axis=(1, 2, 3), keepdims=True)
+        loss_slope = slope = slopes[0]
+        for attention_slope in slopes[1:]:
+            product = (loss_slope * attention_slope).sum(axis=(1, 2, 3), keepdims=True)
             conflicts += np.sum(product < 0)
-            share = np.where(product < 0, product / (first**2).sum(axis=(1, 2, 3), keepdims=True), 0)
-            slope = slope + attack.attention_weight * (other - share * first)
+            share = np.where(product < 0, product / (loss_slope**2).sum(axis=(1, 2, 3), keepdims=True), 0)
+            slope = slope + attack.attention_weight * (attention_slope - share * loss_slope)
         mean, square = 0.9 * mean + 0.1 * slope, 0.999 * square + 0.001 * slope**2
         change = mean / (1 - 0.9 ** (i + 1)) / (np.sqrt(square / (1 - 0.999 ** (i + 1))) + 1e-8)
         x = np.clip(x + attack.step_size * 0.95 ** (i // 10) * change, low, high)
@@ -117,11 +117,11 @@ def test_it_draws_attention(vit):
     )
     np.testing.assert_array_equal(with_attention.positions, without.positions)
     cell = (with_attention.positions[:, 0] // 4) @ [3, 1]
-    got = [
+    attention = [
         sum(np.take_along_axis(received(vit, result.images, k), cell[:, None], axis=1) for k in range(2))
         for result in (with_attention, without)
     ]
-    assert got[0].mean() > got[1].mean()
+    assert attention[0].mean() > attention[1].mean()
 
 
 @pytest.mark.slow
@@ -212,8 +212,8 @@ def test_one_trace_serves_all_settings():
     for size in (5, 4, 2):  # TensorFlow learns that batches differ in size
         attack(counted, X[:size], Y[:size])
     before = len(traces)
-    for other in ({"steps": 4}, {"step_size": 0.2}, {"seed": 4}, {"epsilon": 0.1}, {"attention_weight": 0.1}):
-        dataclasses.replace(attack, **other)(counted, X, Y)
+    for changes in ({"steps": 4}, {"step_size": 0.2}, {"seed": 4}, {"epsilon": 0.1}, {"attention_weight": 0.1}):
+        dataclasses.replace(attack, **changes)(counted, X, Y)
     assert len(traces) == before
 
 

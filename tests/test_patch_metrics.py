@@ -101,8 +101,8 @@ def test_shifted_patches_fool_where_they_reach():
     assert table["dx"] == [0, 1, 2, 3, -2]
     universal = dataclasses.replace(result, patches=result.patches[0])
     assert evaluate.shift_table(MODELS["centre"], X, Y, universal, [(1, 0)])["fooling_rate"] == [1.0]
-    some = dataclasses.replace(result, positions=np.array([[[2, 2]]] * 6 + [[[4, 4]]] * 2))
-    assert evaluate.shift_table(MODELS["centre"], X, Y, some, [(1, 1)])["examples"] == [6]
+    moved = dataclasses.replace(result, positions=np.array([[[2, 2]]] * 6 + [[[4, 4]]] * 2))
+    assert evaluate.shift_table(MODELS["centre"], X, Y, moved, [(1, 1)])["examples"] == [6]
 
 
 def test_transfer_is_to_other_models_and_to_the_next_image():

@@ -163,8 +163,8 @@ def test_one_trace_serves_all_ranges():
     for size in (5, 4, 2):  # TensorFlow learns that batches differ in size
         attack(counted, X[:size], Y[:size])
     before = len(traces)
-    for other in (PatchTransforms(draws=2, **ALL), PatchTransforms(draws=2, translation=None)):
-        dataclasses.replace(attack, transforms=other, steps=20, seed=5, positions=None)(counted, X, Y)
+    for transforms in (PatchTransforms(draws=2, **ALL), PatchTransforms(draws=2, translation=None)):
+        dataclasses.replace(attack, transforms=transforms, steps=20, seed=5, positions=None)(counted, X, Y)
     assert len(traces) == before
 
 

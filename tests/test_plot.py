@@ -200,7 +200,7 @@ def overlapping(figure):
     texts = [text for text in shown if text.get_text()]
     boxes = [text.get_window_extent(renderer) for text in texts]
     pairs = itertools.combinations(zip(texts, boxes, strict=True), 2)
-    return [(a.get_text(), b.get_text()) for (a, first), (b, second) in pairs if first.overlaps(second)]
+    return [(a.get_text(), b.get_text()) for (a, box_a), (b, box_b) in pairs if box_a.overlaps(box_b)]
 
 
 def test_comparison_says_what_is_wrong():

@@ -30,7 +30,7 @@ def examples(count=10):
 
 
 def streamed(x, y, size=3):
-    return [(x[first : first + size], y[first : first + size]) for first in range(0, len(x), size)]
+    return [(x[start : start + size], y[start : start + size]) for start in range(0, len(x), size)]
 
 
 class Stopping:
@@ -180,15 +180,15 @@ def test_models_are_told_apart_by_their_weights_or_scores(tmp_path):
     x, y = examples()
     kernel = np.random.default_rng(0).normal(size=(36, 3)).astype("float32")
     with_kernel = lambda x: ops.reshape(x, (-1, 36)) @ KERNELS[0]  # noqa: E731
-    for first, second in [(network(), network(1)), (with_kernel, with_kernel)]:
-        folder = tmp_path / str(first)[1:9]
+    for before, after in [(network(), network(1)), (with_kernel, with_kernel)]:
+        folder = tmp_path / str(before)[1:9]
         KERNELS[:] = [kernel]
-        evaluate.robustness(first, PGD, (x, y), work=folder)
+        evaluate.robustness(before, PGD, (x, y), work=folder)
         KERNELS[:] = [-kernel]
         with pytest.raises(
             ValueError, match=r"robustness.npz holds results of (another evaluation: model|other images)"
         ):
-            evaluate.robustness(second, PGD, (x, y), work=folder)
+            evaluate.robustness(after, PGD, (x, y), work=folder)
 
 
 KERNELS = []
@@ -204,8 +204,8 @@ def test_other_settings_of_attacks_objectives_and_explainers_are_seen(tmp_path):
         )
     with pytest.raises(ValueError, match=r"another evaluation: objective: "):
         evaluate.robustness(model, PGD, (x, y), work=tmp_path)
-    first, second = (described(explain.SmoothGrad(explain.Saliency(model), samples)) for samples in (2, 3))
-    assert first != second
+    two_samples, three_samples = (described(explain.SmoothGrad(explain.Saliency(model), samples)) for samples in (2, 3))
+    assert two_samples != three_samples
     assert described(explain.Saliency(model)) != described(explain.Saliency(network(1)))
     assert described(evaluate.random_targets(3, 1)) != described(evaluate.random_targets(3, 2))
     used = explain.Saliency(model)

@@ -464,11 +464,11 @@ def test_says_what_is_wrong_with_the_rules(model):
 
 def test_factors_without_a_softmax_share_alike(double):
     random = np.random.default_rng(0)
-    x, first, second = random.uniform(size=(4, 2, 2, 3)), random.uniform(size=(12, 3)), random.uniform(size=(12, 3))
+    x, values, gates = random.uniform(size=(4, 2, 2, 3)), random.uniform(size=(12, 3)), random.uniform(size=(12, 3))
 
     def gated(x):
         flat = tf.reshape(x, (-1, 12))
-        return (flat @ first) * (flat @ second)
+        return (flat @ values) * (flat @ gates)
 
     shared, constant = (
         explain.LRP(gated, [("*", rule), ("*", "epsilon")], input_shape=(2, 2, 3))(x, 1)

@@ -257,22 +257,22 @@ def test_channels_first():
             layers.Dense(3),
         ]
 
-    first = keras.Sequential([keras.Input((3, 8, 8)), *body("channels_first")])
-    last = keras.Sequential([keras.Input((8, 8, 3)), *body("channels_last")])
-    for variable in first.weights:
+    channels_first = keras.Sequential([keras.Input((3, 8, 8)), *body("channels_first")])
+    channels_last = keras.Sequential([keras.Input((8, 8, 3)), *body("channels_last")])
+    for variable in channels_first.weights:
         variable.assign(
             random.uniform(0.5, 1, variable.shape)
             if "variance" in variable.path
             else random.normal(scale=0.4, size=variable.shape)
         )
-    last.set_weights(first.get_weights())
+    channels_last.set_weights(channels_first.get_weights())
     x = keras.Input((8, 8, 3))
-    wrapped = keras.Model(x, first(layers.Permute((3, 1, 2))(x)))
+    wrapped = keras.Model(x, channels_first(layers.Permute((3, 1, 2))(x)))
     for rules in ("z_plus", "epsilon", "alpha2_beta1", "gamma"):
-        expected = explain.LRP(last, rules)(images(2, 8, 8, 3), 1)
+        expected = explain.LRP(channels_last, rules)(images(2, 8, 8, 3), 1)
         assert difference(explain.LRP(wrapped, rules)(images(2, 8, 8, 3), 1), expected) <= 1e-5
     pooled = keras.Sequential([keras.Input((3, 8, 8)), *body("channels_first")[3:]])
-    for model, op in ((first, "Conv2D"), (pooled, "MaxPool")):
+    for model, op in ((channels_first, "Conv2D"), (pooled, "MaxPool")):
         with pytest.raises(ValueError, match=rf"channels last; the input \(None, 3, 8, 8\) .* as {op} .*Permute"):
             explain.LRP(model)
 
@@ -298,25 +298,25 @@ def test_half_precision_is_refused_and_the_remedy_works(policy):
 def test_layers_of_nested_and_subclassed_models():
     keras.utils.set_random_seed(0)
     conv = {"activation": "relu", "name": "conv"}
-    first = keras.Sequential(
+    lower = keras.Sequential(
         [keras.Input((8, 8, 3)), layers.Conv2D(3, 3, **conv), layers.Conv2D(3, 1, name="conv_1")], name="first"
     )
-    second = keras.Sequential([keras.Input((6, 6, 3)), layers.Conv2D(2, 3, **conv)], name="second")
+    middle = keras.Sequential([keras.Input((6, 6, 3)), layers.Conv2D(2, 3, **conv)], name="second")
     head = layers.Dense(3, name="fc")
     x = keras.Input((8, 8, 3))
-    nested = keras.Model(x, head(layers.GlobalAveragePooling2D()(second(first(x)))))
+    nested = keras.Model(x, head(layers.GlobalAveragePooling2D()(middle(lower(x)))))
 
     class Subclassed(keras.Model):
         def __init__(self):
             super().__init__()
-            self.first, self.second, self.head = first, second, head
+            self.first, self.second, self.head = lower, middle, head
 
         def call(self, x):
             return self.head(ops.mean(self.second(self.first(x)), (1, 2)))
 
     x = images(2, 8, 8, 3)
-    upper = keras.Sequential([second, layers.GlobalAveragePooling2D(), head])
-    expected = explain.LRP(upper)(np.asarray(first(x)), 1)
+    upper = keras.Sequential([middle, layers.GlobalAveragePooling2D(), head])
+    expected = explain.LRP(upper)(np.asarray(lower(x)), 1)
     for model in (nested, Subclassed()):
 
         def explained(stop, model=model):

@@ -126,8 +126,8 @@ def test_several_inputs_and_outputs():
     maps = explain.LRP(scoring, fixed={"extra": fixed})(X, 1)
     bound = explain.LRP(lambda x: scoring([x, tf.constant(fixed)]), input_shape=(8, 8, 2))(X, 1)
     np.testing.assert_array_equal(maps, bound)
-    other = explain.LRP(lambda x: model([x, tf.constant(fixed)]), output=1, input_shape=(8, 8, 2))(X)
-    assert other.shape == (3, 8, 8)
+    of_second_output = explain.LRP(lambda x: model([x, tf.constant(fixed)]), output=1, input_shape=(8, 8, 2))(X)
+    assert of_second_output.shape == (3, 8, 8)
 
 
 # Families of architectures, with small inputs.

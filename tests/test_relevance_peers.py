@@ -53,11 +53,11 @@ def chain():
 def residual():
     """Residual sum, concatenation, depthwise and strided convolutions, global average."""
     images = keras.Input((12, 12, 3))
-    first = layers.Conv2D(8, 3, padding="same", activation="relu", name="conv1")(images)
-    deep = layers.DepthwiseConv2D(3, padding="same", activation="relu", name="depthwise")(first)
+    features = layers.Conv2D(8, 3, padding="same", activation="relu", name="conv1")(images)
+    deep = layers.DepthwiseConv2D(3, padding="same", activation="relu", name="depthwise")(features)
     deep = layers.BatchNormalization(name="bn")(layers.Conv2D(8, 1, name="pointwise")(deep))
-    summed = layers.ReLU()(layers.Add()([first, deep]))
-    joined = layers.Concatenate()([summed, first])
+    summed = layers.ReLU()(layers.Add()([features, deep]))
+    joined = layers.Concatenate()([summed, features])
     last = layers.Conv2D(12, 3, strides=2, activation="relu", name="conv2")(joined)
     scores = layers.Dense(5, name="fc2")(layers.GlobalAveragePooling2D()(last))
     return keras.Model(images, scores)

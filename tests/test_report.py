@@ -80,17 +80,17 @@ class Page(html.parser.HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
-        given = dict(attributes)
+        by_name = dict(attributes)
         self.tags.append(tag)
-        if "id" in given:
-            self.ids.append(given["id"])
-        if tag == "data" and "id" in given:
-            self.values[given["id"]], self._open = given["value"], given["id"]
+        if "id" in by_name:
+            self.ids.append(by_name["id"])
+        if tag == "data" and "id" in by_name:
+            self.values[by_name["id"]], self._open = by_name["value"], by_name["id"]
         if tag == "a":
-            self.links.append(given["href"])
+            self.links.append(by_name["href"])
         if tag == "img":
-            self.pictures.append((given["src"], given.get("alt")))
-        self.addresses += [given[name] for name in ("src", "href", "action", "srcset") if name in given]
+            self.pictures.append((by_name["src"], by_name.get("alt")))
+        self.addresses += [by_name[name] for name in ("src", "href", "action", "srcset") if name in by_name]
 
     def handle_data(self, text):
         if self._open:

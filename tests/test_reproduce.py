@@ -104,8 +104,8 @@ def test_a_row_that_lacks_something_is_named(tmp_path):
 
 
 def test_settings_of_the_profile_come_over_those_of_the_row():
-    row = fake(None, size=1, other=2)
-    assert (row.setting("cpu").size, row.setting("cpu").other) == (3, 2)
+    row = fake(None, size=1, depth=2)
+    assert (row.setting("cpu").size, row.setting("cpu").depth) == (3, 2)
     with pytest.raises(ValueError, match="profiles smoke, cpu, gpu, full; received fast"):
         row.setting("fast")
 
@@ -197,12 +197,12 @@ def test_steps_are_not_measured_again_after_a_kill(options):
     measured, broken = [], [True]
 
     def function(setting, run):
-        first = run.step("first", lambda: measured.append("first") or {"value": np.float64(2.0)})
+        first_step = run.step("first", lambda: measured.append("first") or {"value": np.float64(2.0)})
         if broken:
             broken.clear()
             raise KeyboardInterrupt
-        second = run.step("second", lambda: measured.append("second") or [3.0])
-        return {"measured": {"a": first["value"] + second[0]}}
+        second_step = run.step("second", lambda: measured.append("second") or [3.0])
+        return {"measured": {"a": first_step["value"] + second_step[0]}}
 
     row, args = fake(function), options("--profile", "cpu")
     with pytest.raises(KeyboardInterrupt):
@@ -227,16 +227,20 @@ def test_models_are_shared_by_rows_and_seeds_are_not(options):
         model = run.trained("a model", build, "mnist", recipe, train=32, test=16, **more)
         return run, model
 
-    first, model = trained("3.T1", 0, examine=lambda model: examined.append(1) or {"parameters": model.count_params()})
-    again, other = trained("3.X", 0, examine=lambda model: examined.append(1) or {"parameters": model.count_params()})
-    assert first.models["a model"]["trained_here"] and not again.models["a model"]["trained_here"]
-    for here, there in zip(model.get_weights(), other.get_weights(), strict=True):
+    def examine(model):
+        examined.append(1)
+        return {"parameters": model.count_params()}
+
+    first_run, model = trained("3.T1", 0, examine=examine)
+    second_run, reloaded = trained("3.X", 0, examine=examine)
+    assert first_run.models["a model"]["trained_here"] and not second_run.models["a model"]["trained_here"]
+    for here, there in zip(model.get_weights(), reloaded.get_weights(), strict=True):
         np.testing.assert_array_equal(here, there)
-    assert again.epochs("a model")["val_accuracy"] == first.epochs("a model")["val_accuracy"]
-    assert again.examined("a model") == [{"epoch": 0, "parameters": model.count_params()}]
+    assert second_run.epochs("a model")["val_accuracy"] == first_run.epochs("a model")["val_accuracy"]
+    assert second_run.examined("a model") == [{"epoch": 0, "parameters": model.count_params()}]
     assert examined == [1]
     seeded, _ = trained("3.T1", 1)
-    assert seeded.models["a model"]["key"] != first.models["a model"]["key"]
+    assert seeded.models["a model"]["key"] != first_run.models["a model"]["key"]
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "affine_mnist", "expanded_mnist", "affine_cifar10", "affnist"])

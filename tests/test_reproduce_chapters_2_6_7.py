@@ -34,8 +34,8 @@ def test_every_row_has_a_function_and_lines_of_the_thesis(number):
     assert rows_of(number)
     for row in rows_of(number):
         assert callable(row.function)
-        first, last = map(int, row.table["lines"].split("-"))
-        assert first < last
+        start, end = map(int, row.table["lines"].split("-"))
+        assert start < end
         assert row.minutes("cpu") > 0
 
 

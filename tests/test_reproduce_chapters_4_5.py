@@ -34,8 +34,8 @@ def test_every_row_has_a_function_lines_and_minutes(number):
     assert len(rows_of(number)) == {4: 9, 5: 8}[number]
     for row in rows_of(number):
         assert callable(row.function)
-        first, last = map(int, row.table["lines"].split("-"))
-        assert 1318 < first < last < 2095
+        start, end = map(int, row.table["lines"].split("-"))
+        assert 1318 < start < end < 2095
         assert row.minutes("cpu") <= 20
         assert row.table["profiles"]["cpu"]["scaled"]
 

@@ -170,12 +170,12 @@ def test_trainings_by_one_stream_see_the_same_order_and_orders_change():
         model.fit(at_epoch([train], [3], epoch)[0], initial_epoch=epoch, epochs=epochs, shuffle=False, verbose=0)
         return np.concatenate(seen).reshape(epochs - epoch, -1)
 
-    first = orders(0, 3)
-    assert np.any(first[0] != first[1])
-    assert np.any(first[1] != first[2])
+    every_epoch = orders(0, 3)
+    assert np.any(every_epoch[0] != every_epoch[1])
+    assert np.any(every_epoch[1] != every_epoch[2])
     data.take(train, 5)
-    np.testing.assert_array_equal(orders(0, 3), first)
-    np.testing.assert_array_equal(orders(2, 3), first[2:])
+    np.testing.assert_array_equal(orders(0, 3), every_epoch)
+    np.testing.assert_array_equal(orders(2, 3), every_epoch[2:])
 
 
 @pytest.mark.slow

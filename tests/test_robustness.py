@@ -173,10 +173,10 @@ def test_a_table_of_attacks_and_objectives():
 
 
 def test_transfer_is_the_share_of_the_targets_correct_examples():
-    others = np.random.default_rng(7).normal(size=(36, 3)).astype("float32") + WEIGHTS
+    weights = np.random.default_rng(7).normal(size=(36, 3)).astype("float32") + WEIGHTS
 
     def related(x):
-        return ops.reshape(x, (-1, 36)) @ others
+        return ops.reshape(x, (-1, 36)) @ weights
 
     attack = attacks.BIM(0.05, step_size=0.02)
     models = {"model": model, "related": related}

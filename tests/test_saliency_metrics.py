@@ -73,8 +73,8 @@ def test_aopc_depends_on_the_seed_not_on_the_batch_size(batch_size, seed):
     whole = evaluate.aopc(linear, X, MAPS, patch=3, seed=seed)
     parts = evaluate.aopc(linear, X, MAPS, patch=3, seed=seed, batch_size=batch_size)
     np.testing.assert_allclose(parts.curve, whole.curve, atol=1e-5)
-    first = evaluate.aopc(linear, X[:1], MAPS[:1], patch=3, seed=seed)
-    np.testing.assert_allclose(first.curve, whole.curve[:1], atol=1e-5)
+    of_first_image = evaluate.aopc(linear, X[:1], MAPS[:1], patch=3, seed=seed)
+    np.testing.assert_allclose(of_first_image.curve, whole.curve[:1], atol=1e-5)
     assert np.abs(evaluate.aopc(linear, X, MAPS, patch=3, seed=seed + 1).curve - whole.curve).max() > 1e-3
 
 
@@ -87,9 +87,9 @@ def test_aopc_fills_and_breaks_ties_as_it_says():
 
     x = np.ones((1, 2, 4, 1), "float32")
     evaluate.aopc(watching, x, np.zeros((1, 2, 4)), patch=2, fill=-np.arange(8).reshape(2, 4, 1))
-    first, second = seen[-1][..., 0]
-    np.testing.assert_array_equal(first, [[0, -1, 1, 1], [-4, -5, 1, 1]])
-    np.testing.assert_array_equal(second, [[0, -1, -2, -3], [-4, -5, -6, -7]])
+    one_filled, both_filled = seen[-1][..., 0]
+    np.testing.assert_array_equal(one_filled, [[0, -1, 1, 1], [-4, -5, 1, 1]])
+    np.testing.assert_array_equal(both_filled, [[0, -1, -2, -3], [-4, -5, -6, -7]])
     with pytest.warns(UserWarning, match=r"within bounds=\(5.0, 6.0\), but pixels lie in \[1.0, 1.0\]"):
         evaluate.aopc(watching, x, np.zeros((1, 2, 4)), patch=1, bounds=(5, 6))
     assert seen[-1][-1].min() >= 5
@@ -105,9 +105,9 @@ def test_perfect_maps_have_larger_areas_than_others():
         return keras.ops.sum(x[..., 0] * weights.astype("float32"), axis=(1, 2))[:, None]
 
     maps = np.stack([weights, rng.uniform(size=(5, 5))])
-    best, other = evaluate.aopc(score, x, maps, patch=1, fill=0).area
+    best, middle = evaluate.aopc(score, x, maps, patch=1, fill=0).area
     worst = evaluate.aopc(score, x, maps, patch=1, fill=0, order="ascending").area[0]
-    assert best > other > worst
+    assert best > middle > worst
 
 
 @pytest.mark.tensorflow
@@ -232,8 +232,8 @@ BOXES = [(1, 2, 6, 7), [(0, 0, 3, 3), (2, 2, 7, 8)], [[0, 5, 7, 8]]]
 
 def masks_of(boxes, shape=(7, 8)):
     masks = np.zeros((len(boxes), *shape), bool)
-    for mask, some in zip(masks, boxes, strict=True):
-        for top, left, bottom, right in np.reshape(some, (-1, 4)):
+    for mask, of_mask in zip(masks, boxes, strict=True):
+        for top, left, bottom, right in np.reshape(of_mask, (-1, 4)):
             mask[top:bottom, left:right] = True
     return masks
 

@@ -552,9 +552,9 @@ def flat():
 
 @tensorflow_only
 def test_versions_do_not_disturb_each_other(tmp_path, monkeypatch):
-    first, x = flat(), np.ones((2, 8, 8, 1), "float32")
-    assert serving.export(first, tmp_path, input_range=(0, 1)) == tmp_path / "1"
-    reader, before = serving.load(tmp_path), np.array(first(x))
+    model, x = flat(), np.ones((2, 8, 8, 1), "float32")
+    assert serving.export(model, tmp_path, input_range=(0, 1)) == tmp_path / "1"
+    reader, before = serving.load(tmp_path), np.array(model(x))
     rename = os.rename
 
     def late(source, target):  # another exporter was first

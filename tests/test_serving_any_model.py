@@ -26,15 +26,15 @@ def images(count=6, size=8, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3)).astype("float32")
 
 
-def network(units=4, activation=None, first=()):
+def network(units=4, activation=None, front=()):
     """The same weights every time, and classes that depend on the image."""
     keras.utils.set_random_seed(3)
     body = [layers.Conv2D(4, 3, activation="relu", name="conv1"), layers.MaxPooling2D(3, name="pool")]
     head = layers.Dense(
         units, activation=activation, kernel_initializer=keras.initializers.RandomNormal(stddev=1.0), name="head"
     )
-    model = keras.Sequential([keras.Input((8, 8, 3)), *first, *body, layers.Flatten(name="flat"), head])
-    x = images() / (255 if not first else 1)
+    model = keras.Sequential([keras.Input((8, 8, 3)), *front, *body, layers.Flatten(name="flat"), head])
+    x = images() / (255 if not front else 1)
     z = ops.convert_to_numpy(model(x))
     if activation is None:  # so that each class wins for some image
         head.bias.assign(-z.mean(axis=0))
@@ -159,8 +159,8 @@ def test_one_of_several_outputs(tmp_path):
 
 
 def test_integers_are_served_as_they_are_and_explained_as_floats(tf, tmp_path):
-    first = layers.Rescaling(1 / 255)
-    model = keras.Sequential([keras.Input((8, 8, 3), dtype="uint8"), first, network()])
+    rescaling = layers.Rescaling(1 / 255)
+    model = keras.Sequential([keras.Input((8, 8, 3), dtype="uint8"), rescaling, network()])
     twin, x = network(), images()
     loaded = serving.load(serving.export(model, tmp_path, explainers={"product": explain.InputXGradient(model)}))
     card = loaded.card["input"]
@@ -317,12 +317,12 @@ def test_scores_of_a_model_inside_are_not_taken_for_those_of_the_exported_one(tm
 def test_bytes_are_scaled_to_the_range_that_the_model_takes(tf, tmp_path):
     x, twin = images(), network()
     files = [tf.io.encode_png(image).numpy() for image in x.astype("uint8")]
-    for first, pixels in ((layers.Rescaling(1 / 255), x), (layers.Rescaling(2.0, offset=-1.0), x / 255)):
-        model = keras.Sequential([keras.Input((8, 8, 3)), first, network()])
+    for rescaling, pixels in ((layers.Rescaling(1 / 255), x), (layers.Rescaling(2.0, offset=-1.0), x / 255)):
+        model = keras.Sequential([keras.Input((8, 8, 3)), rescaling, network()])
         loaded = serving.load(serving.export(model, tmp_path))
         answer = loaded.run("serve_bytes", encoded=files)
         np.testing.assert_allclose(answer["outputs"], model(pixels), rtol=1e-5, atol=1e-5)
-        assert loaded.card["input"]["range"] == [0, 255 if first.scale < 1 else 1]
+        assert loaded.card["input"]["range"] == [0, 255 if rescaling.scale < 1 else 1]
     plain = served(twin, tmp_path).run("serve_bytes", encoded=files)["outputs"]
     np.testing.assert_allclose(plain, twin(x / 255), atol=1e-5)
     np.testing.assert_allclose(
@@ -362,11 +362,11 @@ def test_channels_in_front_are_refused(tmp_path):
 
 
 def test_explainers_of_another_model_and_what_returns_no_maps(tf, tmp_path):
-    model, other = network(), network()
+    model, foreign = network(), network()
     for explainer in (
-        explain.Saliency(other),
-        explain.LRP(other, "epsilon"),
-        lambda x, ids: tf.reduce_sum(x, axis=-1) * tf.reduce_max(other(x)),
+        explain.Saliency(foreign),
+        explain.LRP(foreign, "epsilon"),
+        lambda x, ids: tf.reduce_sum(x, axis=-1) * tf.reduce_max(foreign(x)),
     ):
         with pytest.raises(ValueError, match=r"'maps' to be made of sequential.*reads variables of another"):
             served(model, tmp_path, explainers={"maps": explainer})

@@ -216,12 +216,12 @@ def test_fooled_images_stay_and_wanted_classes_are_reached():
 def test_cross_entropy_of_combined_objectives_sees_all_of_them():
     x = images()
     y = labels(x)
-    other = attacks.logits(lambda x: linear(x[:, ::-1]))
+    mirrored = attacks.logits(lambda x: linear(x[:, ::-1]))
     attack = attacks.Square(0.01, queries=30, loss="ce")
-    both = attack.run(attacks.combined(attacks.logits(linear), other), x, y)
+    both = attack.run(attacks.combined(attacks.logits(linear), mirrored), x, y)
     losses = [
         ops.convert_to_numpy(each.loss(ops.convert_to_tensor(both.images), y))
-        for each in (attacks.logits(linear), other)
+        for each in (attacks.logits(linear), mirrored)
     ]
     left = ~both.fooled
     np.testing.assert_allclose(both.loss[left], -sum(losses)[left], rtol=1e-4)

@@ -86,8 +86,8 @@ def malformed(image, png, bomb):
     yield "Expected a body of JSON", b'{"inputs": [' + b"1" * 5000 + b"]}"
     yield "recursion", b"[" * 100_000
     yield "recursion", b'{"instances":' * 100_000
-    for other in (None, 3, "text", True, [image]):
-        yield "either 'instances' or 'inputs'", other
+    for body in (None, 3, "text", True, [image]):
+        yield "either 'instances' or 'inputs'", body
     yield "either 'instances' or 'inputs'", {}
     yield "either 'instances' or 'inputs'", {"instances": [image], "inputs": [image]}
     yield "no other keys than .*; received signature", {"inputs": [image], "signature": "lrp"}

@@ -119,10 +119,10 @@ def test_one_sigmoid_is_two_classes():
 
 
 def test_probabilities_that_cannot_be_undone_become_logarithms_with_one_warning():
-    x, first, second = images(), network(activation="softmax"), network(5, activation="softmax")
-    first_two = [first, keras.Sequential([network(), layers.Rescaling(3.0), layers.Softmax()])]
+    x, member, single = images(), network(activation="softmax"), network(5, activation="softmax")
+    members = [member, keras.Sequential([network(), layers.Rescaling(3.0), layers.Softmax()])]
     inputs = keras.Input((8, 8, 3))
-    ensemble = keras.Model(inputs, layers.Average()([model(inputs) for model in first_two]))
+    ensemble = keras.Model(inputs, layers.Average()([model(inputs) for model in members]))
     scores = taps.scores(ensemble)
     with pytest.warns(UserWarning, match="returns probabilities by a computation that cannot be undone") as caught:
         values = ops.convert_to_numpy(scores(x))
@@ -131,7 +131,7 @@ def test_probabilities_that_cannot_be_undone_become_logarithms_with_one_warning(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         scores(x)
-        taps.scores(second)(x)  # can be undone
+        taps.scores(single)(x)  # can be undone
 
 
 def test_several_outputs_are_named():
@@ -312,11 +312,11 @@ def replica_attention(layer, x):
 
 def test_attention_of_foreign_layers():
     model, x = vit(), images(12)
-    first, second = taps.tap(model, ["attention_0", "attention_1"])(x)
+    attention0, attention1 = taps.tap(model, ["attention_0", "attention_1"])(x)
     normal = ops.convert_to_numpy(taps.tap(model, "norm0a")(x))
     expected = replica_attention(model.get_layer("attention0"), normal)
-    np.testing.assert_allclose(ops.convert_to_numpy(first), expected, atol=1e-6)
-    assert second.shape == (3, 2, 10, 10)
+    np.testing.assert_allclose(ops.convert_to_numpy(attention0), expected, atol=1e-6)
+    assert attention1.shape == (3, 2, 10, 10)
     scores = taps.scores(model)
     assert taps.tokens(scores) == (1, (3, 3))
     np.testing.assert_allclose(
@@ -396,8 +396,8 @@ def test_attention_of_a_saved_model(tmp_path):
 
 
 def test_range_of_pixels():
-    def behind(*first):
-        return keras.Sequential([keras.Input((8, 8, 3)), *first, network()])
+    def behind(*front):
+        return keras.Sequential([keras.Input((8, 8, 3)), *front, network()])
 
     mean, variance = [0.485, 0.456, 0.406], [0.229**2, 0.224**2, 0.225**2]
     expected = {
@@ -413,9 +413,9 @@ def test_range_of_pixels():
         ],
         None: [[], [layers.Rescaling(1 / 20)]],
     }
-    for pixels, firsts in expected.items():
-        for first in firsts:
-            assert taps.input_range(behind(*first)) == pixels
+    for pixels, fronts in expected.items():
+        for front in fronts:
+            assert taps.input_range(behind(*front)) == pixels
     nested = keras.Sequential([keras.Input((8, 8, 3)), behind(layers.Rescaling(1 / 255))])
     assert taps.input_range(nested) == (0.0, 255.0)
     assert taps.input_range(CapsNet((16, 16, 3), 3, filters=8, num_types=2, kernel_size=5)) == (0.0, 1.0)

@@ -53,9 +53,9 @@ def test_explainers_of_one_model_share_what_is_compiled():
 def test_what_is_shared_goes_with_its_model_and_sees_changed_weights():
     model = battery.cnn(SHAPE)
     x = images(2)
-    first = explain.Saliency(model)(x)
+    before = explain.Saliency(model)(x)
     model.layers[-1].kernel.assign(2 * model.layers[-1].kernel)
-    np.testing.assert_allclose(explain.Saliency(model)(x, explain.Saliency(model).predicted(x)), 2 * first, rtol=1e-4)
+    np.testing.assert_allclose(explain.Saliency(model)(x, explain.Saliency(model).predicted(x)), 2 * before, rtol=1e-4)
 
 
 def test_traces_are_counted():

@@ -220,8 +220,8 @@ def test_augmented_images_are_moved_and_mirrored(digits):
     again, _ = data.take(data.augment(stream, shift=2, flip=True, seed=1), 200)
     np.testing.assert_array_equal(moved, again)
     augmented = data.augment(stream, shift=2, seed=1)
-    first, second = (data.take(augmented, 200)[0] for _ in range(2))
-    assert np.any(first != second)  # anew in every epoch
+    first_epoch, second_epoch = (data.take(augmented, 200)[0] for _ in range(2))
+    assert np.any(first_epoch != second_epoch)  # anew in every epoch
     with pytest.raises(ValueError, match="shift must be an integer from 0; received -1"):
         data.augment(stream, shift=-1)
 

@@ -228,11 +228,11 @@ def saved(model, path):
 
 @pytest.mark.parametrize("file", SAVED)
 def test_files_of_keras(tmp_path, file):
-    model, other = SMALL["vit"](), SMALL["vit"](temperature=2.0, dropout=0.1)
-    load_weights_from(other, saved(model, tmp_path / file))
-    for ours, theirs in zip(other.get_weights(), model.get_weights(), strict=True):
+    model, receiver = SMALL["vit"](), SMALL["vit"](temperature=2.0, dropout=0.1)
+    load_weights_from(receiver, saved(model, tmp_path / file))
+    for ours, theirs in zip(receiver.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert other.temperature == 2.0  # a setting, not a weight
+    assert receiver.temperature == 2.0  # a setting, not a weight
     with pytest.raises(FileNotFoundError, match=rf"Expected a .* file at .*missing\.{file}; there is no such file"):
         load_weights_from(model, tmp_path / f"missing.{file}")
     with pytest.raises(ValueError, match=rf"skip and interpolate_positions are .* received {file}, which Keras wrote"):
@@ -248,27 +248,27 @@ def test_files_of_keras(tmp_path, file):
 @pytest.mark.slow
 @pytest.mark.parametrize("file", SAVED)
 def test_files_of_keras_that_do_not_fit_change_nothing(tmp_path, file):
-    def refused(other, message):
+    def refused(source, message):
         before = model.get_weights()
         with pytest.raises(ValueError, match=rf"{file} does not fit resnet20: {message}"):
-            load_weights_from(model, saved(other, tmp_path / file))
+            load_weights_from(model, saved(source, tmp_path / file))
         for old, new in zip(before, model.get_weights(), strict=True):
             np.testing.assert_array_equal(old, new)
 
     model = small_resnet()
-    first = "layers/normalized_conv2d/conv/vars/0"
+    kernel = "layers/normalized_conv2d/conv/vars/0"
     refused(small_resnet(depth=32), r".*; and \d+ more, \d+ in all\. Expected the tensors of a model built")
     refused(small_resnet(head="fc"), r"layers/dense/vars/0 has shape \(256, 3\), expected \(8, 3\); .*is left over")
-    refused(ResNet((8, 8, 1), 3, filters=2), rf"{first} has shape \(3, 3, 1, 2\), expected \(3, 3, 3, 2\)\.")
+    refused(ResNet((8, 8, 1), 3, filters=2), rf"{kernel} has shape \(3, 3, 1, 2\), expected \(3, 3, 3, 2\)\.")
     without_head = keras.Model(model.input, model.taps["features"])
     refused(without_head, r"layers/dense/vars/0 is missing; layers/dense/vars/1 is missing\.")
 
     def changed(index, value):
-        other = small_resnet()
-        weights = other.get_weights()
+        altered = small_resnet()
+        weights = altered.get_weights()
         weights[index].flat[0] = value
-        other.set_weights(weights)
-        return other
+        altered.set_weights(weights)
+        return altered
 
     names = [variable.path for variable in model.weights]
     variance = next(index for index, name in enumerate(names) if name.endswith("moving_variance"))
@@ -286,10 +286,10 @@ def test_files_of_keras_leave_the_optimizer_alone(tmp_path, file):
         model.fit(np.ones((2, 8, 8, 3)), np.ones((2, 3)), epochs=epochs, verbose=0)
         return model
 
-    model, other = trained(2), trained(1)
+    model, source = trained(2), trained(1)
     before = [ops.convert_to_numpy(variable).copy() for variable in model.optimizer.variables]
-    load_weights_from(model, saved(other, tmp_path / file))
-    np.testing.assert_array_equal(model.get_weights()[0], other.get_weights()[0])
+    load_weights_from(model, saved(source, tmp_path / file))
+    np.testing.assert_array_equal(model.get_weights()[0], source.get_weights()[0])
     for old, new in zip(before, model.optimizer.variables, strict=True):
         np.testing.assert_array_equal(old, new)
 

@@ -173,11 +173,11 @@ def steps(tiny):
                 y = np.arange(batch) % model.output_shape[-1]
                 floor = products_of(model) if name.startswith("DeiT") else convolutions_of(model)
                 rounds = 1 if tiny else 5
-                taken, least = (step_seconds(each, x, y, rounds) for each in (model, floor))
+                seconds, floor_time = (step_seconds(each, x, y, rounds) for each in (model, floor))
             finally:
                 keras.config.set_dtype_policy("float32")
-            row = {"network": name, "dtype": dtype, "batch": batch, "ms": 1e3 * taken, "floor_ms": 1e3 * least}
-            rows.append({**row, "ratio": taken / least, "parameters": model.count_params()})
+            row = {"network": name, "dtype": dtype, "batch": batch, "ms": 1e3 * seconds, "floor_ms": 1e3 * floor_time}
+            rows.append({**row, "ratio": seconds / floor_time, "parameters": model.count_params()})
             print(rows[-1], flush=True)
     return rows
 
@@ -208,9 +208,9 @@ def torch_step(tiny):
             if device == "cuda":
                 torch.cuda.synchronize()
 
-        taken = seconds_of(step, 1 if tiny else 10)
+        seconds = seconds_of(step, 1 if tiny else 10)
         rows.append(
-            {"network": "transformer of DeiT-Ti's size", "dtype": str(dtype), "batch": batch, "ms": 1e3 * taken}
+            {"network": "transformer of DeiT-Ti's size", "dtype": str(dtype), "batch": batch, "ms": 1e3 * seconds}
         )
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
@@ -223,22 +223,22 @@ def attack_throughput(tiny):
     """Images per second of PGD and APGD on ResNet20, whose batch stays whole."""
     from keras_capsvit import ResNet20, attacks
 
-    count, taken_steps = (4, 2) if tiny else (512, 40)
+    count, num_steps = (4, 2) if tiny else (512, 40)
     model = ResNet20((32, 32, 3), 10)
     x = np.random.default_rng(0).uniform(size=(count, 32, 32, 3)).astype("float32")
     y = np.arange(count) % 10
     rows = []
     for precision in ("float32", "bfloat16"):
         objective = attacks.in_precision(model, precision)
-        for attack in (attacks.PGD(8 / 255, steps=taken_steps), attacks.APGD(8 / 255, steps=taken_steps)):
-            taken = seconds_of(lambda attack=attack, objective=objective: attack(objective, x, y), 1 if tiny else 3)
+        for attack in (attacks.PGD(8 / 255, steps=num_steps), attacks.APGD(8 / 255, steps=num_steps)):
+            seconds = seconds_of(lambda attack=attack, objective=objective: attack(objective, x, y), 1 if tiny else 3)
             rows.append(
                 {
                     "attack": type(attack).__name__,
                     "precision": precision,
-                    "steps": taken_steps,
+                    "steps": num_steps,
                     "images": count,
-                    "images_per_second": count / taken,
+                    "images_per_second": count / seconds,
                 }
             )
     return rows

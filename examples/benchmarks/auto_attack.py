@@ -108,11 +108,11 @@ def main():
         batches = zip(pixels.split(args.batch_size), classes.split(args.batch_size), strict=True)
         return torch.cat([theirs(images, labels) for images, labels in batches])
 
-    images, other, their_clock = timed(attack)
+    images, their_processor, their_clock = timed(attack)
     with torch.no_grad():
         robust = (twin(images).argmax(1) == classes).float().mean().item()
-    print(f"torchattacks: {robust:.4f} robust, {other:.0f} s of the processor, {their_clock:.0f} s")
-    print(f"ratio: {other / processor:.2f} (processor), {their_clock / clock:.2f} (clock)")
+    print(f"torchattacks: {robust:.4f} robust, {their_processor:.0f} s of the processor, {their_clock:.0f} s")
+    print(f"ratio: {their_processor / processor:.2f} (processor), {their_clock / clock:.2f} (clock)")
 
 
 if __name__ == "__main__":

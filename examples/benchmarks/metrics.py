@@ -52,8 +52,8 @@ class Subject:
     def forward(self, times):
         """Forward passes of all images, several times."""
         for _ in range(times):
-            for first in range(0, len(self.x), self.batch_size):
-                keras.ops.convert_to_numpy(self._forward(self.x[first : first + self.batch_size]))
+            for start in range(0, len(self.x), self.batch_size):
+                keras.ops.convert_to_numpy(self._forward(self.x[start : start + self.batch_size]))
 
     def explain(self, times):
         for _ in range(times):

@@ -48,7 +48,7 @@ def ours(size, threads):
     lrp = explain.LRP(model, **RULES)
     built = time.perf_counter() - started
     lrp(images(1, size), 1)
-    first = time.perf_counter() - started
+    first_map = time.perf_counter() - started
     others, negated = explain.CLRP(model, "others", **RULES), explain.CLRP(model, "negated", **RULES)
     runs = {
         "forward": lambda x: forward(x).numpy(),
@@ -59,7 +59,7 @@ def ours(size, threads):
         "LRP, 5 targets": lambda x: lrp(x, np.tile(np.arange(5), (len(x), 1))),
         "CLRP1, 5 targets": lambda x: others(x, np.tile(np.arange(5), (len(x), 1))),
     }
-    return runs, built, first
+    return runs, built, first_map
 
 
 class Zennit:
@@ -165,9 +165,9 @@ def main():
     args = parser.parse_args()
     if args.serve_zennit:
         return serve_zennit(args.size, args.threads)
-    runs, built, first = ours(args.size, args.threads)
+    runs, built, first_map = ours(args.size, args.threads)
     print(f"VGG16, {args.size}x{args.size}, {args.threads} threads, {args.rounds} rounds")
-    print(f"LRP built in {built:.2f} s, first map after {first:.2f} s")
+    print(f"LRP built in {built:.2f} s, first map after {first_map:.2f} s")
     zennit = Zennit(args.size, args.threads)
     for batch in args.batches:
         report(alternate(runs, zennit, batch, args.size, args.rounds), batch)

@@ -98,7 +98,7 @@ def size(name, model, folder, exporting):
     served = serving.load(folder)
     loading = time.perf_counter() - started
     served(np.zeros((1, *model.input_shape[1:]), "float32"))
-    first = time.perf_counter() - started - loading
+    first_call = time.perf_counter() - started - loading
     files = {path.name: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     weights = sum(count for file, count in files.items() if file.startswith("variables"))
     return {
@@ -109,7 +109,7 @@ def size(name, model, folder, exporting):
         "graph MB": round(files["saved_model.pb"] / 1e6, 2),
         "export s": round(exporting, 2),
         "load s": round(loading, 2),
-        "first call s": round(first, 2),
+        "first call s": round(first_call, 2),
     }
 
 

@@ -40,8 +40,8 @@ def alternate(runs, rounds, warm_up=1, clock=time.perf_counter):
 
 def report(times):
     """Print medians, ranges and ratios to the first."""
-    first = statistics.median(next(iter(times.values())))
+    reference = statistics.median(next(iter(times.values())))
     width = max(18, *map(len, times))
     for name, seconds in times.items():
         middle = statistics.median(seconds)
-        print(f"  {name:{width}} {middle:8.3f} s ({min(seconds):.3f} to {max(seconds):.3f})  {middle / first:6.3f}")
+        print(f"  {name:{width}} {middle:8.3f} s ({min(seconds):.3f} to {max(seconds):.3f})  {middle / reference:6.3f}")

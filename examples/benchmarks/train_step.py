@@ -36,10 +36,10 @@ MODELS = {
 
 def convolutions_of(model):
     """The convolutions of ``model`` with global average pooling and a linear classifier."""
-    first, primary = model.get_layer("conv"), model.get_layer("primary_capsules")
+    conv1, primary = model.get_layer("conv"), model.get_layer("primary_capsules")
     images = keras.Input(model.input_shape[1:])
     features = images
-    for name, conv in (("first", first), ("second", primary.conv)):
+    for name, conv in (("first", conv1), ("second", primary.conv)):
         features = keras.layers.Conv2D.from_config({**conv.get_config(), "name": name})(features)
     pooled = keras.layers.GlobalAveragePooling2D()(features)
     return keras.Model(images, keras.layers.Dense(model.output_shape[-1])(pooled))

@@ -120,8 +120,8 @@ def with_attention(model, names):
     tapped = taps.tap(model, ["logits", *names]) if names else model
 
     def loss(x):
-        first, *rest = tapped(x) if names else [tapped(x)]
-        return ops.sum(ops.square(first)), rest
+        logits, *others = tapped(x) if names else [tapped(x)]
+        return ops.sum(ops.square(logits)), others
 
     forward = autodiff.compiled(tapped, model.variables)
     gradient = autodiff.compiled(autodiff.gradient(loss, has_aux=True), model.variables)

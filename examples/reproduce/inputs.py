@@ -18,7 +18,7 @@ BASES = {
     "affnist": "mnist",
     "affine_cifar10": "cifar10",
 }
-MADE = {
+MADE_SETS = {
     "affine_mnist": data.affine_sets.affine_mnist,
     "expanded_mnist": data.affine_sets.expanded_mnist,
     "multi_mnist": data.multidigit.multi_mnist,
@@ -111,14 +111,14 @@ def _digits_as(name, split, take, *, batch_size=128, seed=0, image_size=None, **
     shape = data.info(BASES.get(name, name)).image_shape
     sizes = shape[:2] if image_size is None else np.broadcast_to(image_size, 2).tolist()
     known = {option: value for option, value in options.items() if option not in ("data_dir", "allow_missing")}
-    images, labels = _digits(split, None if name in MADE else tuple(map(int, sizes)))
+    images, labels = _digits(split, None if name in MADE_SETS else tuple(map(int, sizes)))
     images, labels = images[:take] * np.float32(TINT[: shape[2]]), labels[:take]
-    if name not in MADE:
+    if name not in MADE_SETS:
         return data.from_arrays(images, labels, batch_size=batch_size, shuffle=split == "train", seed=seed)
     if shape[2] == 3:
         images = np.pad(images, [(0, 0), (2, 2), (2, 2), (0, 0)])
     base = tf.data.Dataset.from_tensor_slices((images, labels))
-    return MADE[name](base, batch_size=batch_size, shuffle=split == "train", seed=seed, **known)
+    return MADE_SETS[name](base, batch_size=batch_size, shuffle=split == "train", seed=seed, **known)
 
 
 @functools.cache

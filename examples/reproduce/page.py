@@ -92,8 +92,8 @@ def entry(row, results, figures):
 
 def part(row, profile, stored, results, figures):
     """What the seeds of a profile measured, a dict."""
-    setting, first = row.setting(profile), stored[0]
-    drawn = [name for name in first["figures"] if (figures / name).exists()]
+    setting, record = row.setting(profile), stored[0]
+    drawn = [name for name in record["figures"] if (figures / name).exists()]
     curves = draw(row, profile, [each["curves"] for each in stored], figures)
     return {
         "profile": profile,
@@ -102,12 +102,12 @@ def part(row, profile, stored, results, figures):
         "seeds": [each["seed"] for each in stored],
         "records": [records.path_of(results, row.name, profile, each["seed"]) for each in stored],
         "figures": ([curves] if curves else []) + drawn,
-        "command": first["command"],
+        "command": record["command"],
         "minutes": statistics.fmean(each["seconds"] for each in stored) / 60,
-        "hardware": first["hardware"],
-        "dtype": first["dtype"],
-        "commit": first["commit"],
-        "notes": first["notes"],
+        "hardware": record["hardware"],
+        "dtype": record["dtype"],
+        "commit": record["commit"],
+        "notes": record["notes"],
     }
 
 

@@ -126,9 +126,9 @@ def _with_sizes_of(rows, name, table):
         return table
     if table["like"] not in rows:
         raise ValueError(f"Row {name} is like {table['like']}, which has to come before it.")
-    other = rows[table["like"]].table
+    model_table = rows[table["like"]].table
     profiles = {
-        profile: {**sizes(other), **sizes(other["profiles"][profile]), **sizes(table), **own}
+        profile: {**sizes(model_table), **sizes(model_table["profiles"][profile]), **sizes(table), **own}
         for profile, own in table["profiles"].items()
     }
     return {**table, "profiles": profiles}

@@ -121,7 +121,7 @@ def load(connect, asked, clients):
                 ends[f"lost: {error}"] += 1
             seconds.append(time.perf_counter() - started)
 
-    threads = [threading.Thread(target=ask, args=(asked[first::clients],)) for first in range(clients)]
+    threads = [threading.Thread(target=ask, args=(asked[offset::clients],)) for offset in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:

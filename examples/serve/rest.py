@@ -92,8 +92,8 @@ def run(model, request, usual="serving_default", absent=None):
 def names(request, key):
     """Whether a request gives a value for an input."""
     values = request.get("inputs", request.get("instances"))
-    first = values[0] if isinstance(values, list) and values else values
-    return isinstance(first, dict) and key in first
+    instance = values[0] if isinstance(values, list) and values else values
+    return isinstance(instance, dict) and key in instance
 
 
 def in_rows(outputs, name):

@@ -171,7 +171,7 @@ class APGD(Attack):
         control = _Sparsity() if self.norm == "l1" else _Halving(NORMS[self.norm])
 
         def run(x, y, target, start, whole, settings, limits):
-            steps, first, shorter, shortest, draws, may_end = (whole[k] for k in range(6))
+            steps, longest, shorter, shortest, draws, may_end = (whole[k] for k in range(6))
             epsilon, rho, sign = (settings[k] for k in range(3))
             back = NORMS[self.norm].region(x, epsilon, limits)
             start = back(start) if self.norm == "l1" else start
@@ -206,7 +206,7 @@ class APGD(Attack):
                 return ops.logical_and(i <= steps, ops.logical_not(ended))
 
             none = ops.full_like(x[:, 0, 0, 0], -np.inf)
-            state = (0 * steps, first, first, start, start, start, ops.zeros_like(x), none, start, none, y < 0)
+            state = (0 * steps, longest, longest, start, start, start, ops.zeros_like(x), none, start, none, y < 0)
             state = ops.while_loop(unfinished, step, (*state, *control.begun(start - x, epsilon)))
             best, best_loss, kept, kept_loss, fooled = (state[k] for k in (5, 7, 8, 9, 10))
             # A loss of NaN on the way stays, whatever fooled.

@@ -135,15 +135,15 @@ class PatchAttack(OverTransforms):
     def _each(self, objective, start, low, high, y, sign):
         """Images ``(b, H, W, C)`` after the steps, which are fooled, and steps taken, of a patch for each."""
         images, fooled, iterations = start.copy(), np.zeros(len(y), bool), np.full(len(y), self.steps)
-        loop, step, left, taken = self.compiled(objective, "_loop"), self._step(start), np.arange(len(y)), 0
+        loop, step, left, steps_done = self.compiled(objective, "_loop"), self._step(start), np.arange(len(y)), 0
         state = [ops.convert_to_tensor(tensor) for tensor in (start, low, high, y)]
-        while len(left) and taken < self.steps:
-            taken, state[0], out = loop(*state, np.int32(taken), np.int32(self.steps), step, sign)
-            taken, out = int(taken), ops.convert_to_numpy(out)[: len(left)]
+        while len(left) and steps_done < self.steps:
+            steps_done, state[0], out = loop(*state, np.int32(steps_done), np.int32(self.steps), step, sign)
+            steps_done, out = int(steps_done), ops.convert_to_numpy(out)[: len(left)]
             if out.any():
                 gone, stay = np.flatnonzero(out), np.flatnonzero(~out)
                 images[left[gone]] = ops.convert_to_numpy(ops.take(state[0], gone, axis=0))
-                fooled[left[gone]], iterations[left[gone]] = True, taken - 1
+                fooled[left[gone]], iterations[left[gone]] = True, steps_done - 1
                 left = left[stay]
                 if len(left):
                     state = [ops.take(tensor, stay[fewest(len(left), len(y))], axis=0) for tensor in state]
@@ -156,7 +156,7 @@ class PatchAttack(OverTransforms):
         """Steps, up to the one at which somebody turns out to be fooled, who does not take it."""
         gradient = autodiff.gradient(objective.loss_and_scores, has_aux=True)
 
-        def loop(x, low, high, y, taken, steps, step_size, sign):
+        def loop(x, low, high, y, steps_done, steps, step_size, sign):
             def step(i, x, fooled):
                 (_, scores), slope = gradient(x, y)
                 fooled = fools(scores, y, sign) if self.early_stop else fooled
@@ -167,14 +167,14 @@ class PatchAttack(OverTransforms):
             def going(i, x, fooled):
                 return ops.logical_and(i < steps, ops.logical_not(ops.any(fooled)))
 
-            return ops.while_loop(going, step, (taken, x, ops.zeros_like(y, dtype="bool")))
+            return ops.while_loop(going, step, (steps_done, x, ops.zeros_like(y, dtype="bool")))
 
         return loop
 
     def _fools(self, objective, x, y, sign):
         fooled = np.zeros(len(x), bool)
-        for first in range(0, len(x), self.batch_size):
-            few = slice(first, first + self.batch_size)
+        for start in range(0, len(x), self.batch_size):
+            few = slice(start, start + self.batch_size)
             fooled[few] = judged(objective, x[few], y[few], sign)
         return fooled
 

@@ -192,19 +192,19 @@ def _search(loss, attended):
     """Steps of Adam that raise ``loss (b,)`` and, where that does not lower it, the sum of ``attended (b, k)``."""
     gradient = autodiff.gradient(loss)
 
-    def combined(first, x, y, tokens, unit, ones, weight):
+    def combined(loss_slope, x, y, tokens, unit, ones, weight):
         """Gradient of the loss with those of what is attended, of which what goes against it is left out."""
 
         def along(ones, x):
             total = autodiff.gradient(lambda x: ops.sum(ones * attended(x, y, tokens), axis=1))
             slope = total(x)[1] * unit
-            return ops.sum(slope * first, axis=(1, 2, 3)), slope
+            return ops.sum(slope * loss_slope, axis=(1, 2, 3)), slope
 
         # The product of each gradient with the first by a gradient of its own, instead of one gradient for each of k.
         (_, slope), products = autodiff.gradient(along, has_aux=True)(ones, x)
-        length = ops.sum(ops.square(first), axis=(1, 2, 3))
+        length = ops.sum(ops.square(loss_slope), axis=(1, 2, 3))
         against = ops.sum(ops.minimum(products, 0.0), axis=1) / ops.where(ops.equal(length, 0), 1.0, length)
-        return first + weight * (slope - per_image(against) * first)
+        return loss_slope + weight * (slope - per_image(against) * loss_slope)
 
     def search(x, low, high, y, tokens, steps, step_size, ones, weight, sign, limits):
         unit = (limits[1] - limits[0]) * ops.cast(high > low, "float32")  # so that Adam knows shares of the range

@@ -73,8 +73,8 @@ class PatchTransforms:
         drawn = np.reshape([random.uniform(size=shape) for random in generators(seed, numbers)], (-1, *shape))
         positions, room = positions[:, None, None], np.subtract(image_shape, patch_size)
         reach = np.inf if self.translation is None else self.translation
-        first, last = np.maximum(-positions, -reach), np.minimum(room - positions, reach)
-        shifts = first + np.floor(drawn[..., :2] * (last - first + 1))
+        lowest, highest = np.maximum(-positions, -reach), np.minimum(room - positions, reach)
+        shifts = lowest + np.floor(drawn[..., :2] * (highest - lowest + 1))
         centre = positions + shifts + (np.array(patch_size) - 1) / 2
         angle = np.deg2rad(self.rotation) * (2 * drawn[..., 2] - 1)
         factor = self.scale[0] + (self.scale[1] - self.scale[0]) * drawn[..., 3]
@@ -165,19 +165,19 @@ class OverTransforms(AttackWithResult):
 
     def each_expected(self, objective, x, y, patches, positions, step, sign, numbers):
         """Patches ``(b, n, h, w, C)`` after the steps, of each image; and ints ``(b,)``, steps taken."""
-        loop, left, taken = self.compiled(objective, "_expected_loop"), np.arange(len(x)), 0
+        loop, left, steps_done = self.compiled(objective, "_expected_loop"), np.arange(len(x)), 0
         patches, iterations = patches.copy(), np.full(len(x), self.steps)
         numbers = numbered(len(x), numbers)
-        while len(left) and taken < self.steps:
-            rows, count = left[padded(len(left), len(x))], min(_AHEAD, self.steps - taken)
-            places = self.places([2, taken], numbers[rows], positions[rows], x.shape, _AHEAD)
+        while len(left) and steps_done < self.steps:
+            rows, count = left[padded(len(left), len(x))], min(_AHEAD, self.steps - steps_done)
+            places = self.places([2, steps_done], numbers[rows], positions[rows], x.shape, _AHEAD)
             settings = np.int32(count), step, sign, *self.limits(x)
             moved, fooled, iteration = map(
                 ops.convert_to_numpy, loop(x[rows], y[rows], patches[rows], places, *settings)
             )
             patches[left], fooled = moved[: len(left)], fooled[: len(left)]
-            iterations[left[fooled]] = taken + iteration[: len(left)][fooled]
-            left, taken = left[~fooled], taken + count
+            iterations[left[fooled]] = steps_done + iteration[: len(left)][fooled]
+            left, steps_done = left[~fooled], steps_done + count
         return patches, iterations
 
     def places(self, seed, numbers, positions, shape, steps):

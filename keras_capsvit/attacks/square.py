@@ -126,12 +126,12 @@ class Square(AttackWithResult):
         result = SquareResult(start, fooled, np.ones(len(x), "int32"), loss)
         side, left = sides(self.p, shape, self.norm), np.flatnonzero(~fooled)
         fixed = (side, windows.patterns(side), np.float32(self.epsilon), limits)
-        for first in range(0, self.queries - 1, _CHUNK):
+        for query in range(0, self.queries - 1, _CHUNK):
             if not len(left):
                 break
-            level = levels(first + np.arange(_CHUNK), self.queries)
-            squares = draw([self.seed, restart, 1 + first // _CHUNK], numbers[left], side[level], shape)
-            step, until = 0, min(_CHUNK, self.queries - 1 - first)
+            level = levels(query + np.arange(_CHUNK), self.queries)
+            squares = draw([self.seed, restart, 1 + query // _CHUNK], numbers[left], side[level], shape)
+            step, until = 0, min(_CHUNK, self.queries - 1 - query)
             while len(left) and step < until:
                 rows = fewest(len(left), full)
                 repeated = np.arange(len(rows)) >= len(left)  # count as fooled, so that nobody waits for them

@@ -72,8 +72,8 @@ def number(name, value, low=-np.inf, high=np.inf, *, without=()):
     """
     real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     if not (real and np.isfinite(value) and low <= value <= high and value not in without):
-        first, last = ("(" if low in (-np.inf, *without) else "["), (")" if high in (np.inf, *without) else "]")
-        raise ValueError(f"{name} must be a number in {first}{low:g}, {high:g}{last}; received {value!r}.")
+        opening, closing = ("(" if low in (-np.inf, *without) else "["), (")" if high in (np.inf, *without) else "]")
+        raise ValueError(f"{name} must be a number in {opening}{low:g}, {high:g}{closing}; received {value!r}.")
     return value.item() if isinstance(value, np.generic) else value
 
 

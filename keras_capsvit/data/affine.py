@@ -201,12 +201,12 @@ def _fitting_shifts(images, matrices):
     moved = tf.matmul(matrices, points)  # (b, 2, H W)
     ink = tf.reshape(tf.reduce_any(images > 0, axis=-1), (-1, 1, height * width))
     far = tf.constant(1e6)
-    first = tf.reduce_min(tf.where(ink, moved, far), axis=-1)
-    last = tf.reduce_max(tf.where(ink, moved, -far), axis=-1)
+    lowest = tf.reduce_min(tf.where(ink, moved, far), axis=-1)
+    highest = tf.reduce_max(tf.where(ink, moved, -far), axis=-1)
     # Interpolation spreads a pixel as far as its neighbours; nothing may reach the first row or column outside.
     reach = tf.reduce_sum(tf.abs(matrices), axis=-1)
     half = np.array([width + 1, height + 1], "float32") / 2
-    fits_from, fits_to = reach - half - first, half - reach - last
+    fits_from, fits_to = reach - half - lowest, half - reach - highest
     middle = (fits_from + fits_to) / 2
     return tf.minimum(fits_from, middle), tf.maximum(fits_to, middle)
 

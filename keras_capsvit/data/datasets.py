@@ -45,7 +45,7 @@ DATASETS = {
 }
 DATASETS["affine_cifar10"] = DATASETS["cifar10"]
 # What a made set is made of, by which function, and the options of that function.
-_MADE: dict[str, tuple] = {
+_MADE_SETS: dict[str, tuple] = {
     "affine_mnist": ("mnist", affine_sets.affine_mnist, ("rotation", "shear", "scale", "translation")),
     "expanded_mnist": ("mnist", affine_sets.expanded_mnist, ()),
     "affine_cifar10": ("cifar10", affine_sets.affine_cifar10, ("rotation", "translation")),
@@ -115,7 +115,7 @@ def load(
         FileNotFoundError: if the TFDS folder is missing and ``download`` is false, and for missing files; names them.
     """
     shape = info(name).image_shape
-    base, make, known = _MADE.get(name, (name, None, ("allow_missing",) if name == "affnist" else ()))
+    base, make, known = _MADE_SETS.get(name, (name, None, ("allow_missing",) if name == "affnist" else ()))
     if not set(options) <= set(known):
         raise ValueError(
             f"The options of {name} are {', '.join(known) or 'none'}; received {', '.join(sorted(options))}."

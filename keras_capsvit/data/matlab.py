@@ -136,11 +136,11 @@ class _Element:
 
     def begin(self):
         """Type and size of the next part, how many bytes fill it up, and the bytes themselves if they are few."""
-        first, second = struct.unpack(f"{self.order}II", self._take(8))
-        if first >> 16:
-            data = struct.pack(f"{self.order}I", second)[: first >> 16]
-            return first & 0xFFFF, len(data), 0, data
-        return first, second, -second % 8, None
+        kind, size = struct.unpack(f"{self.order}II", self._take(8))
+        if kind >> 16:
+            data = struct.pack(f"{self.order}I", size)[: kind >> 16]
+            return kind & 0xFFFF, len(data), 0, data
+        return kind, size, -size % 8, None
 
     def numbers(self, most=2**10):
         """A part as a list of numbers; one of more than ``most`` bytes is refused."""
@@ -184,7 +184,7 @@ class _Element:
 def _fields(element, requested, most):
     (length,) = element.numbers()
     names = bytes(code & 0xFF for code in element.numbers(2**16)).decode("latin1")
-    names = [names[first : first + length].partition("\0")[0] for first in range(0, len(names), max(length, 1))]
+    names = [names[start : start + length].partition("\0")[0] for start in range(0, len(names), max(length, 1))]
     arrays = {}
     for name in names:
         field = element.matrix()

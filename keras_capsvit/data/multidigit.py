@@ -55,11 +55,11 @@ def multi_mnist(base, *, pairs=1, parts=True, batch_size, shuffle, seed):
     own_end = tf.constant(np.cumsum(counts)[np.searchsorted(classes, labels)])
 
     def overlay(keys):
-        first = keys % n
-        candidates = tf.cast(n - tf.gather(own_count, first), "float32")
+        index = keys % n
+        candidates = tf.cast(n - tf.gather(own_count, index), "float32")
         drawn = tf.cast(tf.floor(uniform(keys, seed, 1)[:, 0] * candidates), "int64")
-        second = tf.gather(order, (tf.gather(own_end, first) + drawn) % n)
-        pair = tf.reshape(tf.stack([first, second], axis=1), (-1,))
+        partner = tf.gather(order, (tf.gather(own_end, index) + drawn) % n)
+        pair = tf.reshape(tf.stack([index, partner], axis=1), (-1,))
         classes = tf.reshape(tf.gather(labels, pair), (-1, 2))
         # Both digits of example k have keys of their own, on the other side of zero from those of the partners.
         shift_keys = tf.reshape(tf.stack([-2 * keys - 1, -2 * keys - 2], axis=1), (-1,))

@@ -137,8 +137,8 @@ class Pictures:
         return -(-len(self.files) // self.batch_size)
 
     def __iter__(self):
-        for first in range(0, len(self.files), self.batch_size):
-            yield self.read(np.arange(first, min(first + self.batch_size, len(self.files))))
+        for start in range(0, len(self.files), self.batch_size):
+            yield self.read(np.arange(start, min(start + self.batch_size, len(self.files))))
 
     def read(self, numbers):
         """Images ``(k, H, W, C)`` and class ids ``(k,)`` by their numbers.

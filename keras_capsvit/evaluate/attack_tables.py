@@ -113,7 +113,7 @@ def transfer_matrix(models, attack, dataset, *, sources=None, batch_size=128, wo
     models = checks.named("models", models, "models")
     sources = models if sources is None else checks.named("sources", sources, "models or Objectives")
     checks.function("attack", attack, "(objective, x, y, targeted) → adversarial images")
-    judges, first = {name: Judge(model) for name, model in models.items()}, 0
+    judges, count = {name: Judge(model) for name, model in models.items()}, 0
 
     def measure(x, y, numbers):
         images = {name: attacked(attack, source, x, y, False, numbers) for name, source in sources.items()}
@@ -129,9 +129,9 @@ def transfer_matrix(models, attack, dataset, *, sources=None, batch_size=128, wo
     total = batches_in(dataset, batch_size)
     with Progress(work, "transfer_matrix", settings, judges=judges.values(), total=total) as progress:
         for x, y in checks.batches_of(dataset, batch_size):
-            progress.batch(functools.partial(measure, x, y, first + np.arange(len(x))), x, y)
-            first += len(x)
-    if not first:
+            progress.batch(functools.partial(measure, x, y, count + np.arange(len(x))), x, y)
+            count += len(x)
+    if not count:
         raise ValueError("Expected at least one example; the data set is empty.")
     measured = progress.results()
 

@@ -73,23 +73,23 @@ def measured_images(model, attack, dataset, *, objective, targets, early, batch_
     settings = {"model": model, "attack": attack, "objective": objective, "targets": targets, "early": early}
     total = batches_in(dataset, batch_size)
     with Progress(work, "robustness", settings, judges=[judge], total=total) as progress:
-        first = 0
+        count = 0
         for x, y in checks.batches_of(dataset, batch_size):
-            target_ids = y if targets is None else targets_of(targets, y, first + np.arange(len(y)))
-            progress.batch(functools.partial(_attack, run, judge, attack, goal, x, y, target_ids, targets, first), x, y)
-            first += len(x)
-    if not first:
+            target_ids = y if targets is None else targets_of(targets, y, count + np.arange(len(y)))
+            progress.batch(functools.partial(_attack, run, judge, attack, goal, x, y, target_ids, targets, count), x, y)
+            count += len(x)
+    if not count:
         raise ValueError("Expected at least one example; the data set is empty.")
     return progress.results()
 
 
-def _attack(run, judge, attack, goal, x, y, target_ids, targets, first):
-    """What an attack does to every image of a batch, arrays ``(b,)``; the numbers of images begin with ``first``."""
+def _attack(run, judge, attack, goal, x, y, target_ids, targets, start):
+    """What an attack does to every image of a batch, arrays ``(b,)``; the numbers of images begin with ``start``."""
     correct = judge.correct(x, y)
     tried = correct if targets is None else correct & (target_ids != y)
     rows = np.flatnonzero(tried)
     started = time.perf_counter()
-    images, fooled = run(judge, attack, goal, x[rows], target_ids[rows], targets is not None, first + rows)
+    images, fooled = run(judge, attack, goal, x[rows], target_ids[rows], targets is not None, start + rows)
     seconds = time.perf_counter() - started
     norms = perturbation_norms(x[rows], images)
     measured = {"correct": correct, "tried": tried, "fooled": np.zeros(len(x), bool), "seconds": np.zeros(len(x))}

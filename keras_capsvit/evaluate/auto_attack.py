@@ -110,10 +110,10 @@ def auto_attack(model, attack, dataset, *, objective=None, batch_size=128, work=
     goal, judge = goal_of(model, attack, objective, None), Judge(model)
     names = [_CLEAN, *attack.sequence(), ""]
 
-    def measure(x, y, first):
+    def measure(x, y, start):
         correct, started = judge.correct(x, y), time.perf_counter()
         rows = np.flatnonzero(correct)
-        result = attack.run(goal, x[rows], y[rows], numbers=first + rows)
+        result = attack.run(goal, x[rows], y[rows], numbers=start + rows)
         fooled = ~judge.correct(result.images, y[rows])
         broken, queries = np.zeros(len(x), "int64"), np.zeros(len(x), "int64")
         broken[rows] = np.where(fooled, [names.index(name) for name in result.broken_by], _BY_NONE)
@@ -128,21 +128,21 @@ def auto_attack(model, attack, dataset, *, objective=None, batch_size=128, work=
         return {"robust accuracy": float(np.mean(measured["broken by"] == _BY_NONE))}
 
     settings = {"model": model, "attack": attack, "objective": objective}
-    total, first = batches_in(dataset, batch_size), 0
+    total, count = batches_in(dataset, batch_size), 0
     with Progress(work, "auto_attack", settings, judges=[judge], shown=shown, total=total) as progress:
         for x, y in checks.batches_of(dataset, batch_size):
-            progress.batch(functools.partial(measure, x, y, first), x, y)
-            first += len(x)
-    if not first:
+            progress.batch(functools.partial(measure, x, y, count), x, y)
+            count += len(x)
+    if not count:
         raise ValueError("Expected at least one example; the data set is empty.")
     measured = progress.results()
-    broken, after, left = np.array(names)[measured["broken by"]], {}, first
+    broken, after, left = np.array(names)[measured["broken by"]], {}, count
     for name in names[:-1]:
         left -= int(np.sum(broken == name))
-        after[name] = left / first
+        after[name] = left / count
     return AutoAttackReport(
         attack=attack,
-        examples=first,
+        examples=count,
         accuracy=float(np.mean(broken != _CLEAN)),
         robust_accuracy=float(np.mean(broken == "")),
         after=after,

@@ -136,9 +136,9 @@ def certified_patch_accuracy(
 
 def _certified(counts, affected):
     """Whether no change of some votes for and against each class changes which has the most; bools ``(b,)``."""
-    first, classes = counts.argmax(axis=1)[:, None], np.arange(counts.shape[1])
-    lead = np.take_along_axis(counts, first, axis=1) - counts - (classes < first)
-    return np.all((lead >= 2 * affected) | (classes == first), axis=1)
+    winner, classes = counts.argmax(axis=1)[:, None], np.arange(counts.shape[1])
+    lead = np.take_along_axis(counts, winner, axis=1) - counts - (classes < winner)
+    return np.all((lead >= 2 * affected) | (classes == winner), axis=1)
 
 
 def _measured(vote, ablations, x, y, fill, drop_tokens, batch_size):

@@ -86,25 +86,25 @@ def detection(
     goal, judge = goal_of(model, attack, objective, targets), Judge(model)
     settings = {"model": model, "attack": attack, "objective": objective, "targets": targets, "error": error}
 
-    def measure(x, y, target_ids, first):
-        images = attacked(attack, goal, x, target_ids, targets is not None, first + np.arange(len(x)))
+    def measure(x, y, target_ids, start):
+        images = attacked(attack, goal, x, target_ids, targets is not None, start + np.arange(len(x)))
         success = judge.correct(images, target_ids) != (targets is None)
         return {"success": success, "clean": _errors(error, x), "attacked": _errors(error, images)}
 
     total = batches_in(dataset, batch_size)
     with Progress(work, "detection", settings, judges=[judge], total=total) as progress:
-        first = 0
+        count = 0
         for x, y in batches_of(dataset, batch_size):
-            target_ids = y if targets is None else targets_of(targets, y, first + np.arange(len(y)))
-            progress.batch(functools.partial(measure, x, y, target_ids, first), x, y)
-            first += len(x)
-    if not first:
+            target_ids = y if targets is None else targets_of(targets, y, count + np.arange(len(y)))
+            progress.batch(functools.partial(measure, x, y, target_ids, count), x, y)
+            count += len(x)
+    if not count:
         raise ValueError("Expected at least one example; the data set is empty.")
     measured = progress.results()
     success, undetected = measured["success"], measured["success"] & (measured["attacked"] <= threshold)
     flagged = measured["clean"] > threshold
-    rates = [float(flags.sum() / first) for flags in (success, undetected, flagged)]
-    return Detection(first, rates[0], rates[1], rates[2], float(threshold))
+    rates = [float(flags.sum() / count) for flags in (success, undetected, flagged)]
+    return Detection(count, rates[0], rates[1], rates[2], float(threshold))
 
 
 def _errors(error, x):

@@ -121,7 +121,7 @@ def insertion(
     return _curve(model, x, maps, fill, x, steps, measure, order, target, batch_size)
 
 
-def _curve(model, x, maps, first, last, steps, measure, order, target, batch_size):
+def _curve(model, x, maps, start, end, steps, measure, order, target, batch_size):
     """ScoreCurve of images on the way from the first to the last."""
     checks.batch_size(batch_size)
     checks.choice("order", order, RELEVANCE_ORDERS)
@@ -134,7 +134,7 @@ def _curve(model, x, maps, first, last, steps, measure, order, target, batch_siz
 
     def between(pairs):
         of, step = np.divmod(pairs, steps + 1)
-        return np.where((ranks[of] < changed[step, None, None])[..., None], last[of], first[of]), ids[of]
+        return np.where((ranks[of] < changed[step, None, None])[..., None], end[of], start[of]), ids[of]
 
     values = functools.partial(judge.measured, measure=measure)
     curve = streamed(values, between, len(x) * (steps + 1), batch_size).reshape(len(x), steps + 1)

@@ -93,7 +93,7 @@ class Judge:
 def batched(function, x, batch_size):
     """Values of all images, of a callable ``x (k, H, W, C) → values (k, ...)``."""
     checks.batch_size(batch_size)
-    return np.concatenate([function(x[first : first + batch_size]) for first in range(0, len(x), batch_size)])
+    return np.concatenate([function(x[start : start + batch_size]) for start in range(0, len(x), batch_size)])
 
 
 def streamed(values_of, images_of, count, batch_size):
@@ -106,7 +106,7 @@ def streamed(values_of, images_of, count, batch_size):
         batch_size: int.
     """
     size = min(checks.batch_size(batch_size), count)
-    indices = (np.arange(first, first + size).clip(max=count - 1) for first in range(0, count, size))
+    indices = (np.arange(start, start + size).clip(max=count - 1) for start in range(0, count, size))
     return np.concatenate([values_of(*images_of(each)) for each in indices])[:count]
 
 

@@ -71,11 +71,11 @@ def _checked(values):
     }
     if len(values) < 2:
         raise ValueError(f"Expected values of at least two explainers; received those of {list(values)}.")
-    first = next(iter(values.values()))
+    metrics = next(iter(values.values()))
     count = None
     for name, each in values.items():
-        if list(each) != list(first):
-            raise ValueError(f"Expected the metrics {list(first)} of every explainer; {name!r} has {list(each)}.")
+        if list(each) != list(metrics):
+            raise ValueError(f"Expected the metrics {list(metrics)} of every explainer; {name!r} has {list(each)}.")
         for metric, numbers in each.items():
             subject = f"values of {name!r} by {metric!r}"
             numbers = checks.finite(checks.numbers(numbers, subject).astype("float64"), subject)

@@ -67,9 +67,9 @@ def fooling_rate(models, perturb, dataset, *, batch_size=128, work=None) -> Tabl
     batches = classified_correctly(models, dataset, batch_size=batch_size)
     judges, settings = {name: Judge(model) for name, model in models.items()}, {"models": models, "perturb": perturb}
 
-    def measure(name, x, y, first):
+    def measure(name, x, y, start):
         started = time.perf_counter()
-        numbers = {"numbers": first + np.arange(len(x))} if hasattr(perturb, "prepare") else {}
+        numbers = {"numbers": start + np.arange(len(x))} if hasattr(perturb, "prepare") else {}
         result = perturb.run(models[name], x, y, **numbers) if hasattr(perturb, "run") else None
         images = checks.images(perturb(models[name], x, y, **numbers) if result is None else result.images)
         checks.of_shape("perturb must return an image for each", x.shape, images)
@@ -81,10 +81,10 @@ def fooling_rate(models, perturb, dataset, *, batch_size=128, work=None) -> Tabl
     total = len(models) * len(batches)
     with Progress(work, "fooling_rate", settings, judges=judges.values(), total=total) as progress:
         for name in models:
-            first = 0
+            count = 0
             for x, y in batches:
-                progress.batch(functools.partial(measure, name, x, y, first), x, y, name)
-                first += len(x)
+                progress.batch(functools.partial(measure, name, x, y, count), x, y, name)
+                count += len(x)
     examples, measured = sum(len(y) for _, y in batches), progress.results()
     rows = []
     for number, name in enumerate(models):

@@ -96,7 +96,7 @@ def road(
 def imputed(x, missing):
     """Images ``(b, H, W, C)`` in which pixels ``missing (b, H, W)``, bool, not all, are means of their neighbours."""
     together = max(1, _PIXELS // missing[0].size)
-    parts = (slice(first, first + together) for first in range(0, len(x), together))
+    parts = (slice(start, start + together) for start in range(0, len(x), together))
     return np.concatenate([_imputed(x[part], missing[part]) for part in parts])
 
 

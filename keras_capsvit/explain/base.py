@@ -252,12 +252,12 @@ def mean_over_samples(function, images, samples, batch_size):
     pairs = images * samples
     size = -(-pairs // -(-pairs // batch_size))
     total = None
-    for first in range(0, pairs, size):
-        sample, image = np.divmod(np.minimum(np.arange(first, first + size), pairs - 1), images)
+    for start in range(0, pairs, size):
+        sample, image = np.divmod(np.minimum(np.arange(start, start + size), pairs - 1), images)
         values = checks.numbers(function(image, sample), "values of images")
         if values.shape[:1] != (size,):
             raise ValueError(f"Expected a value for each of {size} images; received values of shape {values.shape}.")
-        values = values[: pairs - first]
+        values = values[: pairs - start]
         if total is None:  # in double precision equal samples have themselves as their mean
             total = np.zeros((images, *values.shape[1:]))
         np.add.at(total, image[: len(values)], values)

@@ -224,9 +224,9 @@ class LRP(Recorded):
     def _parts(self, arguments):
         """Pairs of a slice, and arguments for the images in it."""
         batched = [True, *map(_batched, self._others)]
-        for first in range(0, len(arguments[0]), self.batch_size):
-            rows = slice(first, first + self.batch_size)
-            yield rows, [value[rows] if some else value for value, some in zip(arguments, batched, strict=True)]
+        for start in range(0, len(arguments[0]), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            yield rows, [value[rows] if sliced else value for value, sliced in zip(arguments, batched, strict=True)]
 
     def _relevance(self, arguments, ids):
         maps, sums = self._engine.relevance(arguments, ids, self._contrast)

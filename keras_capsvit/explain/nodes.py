@@ -65,7 +65,7 @@ class NodeExplainer(ModelExplainer):
                 grid = ops.sum(self.on_nodes(ops.cast(values, "float32")) * weights[:, None, None], axis=-1)
                 return ops.matmul(ops.matmul(rows, grid), columns)
 
-            def of_given(x, ids):
+            def of_classes(x, ids):
                 values = self._values(x)
                 return drawn(values, ops.one_hot(ids, values.shape[-1], dtype="float32"))
 
@@ -73,7 +73,7 @@ class NodeExplainer(ModelExplainer):
                 lengths, values = self._both(x)
                 return drawn(values, class_rows(ops.cast(lengths, "float32"), ids))
 
-            functions = [autodiff.compiled(function, self.variables) for function in (of_given, of_predicted)]
+            functions = [autodiff.compiled(function, self.variables) for function in (of_classes, of_predicted)]
             self._functions[shape] = functions
         return self._functions[shape]
 

@@ -95,11 +95,11 @@ def _likeness(path):
     """What the first bytes of a file look like."""
     try:
         with open(path, "rb") as file:
-            first = file.read(16)
+            head = file.read(16)
     except OSError:
         return ""
-    if not first.strip(b"\0"):
-        return " (it begins with zeros)" if first else " (it is empty)"
-    names = (name for beginning, name in _BEGINNINGS.items() if first.startswith(beginning))
+    if not head.strip(b"\0"):
+        return " (it begins with zeros)" if head else " (it is empty)"
+    names = (name for beginning, name in _BEGINNINGS.items() if head.startswith(beginning))
     name = next(names, None)
     return f" (it begins like {name})" if name else ""

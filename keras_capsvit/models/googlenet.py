@@ -90,13 +90,13 @@ def _features(x, width):
 
 
 def _inception(x, channels, width, name):
-    first, (reduced3, second), (reduced5, third), fourth = channels
+    branch1, (reduced3, branch2), (reduced5, branch3), branch4 = channels
     pooled = MaxPool2D(3, strides=1, padding="same", **IMAGES)(x)
     branches = [
-        _conv(x, width(first), 1, f"{name}_branch1"),
-        _conv(_conv(x, width(reduced3), 1, f"{name}_branch2_0"), width(second), 3, f"{name}_branch2_1"),
-        _conv(_conv(x, width(reduced5), 1, f"{name}_branch3_0"), width(third), 3, f"{name}_branch3_1"),
-        _conv(pooled, width(fourth), 1, f"{name}_branch4_1"),
+        _conv(x, width(branch1), 1, f"{name}_branch1"),
+        _conv(_conv(x, width(reduced3), 1, f"{name}_branch2_0"), width(branch2), 3, f"{name}_branch2_1"),
+        _conv(_conv(x, width(reduced5), 1, f"{name}_branch3_0"), width(branch3), 3, f"{name}_branch3_1"),
+        _conv(pooled, width(branch4), 1, f"{name}_branch4_1"),
     ]
     return keras.layers.Concatenate(name=name)(branches)
 

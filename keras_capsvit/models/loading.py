@@ -49,17 +49,17 @@ def load_model(path) -> keras.Model:
         _check_objects(config, path)
         # Without values: as many variables as the configuration asks for may not fit into memory.
         with without_values():
-            model = _made(_without_compiling(config))
+            model = _model_of(_without_compiling(config))
             needed = sum(math.prod(variable.shape) for variable in model.weights)
         there = sum(map(math.prod, stored_shapes(path).values()))
         if needed > there:
             refuse(path, _KIND, f"its {_CONFIG} asks for {needed:,} weights, of which it holds {there:,}", _REMEDY)
-        model = _made(config)
+        model = _model_of(config)
     load_keras_weights(model, path)
     return model
 
 
-def _made(config):
+def _model_of(config):
     model = keras.saving.deserialize_keras_object(config, safe_mode=True)
     if not isinstance(model, keras.Model):
         raise ValueError(f"it describes no model, but a {type(model).__name__}")

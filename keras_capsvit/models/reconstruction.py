@@ -95,7 +95,7 @@ class CapsuleModel(ConfiguredModel):
         self.reconstruction = reconstruction
         self.reconstruction_weight = reconstruction_weight
         self.taps = {**taps, "capsules": capsules, kind: scores}
-        self._capsules_wanted = False
+        self._returns_capsules = False
         if reconstruction is not None:
             self.decoder = build_decoder(capsules.shape[1:], inputs.shape[1:], reconstruction_units)
             self._mask = CapsuleMask(name="mask")
@@ -176,14 +176,14 @@ class CapsuleModel(ConfiguredModel):
 
     @contextlib.contextmanager
     def _keep_capsules(self):
-        self._capsules_wanted = self.reconstruction is not None
+        self._returns_capsules = self.reconstruction is not None
         try:
             yield
         finally:
-            self._capsules_wanted = False
+            self._returns_capsules = False
 
     def call(self, inputs, training=None, mask=None):
-        if self._capsules_wanted:
+        if self._returns_capsules:
             return self._scores_and_capsules(inputs)
         return super().call(inputs, training=training, mask=mask)
 

@@ -37,10 +37,10 @@ def accuracy(subject, results):
     if pairs:
         rows = [{"true": names[i], "predicted": names[j], "images": int(matrix[i, j])} for i, j in pairs]
         section.table("confused", "What is confused most", rows, {"images": "count"})
-        first = rows[0]
+        worst = rows[0]
         section.say(
             f"Right on {percent(right / count)} of {count:,} images (95 % interval {percent(low)} to {percent(high)}). "
-            f"Most often, {first['true']} is taken for {first['predicted']}: {first['images']:,} times."
+            f"Most often, {worst['true']} is taken for {worst['predicted']}: {worst['images']:,} times."
         )
     else:
         section.say(f"Right on all of {count:,} images (95 % interval {percent(low)} to {percent(high)}).")

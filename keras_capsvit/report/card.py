@@ -103,7 +103,7 @@ def _determinism(subject, x):
     pairs = [(subject.judge(x), subject.judge(x))]
     with contextlib.suppress(Exception):  # what cannot be called directly was called above
         pairs.append(tuple(np.asarray(subject.model(x)) for _ in range(2)))  # not compiled, as Python may draw, too
-    difference = max(float(np.abs(first - again).max()) for first, again in pairs)
+    difference = max(float(np.abs(scores - again).max()) for scores, again in pairs)
     fine = difference <= _SAME * max(np.abs(pairs[0][0]).max(), 1e-12)
     return _row("Same images, same scores", fine, f"two calls differ by at most {difference:.2g}.")
 
@@ -141,7 +141,7 @@ def _scaling(subject, x, y):
     low, high = checks.limits(subject.bounds, x.shape[-1])
     shares = (x - low) / (high - low)
     usual = {"[0, 1]": (0.0, 1.0), "[0, 255]": (0.0, 255.0), "[-1, 1]": (-1.0, 1.0)}
-    as_given = float(np.mean(subject.judge.classes(x) == y))
+    unscaled = float(np.mean(subject.judge.classes(x) == y))
     scaled_to = {}
     for name, (dark, bright) in usual.items():
         if not (np.allclose(low, dark) and np.allclose(high, bright)):
@@ -153,8 +153,8 @@ def _scaling(subject, x, y):
     if not scaled_to:
         return None
     best = max(scaled_to, key=scaled_to.get)
-    fine = scaled_to[best] <= as_given + 0.05
-    seen = f"{percent(as_given)} of {len(x)} images are right; scaled to {best}, {percent(scaled_to[best])}."
+    fine = scaled_to[best] <= unscaled + 0.05
+    seen = f"{percent(unscaled)} of {len(x)} images are right; scaled to {best}, {percent(scaled_to[best])}."
     if not fine:
         seen += f" The model seems to want pixels in {best}: pass that range."
     return _row("Scaling of pixels", fine, seen)

@@ -51,14 +51,14 @@ def two_classes(subject, results):
         return section
     x, _ = subject.read(numbers)
     predictions, pictures, rows = subject.predictions, subject.pictures(x), []
-    first, second = predictions.predicted[numbers], predictions.second[numbers]
-    of_first, of_second = (maps_of(fits[name], x, ids, subject.batch_size) for ids in (first, second))
+    predicted, second = predictions.predicted[numbers], predictions.second[numbers]
+    of_predicted, of_second = (maps_of(fits[name], x, ids, subject.batch_size) for ids in (predicted, second))
     for k, number in enumerate(numbers):
-        names = [subject.names[ids[k]] for ids in (first, second)]
+        names = [subject.names[ids[k]] for ids in (predicted, second)]
         certain = float(predictions.confidence[number])
         certainties = (certain, certain - float(predictions.margin[number]))
         tiles = [(tile(pictures[k]), f"is {subject.names[predictions.label[number]]}", f"Image {number}")]
-        for of, which, share in zip((of_first, of_second), names, certainties, strict=True):
+        for of, which, share in zip((of_predicted, of_second), names, certainties, strict=True):
             tiles.append(
                 (tile(over(pictures[k], of[k])), f"{which}, {percent(share)}", f"{name} of {which} on image {number}")
             )

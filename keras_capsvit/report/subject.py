@@ -73,10 +73,10 @@ class Subject:
         self.seed = checks.integer("seed", seed)
         self._work = work
         self.judge, self.scores = Judge(model), taps.scores(model)
-        first = next(iter(checks.batches_of(dataset, _PROBES)), None)
-        if first is None or not len(first[0]):
+        batch = next(iter(checks.batches_of(dataset, _PROBES)), None)
+        if batch is None or not len(batch[0]):
             raise ValueError("Expected at least one image to audit a model on; the data set is empty.")
-        probes, labels = first[0][:_PROBES], first[1][:_PROBES]
+        probes, labels = batch[0][:_PROBES], batch[1][:_PROBES]
         checks.images(probes, bounds=self.bounds)
         self.shape = probes.shape[1:]
         self.effort = self.effort.of_size(*self.shape[:2])
@@ -161,13 +161,13 @@ class Subject:
         labels = checks.class_ids(y, len(x), self.classes)
         order = np.argsort(-scores, axis=1, kind="stable")
         certain = self.confidences(x, scores)
-        first, second = order[:, 0], order[:, 1]
+        predicted, second = order[:, 0], order[:, 1]
         return {
             "label": labels,
-            "predicted": first,
+            "predicted": predicted,
             "second": second,
-            "confidence": certain[rows, first].clip(0, 1),
-            "margin": certain[rows, first] - certain[rows, second],
+            "confidence": certain[rows, predicted].clip(0, 1),
+            "margin": certain[rows, predicted] - certain[rows, second],
             "rank": (scores > scores[rows, labels][:, None]).sum(axis=1),
         }
 
@@ -193,11 +193,11 @@ class Subject:
         return x, checks.class_ids(y, len(x), self.classes)
 
     def _picked(self, numbers):
-        parts, first = {}, 0
+        parts, start = {}, 0
         for x, y in self._batches(int(numbers.max()) + 1):
-            for number in numbers[(numbers >= first) & (numbers < first + len(x))]:
-                parts[int(number)] = x[number - first], y[number - first]
-            first += len(x)
+            for number in numbers[(numbers >= start) & (numbers < start + len(x))]:
+                parts[int(number)] = x[number - start], y[number - start]
+            start += len(x)
         return tuple(np.stack([parts[int(number)][k] for number in numbers]) for k in range(2))
 
     @functools.cached_property

@@ -88,11 +88,11 @@ def _tells_scores(subject, name, shape, output):
     return tapped.shape == expected.shape and bool(np.allclose(tapped, expected, rtol=1e-4, atol=1e-5))
 
 
-def check_names(explainers, taken):
+def check_names(explainers, reserved):
     for name, explainer in explainers.items():
-        if name in taken or not isinstance(name, str) or not name.isidentifier():
+        if name in reserved or not isinstance(name, str) or not name.isidentifier():
             raise ValueError(
-                f"Expected names for the endpoints of explainers that are identifiers, and none of {sorted(taken)}; "
+                f"Expected names for the endpoints of explainers that are identifiers, and none of {sorted(reserved)}; "
                 f"received {name!r}."
             )
         if not callable(explainer):

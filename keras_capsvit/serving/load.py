@@ -132,7 +132,7 @@ class ServedModel:
     def predict(self, x, batch_size=128):
         """Class scores ``(n, M)`` of images ``(n, H, W, C)`` as a NumPy array, in batches of int ``batch_size``."""
         starts = range(0, max(len(x), 1), checks.batch_size(batch_size))
-        return np.concatenate([self(x[first : first + batch_size]).numpy() for first in starts])
+        return np.concatenate([self(x[start : start + batch_size]).numpy() for start in starts])
 
     def explain(self, x, target=None, *, endpoint=EXPLAIN):
         """Scores, predicted classes and maps of images.

@@ -23,8 +23,8 @@ class Places(collections.namedtuple("Places", "first step field")):
 
     def window(self, size, stride, before):
         """Places of windows of ``size`` nodes, ``stride`` apart, the first of which begins ``before`` these."""
-        first = self.first + self.step * ((size - 1) / 2 - before)
-        return Places(first, self.step * stride, self.field + self.step * (size - 1))
+        start = self.first + self.step * ((size - 1) / 2 - before)
+        return Places(start, self.step * stride, self.field + self.step * (size - 1))
 
 
 def centres(model, name, x):
@@ -89,8 +89,8 @@ class _Windows:
         images, windows = args[0] if args else None, _windows(layer)
         if windows is None or len(getattr(images, "shape", ())) != 4:
             return output
-        first = 2 if getattr(layer, "data_format", None) == "channels_first" else 1
-        before, after = (tuple(x.shape[first : first + 2]) for x in (images, output))
+        axis = 2 if getattr(layer, "data_format", None) == "channels_first" else 1
+        before, after = (tuple(x.shape[axis : axis + 2]) for x in (images, output))
         if before in self.places:
             sides = [
                 side.window(size, stride, _in_front(padding, size, stride, count))

@@ -32,9 +32,9 @@ def input_range(model):
     if inputs and keras.backend.is_int_dtype(inputs[0].dtype):
         return RANGES[0]
     shape = tuple(size or 64 for size in scores(model).sample_shape or ())
-    first = eagerly(lambda: _first_step(model, shape)) if shape else None
-    if type(first).__name__ in ("Rescaling", "Normalization"):
-        black, white = (ops.convert_to_numpy(first(np.full((1, *shape), end, "float32"))) for end in (0, 1))
+    scaling = eagerly(lambda: _first_step(model, shape)) if shape else None
+    if type(scaling).__name__ in ("Rescaling", "Normalization"):
+        black, white = (ops.convert_to_numpy(scaling(np.full((1, *shape), end, "float32"))) for end in (0, 1))
         width = float(np.abs(white - black).mean())
         fitting = [r for r in RANGES if _WIDTHS[0] <= width * (r[1] - r[0]) <= _WIDTHS[1]]
         return fitting[0] if len(fitting) == 1 else None

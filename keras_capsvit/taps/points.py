@@ -46,10 +46,10 @@ def tap(model, name, x=None, output=None):
         raise ValueError(f"{_name(model)} has no tap {listed}; it has {known}. {error}") from None
     pick = _picker(subject, [each for each in listed if each not in known], seen, x)
     declared_names = [each for each in listed if each in known]
-    first = declared.tap(model, declared_names) if declared_names else None
+    declared_tap = declared.tap(model, declared_names) if declared_names else None
 
     def several(x):
-        values = dict(zip(declared_names, first(x), strict=True)) if declared_names else {}
+        values = dict(zip(declared_names, declared_tap(x), strict=True)) if declared_names else {}
         values.update(pick(x))
         return values[name] if isinstance(name, str) else [values[each] for each in listed]
 

@@ -50,21 +50,21 @@ def _multiplications(name, arguments, output):
     if name == "einsum":
         subscripts, *operands = arguments
         return _of_einsum(subscripts, [_shape(each) for each in operands])
-    first, second = (_shape(each) for each in arguments[:2])
+    left, right = (_shape(each) for each in arguments[:2])
     size = math.prod(output.shape)
     if name == "conv":
-        return size * math.prod(second[:-1])
+        return size * math.prod(right[:-1])
     if name == "depthwise_conv":
-        return size * math.prod(second[:-2])
+        return size * math.prod(right[:-2])
     if name == "separable_conv":
         pointwise = _shape(arguments[2])
-        return size // pointwise[-1] * (math.prod(second) + math.prod(pointwise))
+        return size // pointwise[-1] * (math.prod(right) + math.prod(pointwise))
     if name == "conv_transpose":
-        return math.prod(first) * math.prod(second[:-1])
+        return math.prod(left) * math.prod(right[:-1])
     if name == "matmul":
-        return size * first[-1]
+        return size * left[-1]
     # Every axis, summed over or not, is one of exactly two among both factors and the result.
-    return math.isqrt(math.prod(first) * math.prod(second) * size)
+    return math.isqrt(math.prod(left) * math.prod(right) * size)
 
 
 def _of_einsum(subscripts, shapes):

@@ -109,11 +109,11 @@ def read(path):
     """What ``write`` wrote, ``(about, arrays)``; FileError for a file that is damaged or of another kind."""
     path = pathlib.Path(path)
     with files.reading(path, _KIND), open(path, "rb") as file:
-        first = file.readline(len(_FIRST) + 65)
-        if not first.startswith(_FIRST):
+        header = file.readline(len(_FIRST) + 65)
+        if not header.startswith(_FIRST):
             files.refuse(path, _KIND, "its first line is another")
         start = file.tell()
-        if hashlib.file_digest(file, "sha256").hexdigest() != first[len(_FIRST) : -1].decode():
+        if hashlib.file_digest(file, "sha256").hexdigest() != header[len(_FIRST) : -1].decode():
             files.refuse(path, _KIND, "its checksum does not match")
         size = file.tell()
         file.seek(start)

@@ -52,8 +52,8 @@ def share(stream, count=None, number=None):
     import tensorflow as tf
 
     def part(*batch):
-        first = keras.tree.flatten(batch)[0]
-        known, rows = first.shape[0], tf.shape(first)[0]
+        leaf = keras.tree.flatten(batch)[0]
+        known, rows = leaf.shape[0], tf.shape(leaf)[0]
         message = f"Expected batches that {count} processes share evenly; received one of "
         if known is not None and known % count:
             raise ValueError(f"{message}{known}.")

@@ -34,11 +34,11 @@ def generic(name, data, rng, marker):
     elif name == "append":
         data += rng.bytes(int(rng.integers(1, 4096)))
     elif name == "zero":
-        first = int(rng.integers(len(data)))
+        start = int(rng.integers(len(data)))
         count = int(rng.integers(1, 513))
-        data[first : first + count] = bytes(len(data[first : first + count]))
+        data[start : start + count] = bytes(len(data[start : start + count]))
     else:
-        others = (
+        contents = (
             lambda: b"",
             lambda: rng.bytes(4096),
             lambda: pickle.dumps(Payload(marker)),
@@ -50,7 +50,7 @@ def generic(name, data, rng, marker):
             lambda: b"\x89HDF\r\n\x1a\n" + rng.bytes(4096),
             lambda: zipped({"config.json": b"{}", "metadata.json": b"{}"}),
         )
-        data = others[int(rng.integers(len(others)))]()
+        data = contents[int(rng.integers(len(contents)))]()
     return bytes(data)
 
 

@@ -132,8 +132,8 @@ def _mat_nested(file, rng, marker):
 
 
 def _mat_73(file, rng, marker):
-    with h5py.File(file, "w", userblock_size=512) as other:
-        other["affNISTdata/image"] = np.zeros((2, 1600), "uint8")
+    with h5py.File(file, "w", userblock_size=512) as hdf5:
+        hdf5["affNISTdata/image"] = np.zeros((2, 1600), "uint8")
     content = bytearray(file.read_bytes())
     content[:128] = b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM"
     file.write_bytes(content)

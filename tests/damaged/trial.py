@@ -29,7 +29,7 @@ class Trials:
     def run(self, kind, damage, seed):
         """Outcome, what was said, and the megabytes that reading took."""
         if kind not in self._ready:
-            self._ready[kind] = self._made(kind)
+            self._ready[kind] = self._prepared(kind)
         files, whole, marker = self._ready[kind]
         place = self.folder / kind / "damaged"
         shutil.rmtree(place, ignore_errors=True)
@@ -53,13 +53,13 @@ class Trials:
             text = f"{type(error).__name__} in {pathlib.Path(place.filename).name}:{place.lineno}: {error}"
         finally:
             self._watching = False
-        taken = _memory() - before
+        memory = _memory() - before
         if self._events or marker.exists():
             outcome, text = "CODE RAN", f"{self._events} {text}"
             marker.unlink(missing_ok=True)
-        return outcome, text[:400], taken
+        return outcome, text[:400], memory
 
-    def _made(self, kind):
+    def _prepared(self, kind):
         files = self.folder / kind / "whole"
         files.mkdir(parents=True)
         KINDS[kind].make(files)
@@ -80,9 +80,9 @@ class Trials:
             self._events.append(f"{event}{arguments!r:.100}")
 
 
-def _same(first, second):
-    first, second = np.asarray(first), np.asarray(second)
-    return first.shape == second.shape and first.dtype == second.dtype and bool((first == second).all())
+def _same(expected, received):
+    expected, received = np.asarray(expected), np.asarray(received)
+    return expected.shape == received.shape and expected.dtype == received.dtype and bool((expected == received).all())
 
 
 def _memory(reset=False):

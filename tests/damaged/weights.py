@@ -227,15 +227,15 @@ def _external(file, name, values, rng, marker):
     if which == 0:
         file.create_dataset(name, values.shape, "f4", external=[(str(secret), 0, values.nbytes)])
     elif which == 1:
-        with h5py.File(marker.with_name("secret.h5"), "w") as other:
-            other["values"] = values
+        with h5py.File(marker.with_name("secret.h5"), "w") as secret_file:
+            secret_file["values"] = values
         file[name] = h5py.ExternalLink(str(marker.with_name("secret.h5")), "values")
     elif which == 2:
         file[name] = h5py.SoftLink("/elsewhere")
     else:
         layout = h5py.VirtualLayout(values.shape, "f4")
-        with h5py.File(marker.with_name("secret.h5"), "w") as other:
-            other["values"] = values
+        with h5py.File(marker.with_name("secret.h5"), "w") as secret_file:
+            secret_file["values"] = values
         layout[...] = h5py.VirtualSource(str(marker.with_name("secret.h5")), "values", values.shape)
         file.create_virtual_dataset(name, layout)
 

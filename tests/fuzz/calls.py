@@ -123,7 +123,7 @@ def is_documented(error):
         return True
     if not path.is_relative_to(PACKAGE) or len(message.split()) < _WORDS:
         return False
-    return any(first <= frame.tb_lineno <= last for first, last in _raises(path))
+    return any(start <= frame.tb_lineno <= end for start, end in _raises(path))
 
 
 def _innermost(error):

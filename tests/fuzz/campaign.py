@@ -163,11 +163,11 @@ def _computed(pid):
 def _work(settings):
     from fuzz import calls
 
-    pipe, first = settings.worker
+    pipe, start = settings.worker
     planned = plan(_subjects(settings), settings.calls)
     _limit_memory(settings.memory)
     with os.fdopen(pipe, "w") as out:
-        for number in range(first, settings.calls):
+        for number in range(start, settings.calls):
             call = calls.drawn(planned[number], settings.seed, number)
             record = {"number": number, "name": call.subject.name, "call": str(call)}
             print(json.dumps({**record, "begun": True}), file=out, flush=True)

@@ -334,11 +334,11 @@ def datasets(of_model=True):
         Lazy("different sizes", lambda: list(zip([x()[0], x()[1, :3]], y(), strict=False))),
         Lazy("objects", lambda: (x().astype(object), y())),
     ]
-    other = [
+    bad_for_model = [
         Lazy("another size", lambda: (np.zeros((4, 9, 9, 1), "float32"), y())),
         Lazy("labels beyond", lambda: (x(), y() + 1)),
     ]
-    return Pool(good, bad + other) if of_model else Pool(good, bad, other)
+    return Pool(good, bad + bad_for_model) if of_model else Pool(good, bad, bad_for_model)
 
 
 def attacks():

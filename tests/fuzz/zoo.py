@@ -88,8 +88,8 @@ def broken():
 
 @functools.cache
 def two_inputs():
-    first, second = keras.Input(SHAPE), keras.Input(SHAPE)
-    return keras.Model([first, second], cnn()(layers.Add()([first, second])))
+    left, right = keras.Input(SHAPE), keras.Input(SHAPE)
+    return keras.Model([left, right], cnn()(layers.Add()([left, right])))
 
 
 @functools.cache

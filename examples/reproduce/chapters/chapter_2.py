@@ -88,7 +88,7 @@ def ablation(setting, run):
 @row("2.F5")
 def of_neurons(setting, run):
     """CLRP2 of the most active neurons of a layer, and what ablating the patch of each does to all."""
-    seen, own, others, first, drawn = subject(setting, run), [], [], [], None
+    seen, own, others, own_is_highest, drawn = subject(setting, run), [], [], [], None
     layer = neurons.activations(seen.model, setting.layer)
     clrp = explain.CLRP(seen.model, "negated", input_range=seen.pixels, start=setting.layer)
     lrp, alike = explain.LRP(seen.model, input_range=seen.pixels, start=setting.layer), {"LRP": [], "CLRP2": []}
@@ -108,7 +108,7 @@ def of_neurons(setting, run):
         diagonal = np.eye(len(ids), dtype=bool)
         own.append(drops[diagonal].mean())
         others.append(drops[~diagonal].mean())
-        first.append((drops.argmax(axis=1) == np.arange(len(ids))).mean())
+        own_is_highest.append((drops.argmax(axis=1) == np.arange(len(ids))).mean())
         if drawn is None:
             drawn = neurons.draw(image, maps, drops, [str(each) for each in ids])
     save(drawn, run.figure("neurons"))
@@ -116,7 +116,7 @@ def of_neurons(setting, run):
         "drop of the own neuron": in_percent(np.mean(own)),
         "drop of other neurons": in_percent(np.mean(others)),
     }
-    measured |= {"rows with the highest drop on the diagonal": in_percent(np.mean(first))}
+    measured |= {"rows with the highest drop on the diagonal": in_percent(np.mean(own_is_highest))}
     measured["expected of maps that tell nothing"] = 100 / len(ids)
     measured |= {f"similarity of {name} maps": in_percent(np.mean(each)) for name, each in alike.items()}
     return {"measured": measured, "notes": f"The {setting.neurons} most active neurons in {len(seen.x)} images."}

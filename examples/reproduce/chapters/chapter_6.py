@@ -28,8 +28,8 @@ def seconds(setting, run):
     measured, examples = {}, run.data(setting.dataset, "test", setting.examples)
     for name, model in _pair(setting, run).items():
         for key, each in attacked(setting, run, name, model, examples, warm=True).items():
-            taken = each["seconds_per_example"]
-            measured[key] = None if taken is None else 1000 * taken
+            per_example = each["seconds_per_example"]
+            measured[key] = None if per_example is None else 1000 * per_example
     return {"measured": known(measured), "notes": _of(examples)}
 
 
@@ -154,8 +154,8 @@ def summary(statistics, *, near=0.1):
         dict: percentages of the true class's votes that are invalid (near zero) and negative; mean length and mean
         coupling of the positive votes for the longest other class.
     """
-    true, other = statistics["cosine"]
-    positive = other > near
+    true, rival = statistics["cosine"]
+    positive = rival > near
     count = max(positive.sum(), 1)
     return {
         "invalid votes": in_percent((np.abs(true) <= near).mean()),

@@ -104,7 +104,7 @@ def norms(setting, run):
 
 
 def _in_batches(attack, goal, x, y, size):
-    parts = [slice(first, first + size) for first in range(0, len(x), size)]
+    parts = [slice(start, start + size) for start in range(0, len(x), size)]
     return np.concatenate([attack(goal, x[part], y[part], numbers=np.arange(len(x))[part]) for part in parts])
 
 

@@ -84,9 +84,9 @@ def universal(setting, run):
             ),
         }
         for kind, attack in kinds.items():
-            made_of = slice(0, 1) if kind == "one image" else slice(0, half)
-            targets = np.full(len(comparison.x[made_of]), target)
-            result = attack.run(model, comparison.x[made_of], targets, targeted=True)
+            trained_on = slice(0, 1) if kind == "one image" else slice(0, half)
+            targets = np.full(len(comparison.x[trained_on]), target)
+            result = attack.run(model, comparison.x[trained_on], targets, targeted=True)
             patch = result.patches[0] if kind == "one image" else result.patches
             drawn[f"{name}, {kind}"] = patch[0]
             places = random_positions(comparison.x.shape[1:], attack.patch_size, len(others), seed=run.seed)

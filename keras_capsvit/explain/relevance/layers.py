@@ -46,7 +46,7 @@ def locate(graph, name):
 
 def _scope(parts, patterns):
     """The scope of a node that layers of such names are, one in the other; or None."""
-    for first in range(len(parts) - len(patterns) + 1):
-        if all(map(re.fullmatch, patterns, parts[first:])):
-            return "/".join(parts[: first + len(patterns)])
+    for start in range(len(parts) - len(patterns) + 1):
+        if all(map(re.fullmatch, patterns, parts[start:])):
+            return "/".join(parts[: start + len(patterns)])
     return None

@@ -81,23 +81,23 @@ def _along(op, scale, shape, axis):
 def _tail(graph, readers, borders, head, scalable):
     """Scale and shift of the constant ops after a linear one, the last of these, and if it adds after a reshape."""
     scale = shift = None
-    first = _channels_first(graph.nodes[head])
+    channels_first = _channels_first(graph.nodes[head])
     shape = graph.shapes[f"{head}:0"]
     tail = head
     while tail not in borders and len(readers[tail]) == 1:
         name = readers[tail][0]
         if graph.nodes[name].op == "Reshape" and name not in borders:
-            added = _added_after(graph, readers, name, shape[-1] if shape.rank and not first else None)
+            added = _added_after(graph, readers, name, shape[-1] if shape.rank and not channels_first else None)
             if added is not None and scale is None and shift is None:
                 return None, added[1], added[0], True
             break
-        affine = _affine(graph, name, f"{tail}:0", shape, scalable, first)
+        affine = _affine(graph, name, f"{tail}:0", shape, scalable, channels_first)
         if affine is None:
             break
         times, plus = affine
         if times is not None:
             scale = times if scale is None else scale * times
-            shift = None if shift is None else shift * _of_channels(times, shape, first)
+            shift = None if shift is None else shift * _of_channels(times, shape, channels_first)
         if plus is not None:
             shift = plus if shift is None else shift + plus
         tail = name
@@ -119,9 +119,9 @@ def _channels_first(node):
     return "data_format" in node.attr and node.attr["data_format"].s.startswith(b"NC")
 
 
-def _of_channels(values, shape, first):
+def _of_channels(values, shape, channels_first):
     """One value for all, or one for each channel, in a shape that broadcasts to what a layer writes."""
-    return values.reshape((-1, *[1] * (shape.rank - 2))) if first and values.size > 1 else values
+    return values.reshape((-1, *[1] * (shape.rank - 2))) if channels_first and values.size > 1 else values
 
 
 def _affine(graph, name, tensor, shape, scalable, channels_first):
@@ -141,16 +141,16 @@ def _affine(graph, name, tensor, shape, scalable, channels_first):
         scale = gamma / np.sqrt(variance + node.attr["epsilon"].f)
         return scale, _of_channels(beta - mean * scale, shape, channels_first)
     value = constants[0].numpy()
-    first = inputs[0] == tensor
+    is_left = inputs[0] == tensor
     if node.op == "BiasAdd":
         return None, _of_channels(value, shape, channels_first)
     if node.op in ("AddV2", "Add"):
         return None, value
     if node.op == "Sub":
-        return None if not (first or scalable) else (None, -value) if first else (-np.ones(1, value.dtype), value)
+        return None if not (is_left or scalable) else (None, -value) if is_left else (-np.ones(1, value.dtype), value)
     at = 1 - shape.rank if channels_first else -1
     per_channel = value.size == 1 or (value.ndim >= -at and value.size == value.shape[at] == shape[at])
-    if not scalable or not per_channel or node.op not in ("Mul", "RealDiv") or (node.op == "RealDiv" and not first):
+    if not scalable or not per_channel or node.op not in ("Mul", "RealDiv") or (node.op == "RealDiv" and not is_left):
         return None
     return (value if node.op == "Mul" else 1 / value).reshape(-1), None
 

@@ -36,13 +36,13 @@ def plan_of(reader, composite, start, stop):
         UnsupportedOpError: for ops without a rule; names all of them.
         ValueError: for entries that apply to nothing, and a start that does not depend on the stop.
     """
-    source, first = node_of(stop), node_of(start)
-    if first not in reader.follow or first == source:
+    source, begin = node_of(stop), node_of(start)
+    if begin not in reader.follow or begin == source:
         raise ValueError(
-            f"Expected {first!r}, where relevance starts, to depend on {source!r}; it does not{_why(reader, first)}."
+            f"Expected {begin!r}, where relevance starts, to depend on {source!r}; it does not{_why(reader, begin)}."
         )
     entries = composite.entries
-    reached, plan, unsupported = {first}, [], {}
+    reached, plan, unsupported = {begin}, [], {}
     for name in reversed(reader.graph.order):
         if name not in reached or name == source:
             continue
@@ -123,8 +123,8 @@ def _matches(where, step):
 
 def _unsupported(ops):
     listed = "; ".join(f"{op} at {', '.join(map(repr, names))}" for op, names in ops.items())
-    first = next(iter(ops))
+    example = next(iter(ops))
     return (
         f"Expected ops that relevance has a rule for; found {listed}. Say how relevance passes with "
-        f"explain.register_rule({first!r}, function), where function(op, relevances) returns one relevance per input."
+        f"explain.register_rule({example!r}, function), where function(op, relevances) returns one relevance per input."
     )

@@ -45,11 +45,11 @@ def check(graph):
             f"Expected a model in inference mode; found {', '.join(random + batch)}, as with training=True. Trace "
             "or export it with training=False."
         )
-    first = next(_channels_first(graph), None)
-    if first is not None:
+    reader = next(_channels_first(graph), None)
+    if reader is not None:
         raise UnsupportedOpError(
             f"Expected images with their channels last; the input {tuple(graph.specs[0].shape)} has them first, as "
-            f"{graph.nodes[first].op} at {first!r} reads it. Wrap the model: images = keras.Input((H, W, C)); "
+            f"{graph.nodes[reader].op} at {reader!r} reads it. Wrap the model: images = keras.Input((H, W, C)); "
             "keras.Model(images, model(keras.layers.Permute((3, 1, 2))(images)))."
         )
 

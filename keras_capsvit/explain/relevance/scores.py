@@ -66,8 +66,8 @@ class Tail:
         if any(value is None or value.shape.num_elements() != 1 for value in constants):
             return False
         value = float(constants[0].numpy().item()) if constants else 1.0
-        first = self._graph.inputs(name)[0] == read
-        return {"Mul": value > 0, "RealDiv": value > 0 and first, "Sub": first, "Neg": False}.get(op, True)
+        reads_first = self._graph.inputs(name)[0] == read
+        return {"Mul": value > 0, "RealDiv": value > 0 and reads_first, "Sub": reads_first, "Neg": False}.get(op, True)
 
     def _squashed(self, tensor):
         """The tensor that a softmax, sigmoid or log-softmax, as one op or written out, is computed from; or None."""

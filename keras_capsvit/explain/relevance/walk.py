@@ -91,8 +91,8 @@ class Run:
         if self._first_class is None:
             return [(1, relevance), (-1, -relevance)] if self.engine.negate else [(1, relevance)]
         # One output z stands for the logits [-z, z]: the layer of class 0 is the negated one of class 1.
-        first = tf.reshape(self._first_class, (-1, *[1] * (relevance.shape.rank - 1)))
-        own, opposite = tf.where(first, 0.0, relevance), tf.where(first, relevance, 0.0)
+        is_first_class = tf.reshape(self._first_class, (-1, *[1] * (relevance.shape.rank - 1)))
+        own, opposite = tf.where(is_first_class, 0.0, relevance), tf.where(is_first_class, relevance, 0.0)
         return [(1, own - opposite), (-1, opposite - own)] if self._contrast else [(1, own), (-1, opposite)]
 
     def _other(self, planned, relevances):
@@ -132,9 +132,9 @@ class Account:
 
     def row(self, arrived, passed):
         """Values of the columns; the last two are sums of absolute values."""
-        both = [[r for r in some if r is not None] for some in (arrived, passed)]
-        sums = [sum(map(tf.reduce_sum, some), start=0.0) for some in both]
-        sizes = [sum((tf.reduce_sum(tf.abs(r)) for r in some), start=0.0) for some in both]
+        both = [[r for r in relevances if r is not None] for relevances in (arrived, passed)]
+        sums = [sum(map(tf.reduce_sum, relevances), start=0.0) for relevances in both]
+        sizes = [sum((tf.reduce_sum(tf.abs(r)) for r in relevances), start=0.0) for relevances in both]
         return tf.stack([tf.cast(value, "float64") for value in (*sums, *self._sums.values(), *sizes)])
 
 

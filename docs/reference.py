@@ -37,8 +37,8 @@ def public_names(module):
     """Names that a module promises: its ``__all__``, or what it defines without an underscore; no modules."""
     listed = getattr(module, "__all__", None) or [
         name
-        for name, thing in vars(module).items()
-        if not name.startswith("_") and getattr(thing, "__module__", "") == module.__name__
+        for name, member in vars(module).items()
+        if not name.startswith("_") and getattr(member, "__module__", "") == module.__name__
     ]
     return [name for name in listed if not inspect.ismodule(getattr(module, name))]
 
@@ -66,8 +66,8 @@ def page(room, names):
     module = importlib.import_module(title)
     lines = [title, "=" * len(title), "", inspect.getdoc(module), "", f".. currentmodule:: {title}", ""]
     constants = [name for name in names if not callable(getattr(module, name))]
-    things = [name for name in names if name not in constants]
-    for group, members in groups(room, things).items():
+    with_pages = [name for name in names if name not in constants]
+    for group, members in groups(room, with_pages).items():
         if group:
             lines += [f".. rubric:: {group}", ""]
         lines += [".. list-table::", "   :widths: auto", ""]
@@ -80,13 +80,13 @@ def page(room, names):
         value = getattr(module, name)
         items = ", ".join(f"``{item!r}``" for item in value)
         lines += [f".. py:data:: {name}", f"   :type: {type(value).__name__}", "", f"   Of {items}.", ""]
-    lines += [".. toctree::", "   :hidden:", "", *(f"   {room}.{name}" for name in things), ""]
+    lines += [".. toctree::", "   :hidden:", "", *(f"   {room}.{name}" for name in with_pages), ""]
     return "\n".join(lines)
 
 
-def summary_of(thing):
+def summary_of(member):
     """The first sentence of a docstring, on one line."""
-    paragraph = " ".join(inspect.getdoc(thing).split("\n\n")[0].split()).removesuffix("::")
+    paragraph = " ".join(inspect.getdoc(member).split("\n\n")[0].split()).removesuffix("::")
     return re.split(r"(?<!\bEq)(?<!\bal)(?<=\.)\s+(?=[A-Z])", paragraph)[0]
 
 

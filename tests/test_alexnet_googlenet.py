@@ -14,7 +14,7 @@ from keras import ops
 from keras_capsvit import AlexNet, GoogLeNet, load_weights_from, taps
 from keras_capsvit.layers import AveragePoolTo
 from keras_capsvit.models import flops
-from keras_capsvit.models.published import torch_names, torch_shape
+from keras_capsvit.models.published import published_names, torch_shape
 
 SMALL = {
     "alexnet": lambda size=(70, 91, 3), **kwargs: AlexNet(size, 3, filters=2, units=5, **kwargs),
@@ -25,7 +25,7 @@ SMALL = {
 def arrays_of(model):
     """Random values for every weight, named and laid out as torchvision has them."""
     random, arrays = np.random.default_rng(0), {}
-    for name, variable in torch_names(model).items():
+    for name, variable in published_names(model).items():
         name = name.replace("linear.", "fc.").replace("_branch", ".branch")
         values = random.normal(scale=0.5, size=torch_shape(variable))
         arrays[name] = (np.exp(values) if name.endswith("running_var") else values).astype("float32")

@@ -68,12 +68,12 @@ for name in sys.argv[1:] or FAMILIES:
     build = FAMILIES[name]
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        first, second = (train(build, folder / str(k)) for k in range(2))
+        once, again = (train(build, folder / str(k)) for k in range(2))
         try:
             train(build, folder / "cut", cut=True)
         except Cut:
             resumed = train(build, folder / "cut")
-    print("SAME" if first == second == resumed else "OTHER", name, first[0])
+    print("SAME" if once == again == resumed else "OTHER", name, once[0])
 """
 
 

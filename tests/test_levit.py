@@ -11,7 +11,7 @@ from keras import ops
 from keras_capsvit import LeViT, autodiff, explain, taps
 from keras_capsvit.layers import LeViTBlock, OffsetAttention
 from keras_capsvit.models import flops
-from keras_capsvit.models.published import FORMATS, sources, torch_names
+from keras_capsvit.models.published import FORMATS, published_names, sources
 
 SMALL = {"widths": (8, 10, 12), "depths": (1, 2, 1), "num_heads": (2, 3, 2), "key_dim": 4}
 TAPS = ["attention_0_0", "subsampling_1", "attention_1_0", "attention_1_1", "subsampling_2", "attention_2_0"]
@@ -39,7 +39,7 @@ class Replica:
     """LeViT of one image in plain NumPy, from arrays by timm's names."""
 
     def __init__(self, model, temperatures):
-        names = torch_names(model).items()
+        names = published_names(model).items()
         rules = FORMATS["timm (LeViT)"]
         self.arrays = {sources(name, rules)[0]: ops.convert_to_numpy(variable) for name, variable in names}
         self.temperatures, self.attention = iter(temperatures), []

@@ -350,13 +350,13 @@ model = keras.Sequential([
     layers.Conv2D(6, 2, groups=3, dilation_rate=2, **settings), layers.Flatten(), layers.Dense(3, use_bias=False),
 ])
 with tf.GradientTape() as tape:
-    given = tf.constant(x)
-    tape.watch(given)
-    score = model(given)[:, 1]
-expected = x * tape.gradient(score, given).numpy()
+    pixels = tf.constant(x)
+    tape.watch(pixels)
+    score = model(pixels)[:, 1]
+expected = x * tape.gradient(score, pixels).numpy()
 exact = [("*", "epsilon", {"epsilon": 1e-12}), "epsilon"]
-found = explain.LRP(model, exact, channels=True)(x, 1)
-assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max(), (found, expected)
+maps = explain.LRP(model, exact, channels=True)(x, 1)
+assert np.abs(maps - expected).max() <= 1e-5 * np.abs(expected).max(), (maps, expected)
 np.testing.assert_allclose(explain.LRP(model)(x, 1).sum((1, 2)), score, rtol=1e-4)
 with tempfile.TemporaryDirectory() as folder:
     explainers = {"lrp": explain.LRP(model), "clrp": explain.CLRP(model)}

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_capsvit import taps
+from keras_capsvit import AlexNet, DeiT, taps
 from keras_capsvit.layers import StandardizedConv2D
+from keras_capsvit.models.published import published_names
 from keras_capsvit.models.residual import PadChannels
 from keras_capsvit.models.resnet import ResNet18, ResNet20, ResNet50
-from keras_capsvit.models.weights import load_weights, published_names
+from keras_capsvit.models.weights import load_weights
 
 
 def convolved(x, kernel, strides=1):
@@ -159,7 +160,7 @@ def test_resnet20_computes_what_loops_compute(x, saved, head):
         if head == "avg":
             expected.append(replica.logits(features.mean((0, 1))))
         else:
-            wide = replica.norm(replica.conv(features, "head.conv"), "head.bn")
+            wide = replica.norm(replica.conv(features, "head_conv"), "head_bn")
             expected.append(replica.logits(np.maximum(wide, 0).ravel()))
     np.testing.assert_allclose(model(x), expected, rtol=1e-4, atol=1e-4)
 
@@ -217,8 +218,39 @@ def test_published_names():
     assert names["layer3.2.bn2.running_var"].shape == (64,)
     assert names["linear.weight"].shape == (64, 10)
     assert "layer2.0.shortcut.1.running_mean" in published_names(ResNet18((8, 8, 3), 10, filters=2))
-    with pytest.raises(ValueError, match=r"other also has .*slope/alpha\. Save and load it as \.keras"):
-        published_names(keras.Sequential([keras.Input((3,)), keras.layers.PReLU(name="slope")], name="other"))
+    assert list(published_names(keras.Sequential([keras.Input((3,)), keras.layers.PReLU(name="slope")]))) == [
+        "slope.alpha"
+    ]
+
+
+def test_weights_without_a_name_of_their_own_are_refused():
+    dense = [keras.layers.Dense(3, use_bias=False, name=name) for name in ("fc_1", "fc1", "fc.1")]
+    with pytest.raises(ValueError, match=r"alike also has 1 others: alike/fc\.1/kernel\. Save and load it as \.keras"):
+        published_names(keras.Sequential([keras.Input((3,)), *dense], name="alike"))
+
+    class Scaled(keras.Sequential):
+        def __init__(self):
+            super().__init__([keras.Input((3,)), keras.layers.Dense(3)], name="scaled")
+            self.scale = self.add_weight(name="scale")
+
+    with pytest.raises(ValueError, match=r"scaled also has 1 others: scaled/scale"):
+        published_names(Scaled())
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: AlexNet((70, 91, 3), 3, filters=2, units=5),
+        lambda: DeiT("Ti/8", input_shape=(16, 16, 3), num_classes=3, depth=1),
+    ],
+)
+def test_networks_with_dropout_and_tokens_are_set_whole(build, saved):
+    model = build()
+    arrays = random_arrays(model)
+    load_weights(model, saved(arrays))
+    assert len(arrays) == len(model.weights)
+    for name, variable in published_names(model).items():
+        np.testing.assert_array_equal(variable, arrays[name])
 
 
 def test_everything_that_does_not_fit_is_listed_and_nothing_changes(saved):

@@ -25,13 +25,13 @@ model = c_api.SavedModel(c_api.newest(sys.argv[2]))
 x = np.load(sys.argv[3])
 target = np.full(len(x), 3)
 inputs = {"images": x, "target": target, "encoded": np.array([open(sys.argv[4], "rb").read()] * 2, "object")}
-found = {}
+answers = {}
 kinds = sys.argv[6].split()  # an endpoint of each
 for name in kinds:
     signature = model.signatures[name]
     outputs = model.run(name, {key: inputs[key] for key in signature["inputs"]})
-    found |= {f"{name}/{key}": array for key, array in outputs.items()}
-np.savez(sys.argv[5], **found)
+    answers |= {f"{name}/{key}": array for key, array in outputs.items()}
+np.savez(sys.argv[5], **answers)
 print(sorted({"tensorflow", "keras", "keras_capsvit"} & {name.split(".")[0] for name in sys.modules}))
 broken = x.copy()
 broken[1, 2, 3] = np.inf

@@ -132,20 +132,20 @@ import pathlib, sys
 sys.modules["keras_capsvit"] = None  # as if it were not installed
 import numpy as np
 import tensorflow as tf
-found = {}
+answers = {}
 for folder in map(pathlib.Path, sys.argv[2:]):
     x = np.load(folder.parent / "x.npy")
     for name, function in tf.saved_model.load(str(folder)).signatures.items():
         for n in (1, 3, 64):
             inputs = {"images": x[:n], "target": np.arange(n) % 5 - 1}
             if name == "serve_bytes":
-                inputs["encoded"] = [tf.io.encode_png(np.rint(255 * one).astype("uint8")) for one in x[:n]]
-            wanted = function.structured_input_signature[1]
-            given = {key: tf.convert_to_tensor(inputs[key], wanted[key].dtype) for key in wanted}
-            for key, value in function(**given).items():
-                found[f"{folder.parent.name}/{name}/{n}/{key}"] = value
-np.savez(sys.argv[1], **found)
-print(len(found))
+                inputs["encoded"] = [tf.io.encode_png(np.rint(255 * image).astype("uint8")) for image in x[:n]]
+            specs = function.structured_input_signature[1]
+            inputs = {key: tf.convert_to_tensor(inputs[key], spec.dtype) for key, spec in specs.items()}
+            for key, value in function(**inputs).items():
+                answers[f"{folder.parent.name}/{name}/{n}/{key}"] = value
+np.savez(sys.argv[1], **answers)
+print(len(answers))
 """
 
 
@@ -160,9 +160,9 @@ def test_families_answer_where_the_package_is_not_installed(families, exported, 
     folders = {name: exported(name)[1] for name in families}
     for name, folder in folders.items():
         np.save(folder.parent / "x.npy", images(exported(name)[0], 64))
-    answers = int(fresh_process(ANSWER, tmp_path / "found.npz", *folders.values()))
+    answers = int(fresh_process(ANSWER, tmp_path / "answers.npz", *folders.values()))
     compared = 0
-    with np.load(tmp_path / "found.npz") as arrays:
+    with np.load(tmp_path / "answers.npz") as arrays:
         for name, folder in folders.items():
             for endpoint, n, expected in answers_of(exported(name)[0], name, folder):
                 for key, value in expected.items():

@@ -201,8 +201,8 @@ x = np.load(sys.argv[1])
 for folder in sys.argv[2:]:
     signatures = tf.saved_model.load(folder).signatures
     spec = signatures["serving_default"].structured_input_signature[1]["images"]
-    given = {"images": tf.cast(x, spec.dtype), "target": tf.constant([-1] * len(x), "int64")}
-    answers = signatures["product"](**given)
+    inputs = {"images": tf.cast(x, spec.dtype), "target": tf.constant([-1] * len(x), "int64")}
+    answers = signatures["product"](**inputs)
     np.savez(folder + "/answers.npz", **{name: value.numpy() for name, value in answers.items()})
 """
 

@@ -25,7 +25,7 @@ from keras_capsvit import (
     taps,
 )
 from keras_capsvit.layers import resize_positions
-from keras_capsvit.models.published import FORMATS, sources, torch_names, torch_shape
+from keras_capsvit.models.published import FORMATS, published_names, sources, torch_shape
 
 MODELS = {
     "vit_Ti": lambda: VisionTransformer("Ti/16", epsilon=1e-12),
@@ -67,7 +67,7 @@ ROWS = [
 def written(model, style):
     """A file's arrays in a style, with random values, and the values that the model's weights have to get."""
     rng, arrays, values = np.random.default_rng(0), {}, {}
-    for name, variable in torch_names(model).items():
+    for name, variable in published_names(model).items():
         array = np.exp(rng.normal(size=torch_shape(variable))).astype("float32")
         result = sources(name, FORMATS[style])
         arrays.update(zip(result, np.split(array, len(result)), strict=True))
@@ -93,7 +93,7 @@ def test_every_tensor_arrives(kind, style, save):
     model = SMALL[kind](distilled="DeiT" in style)
     arrays, values = written(model, style)
     load_weights_from(model, save({**arrays, "bn1.num_batches_tracked": np.array(3)}))
-    for name, variable in torch_names(model).items():
+    for name, variable in published_names(model).items():
         np.testing.assert_array_equal(variable, values[name], err_msg=name)
     assert len(values) == len(model.weights)
 
@@ -156,7 +156,7 @@ def test_a_new_head_on_published_weights(save):
     model = SMALL["vit"]()
     head = [ops.convert_to_numpy(variable) for variable in model.get_layer("head").weights]
     load_weights_from(model, save({**arrays, "pre_logits.bias": np.zeros(2)}), skip=["head.*", "pre_logits.*"])
-    np.testing.assert_array_equal(torch_names(model)["norm.bias"], values["norm.bias"])
+    np.testing.assert_array_equal(published_names(model)["norm.bias"], values["norm.bias"])
     for old, new in zip(head, model.get_layer("head").weights, strict=True):
         np.testing.assert_array_equal(old, new)
 
@@ -165,7 +165,7 @@ def test_one_pattern_is_not_taken_for_its_letters(save):
     arrays, values = written(SMALL["vit"](num_classes=7), "timm")
     model = SMALL["vit"]()
     load_weights_from(model, save(arrays), skip="head.*")
-    np.testing.assert_array_equal(torch_names(model)["norm.bias"], values["norm.bias"])
+    np.testing.assert_array_equal(published_names(model)["norm.bias"], values["norm.bias"])
     with pytest.raises(ValueError, match=r"skip to leave tensors to load; received \('\*',\), which matches all"):
         load_weights_from(model, save(arrays), skip="*")
 
@@ -174,7 +174,7 @@ def test_positions_of_another_grid(save):
     arrays, values = written(SMALL["vit"](input_shape=(12, 12, 3), distilled=True), "timm")
     model = SMALL["vit"](input_shape=(20, 16, 3), distilled=True)
     load_weights_from(model, save(arrays), interpolate_positions=True)
-    result, stored = torch_names(model)["patch_embed.positions"], values["patch_embed.positions"]
+    result, stored = published_names(model)["patch_embed.positions"], values["patch_embed.positions"]
     np.testing.assert_array_equal(result[:2], stored[:2])
     expected = ops.image.resize(stored[2:].reshape(1, 3, 3, 8), (5, 4), interpolation="bicubic", antialias=True)
     np.testing.assert_allclose(result[2:], ops.reshape(expected, (20, 8)), atol=1e-6)
@@ -192,7 +192,7 @@ def test_positions_of_grids_that_are_not_square(save, size, grid):
     rows, columns = size[0] // 4, size[1] // 4
     theirs = stored[1:].reshape(1, rows, columns, 8)
     expected = ops.image.resize(theirs, (4, 12), interpolation="bicubic", antialias=True)
-    positions = torch_names(model)["patch_embed.positions"]
+    positions = published_names(model)["patch_embed.positions"]
     np.testing.assert_allclose(positions[1:], ops.reshape(expected, (48, 8)), atol=1e-6)
     np.testing.assert_array_equal(positions[0], stored[0])
 
@@ -207,10 +207,10 @@ def test_grids_of_positions_are_never_guessed(save):
         with pytest.raises(ValueError, match=rf"grid \(h, w\) of the file's 36 patches; received {received}"):
             load_weights_from(model, path, interpolate_positions=grid)
     load_weights_from(model, path, interpolate_positions=(6, 6))
-    assert not np.isnan(ops.convert_to_numpy(torch_names(model)["patch_embed.positions"])).any()
+    assert not np.isnan(ops.convert_to_numpy(published_names(model)["patch_embed.positions"])).any()
     same = SMALL["vit"](input_shape=(12, 48, 3))  # 3x12: the same number on another grid
     load_weights_from(same, path, interpolate_positions=(6, 6))
-    positions = ops.convert_to_numpy(torch_names(same)["patch_embed.positions"])
+    positions = ops.convert_to_numpy(published_names(same)["patch_embed.positions"])
     assert np.abs(positions - values["patch_embed.positions"]).max() > 0.1
 
 
@@ -313,7 +313,7 @@ def test_the_names_of_the_cifar_networks_and_half_precision(tmp_path):
     for dtype in (bfloat16, np.float16, np.float64):
         numpy.save_file({name: array.astype(dtype) for name, array in arrays.items()}, tmp_path / "half.safetensors")
         load_weights_from(model, tmp_path / "half.safetensors")
-        for name, variable in torch_names(model).items():
+        for name, variable in published_names(model).items():
             np.testing.assert_array_equal(variable, values[name].astype(dtype).astype("float32"), err_msg=name)
     broken = {name: array.astype(bfloat16) for name, array in arrays.items()}
     broken["conv1.weight"][0, 0, 0, 0] = np.nan
@@ -329,7 +329,7 @@ def test_the_names_of_the_cifar_networks_and_half_precision(tmp_path):
 def test_a_model_with_a_model_inside_is_refused():
     nested = keras.Sequential([keras.Input((16, 16, 3)), SMALL["vit"]()], name="outer")
     with pytest.raises(ValueError, match=r"outer has vit, a model with .*Load that one instead"):
-        torch_names(nested)
+        published_names(nested)
 
 
 @pytest.fixture(scope="module")

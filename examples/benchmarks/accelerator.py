@@ -114,18 +114,22 @@ def convolutions_of(model):
 
 
 def products_of(model):
-    """The matrix products of a transformer's blocks, with ReLUs between: its floor."""
+    """The matrix products of a transformer's blocks, on its patches, with one ReLU in each: its floor."""
     import keras
 
     config = model.get_config()
-    width, side = config["width"], int(config["variant"].split("/")[1])
+    width, heads, side = config["width"], config["num_heads"], int(config["variant"].split("/")[1])
     x = images = keras.Input(model.input_shape[1:])
     x = keras.layers.Conv2D(width, side, strides=side)(x)
-    x = keras.layers.Reshape(((model.input_shape[1] // side) ** 2, width))(x)
+    tokens = x.shape[1] * x.shape[2]
+    x = keras.layers.Reshape((tokens, width))(x)
     for _ in range(config["depth"]):
-        hidden = keras.layers.Dense(3 * width)(x)
-        x = keras.layers.Dense(width)(hidden[..., :width])
-        x = keras.layers.Dense(width)(keras.layers.Dense(4 * width, activation="relu")(x))
+        by_head = keras.layers.Reshape((tokens, 3, heads, width // heads))(keras.layers.Dense(3 * width)(x))
+        query, key, value = keras.ops.unstack(by_head, axis=2)
+        attention = keras.ops.einsum("bqhd,bkhd->bhqk", query, key) / tokens  # of the size of what a softmax returns
+        attended = keras.ops.einsum("bhqk,bkhd->bqhd", attention, value)
+        x = keras.layers.Dense(width)(keras.layers.Reshape((tokens, width))(attended))
+        x = keras.layers.Dense(width)(keras.layers.Dense(config["mlp_units"], activation="relu")(x))
     return keras.Model(images, keras.layers.Dense(model.output_shape[-1])(keras.layers.GlobalAveragePooling1D()(x)))
 
 

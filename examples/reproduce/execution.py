@@ -80,8 +80,8 @@ def measure(row, args, seed, dtype, where):
     started = time.perf_counter()
     result = row.function(setting, run)
     unknown = sorted(set(result) - {"measured", "curves", "notes"})
-    measured = plain({name: value for name, value in result.get("measured", {}).items() if value is not None})
-    curves = plain(result.get("curves", {}))
+    measured = records.plain({name: value for name, value in result.get("measured", {}).items() if value is not None})
+    curves = records.plain(result.get("curves", {}))
     if run.smoke:  # of networks that learnt nothing some figures are not defined
         measured = {name: value for name, value in measured.items() if math.isfinite(value)}
         curves = {name: curve for name, curve in curves.items() if not broken_in(curve)}
@@ -118,15 +118,6 @@ def broken_in(value):
     if isinstance(value, int | float):
         return not math.isfinite(value)
     return value is None or any(map(broken_in, value))
-
-
-def plain(value):
-    """Numbers and arrays of NumPy, in lists and dicts, as JSON takes them."""
-    if isinstance(value, dict):
-        return {name: plain(each) for name, each in value.items()}
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def verify(row, args):

@@ -18,6 +18,15 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 _KIND = "a record of a row"
 
 
+def plain(value):
+    """Numbers and arrays of NumPy, in lists and dicts, as JSON takes them."""
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in value.items()}
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
 def path_of(folder, row, profile, seed):
     """Path of the record of a row (its name), a profile and a seed."""
     return pathlib.Path(folder) / f"{row}_{profile}_seed_{seed}.json"

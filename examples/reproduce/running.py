@@ -186,7 +186,7 @@ class Run:
             return stored["value"]
         started = time.perf_counter()
         # Of networks that learnt nothing some figures are not defined: how often attacks on right answers succeed.
-        value = json.loads(json.dumps(function(), default=_plain, allow_nan=self.smoke))
+        value = json.loads(json.dumps(records.plain(function()), allow_nan=self.smoke))
         write_text(path, json.dumps({"value": value, "seconds": time.perf_counter() - started}))
         return value
 
@@ -236,7 +236,7 @@ class _Examine(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         measured = {"epoch": epoch, **self.function(self.model)}
-        write_text(self.folder / f"examined-{epoch:04d}.json", json.dumps(measured, default=_plain))
+        write_text(self.folder / f"examined-{epoch:04d}.json", json.dumps(records.plain(measured)))
 
 
 def key_of(setting, seed, dtype):
@@ -258,8 +258,3 @@ def _described(model):
     """A model's class, constructor arguments and shapes, without the numbers that Keras gives to names of layers."""
     config = json.dumps(keras.saving.serialize_keras_object(model), default=str)
     return {"config": re.sub(r'_\d+"', '"', config), "shapes": [list(each.shape) for each in model.variables]}
-
-
-def _plain(value):
-    """Numbers and arrays of NumPy as JSON takes them."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)

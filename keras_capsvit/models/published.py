@@ -14,7 +14,7 @@ PUBLISHED = {
     "moving_variance": "running_var",
 }
 
-# A format: (pattern, replacement) for the names of `torch_names`, all applied in order.
+# A format: (pattern, replacement) for the names of `published_names`, all applied in order.
 TIMM = [
     (r"^(patch_embed|stem)\.(weight|bias)$", r"\1.proj.\2"),
     (r"^patch_embed\.class_token$", "cls_token"),
@@ -98,26 +98,32 @@ FORMATS = {
 }
 
 
-def layers_of(model):
+def _layers_of(model):
     """Layers of a model, a convolution and its batch normalisation one by one."""
     for layer in model.layers:
         yield from (layer.conv, layer.norm) if isinstance(layer, NormalizedConv2D) else (layer,)
 
 
-def torch_names(model):
-    """Names of a model's weights, as PyTorch has them: ``blocks.0.attn.qkv.weight``, ``layer2.0.bn1.running_mean``.
+def published_names(model):
+    """Names of a model's weights, as files of PyTorch have them.
+
+    A layer's name, a dot for every underscore beside a digit, then ``weight`` and ``bias`` (of convolutions and dense
+    layers, and the scale and offset of normalisations), ``running_mean`` and ``running_var``; what else a layer has is
+    called as in Keras. For example ``layer2.0.bn1.running_mean`` of a ResNet, ``features.3.weight`` of a VGG19,
+    ``blocks.0.attn.qkv.weight`` and ``patch_embed.class_token`` of a ViT.
 
     Args:
-        model: functional model whose layers all have their own names.
+        model: functional or sequential model whose layers have the weights.
 
     Returns:
-        dict from str to keras.Variable, in the model's order.
+        dict from str to keras.Variable, all weights of the model in its order.
 
     Raises:
-        ValueError: for a model with a model inside.
+        ValueError: for a model with a model inside, and one with weights that no layer has or that have the names of
+            others; lists them.
     """
     names = {}
-    for layer in layers_of(model):
+    for layer in _layers_of(model):
         for variable in layer.weights:
             parts = variable.path.split("/")
             if layer.name not in parts:
@@ -127,7 +133,14 @@ def torch_names(model):
                 )
             *modules, kind = parts[parts.index(layer.name) :]
             module = re.sub(r"_(?=\d)|(?<=\d)_", ".", ".".join(modules))
-            names[f"{module}.{PUBLISHED.get(kind, kind)}"] = variable
+            names.setdefault(f"{module}.{PUBLISHED.get(kind, kind)}", variable)
+    named = {id(variable) for variable in names.values()}
+    unnamed = [variable.path for variable in model.weights if id(variable) not in named]
+    if unnamed:
+        raise ValueError(
+            f"Expected weights of layers, each with a name of its own; {model.name} also has {len(unnamed)} others: "
+            f"{', '.join(unnamed[:10])}{', ...' if len(unnamed) > 10 else ''}. Save and load it as .keras instead."
+        )
     return names
 
 
@@ -135,7 +148,7 @@ def sources(name, rules):
     """Names of the tensors in a file that make up the weight ``name``, one below the other.
 
     Args:
-        name: str, a name of ``torch_names``.
+        name: str, a name of ``published_names``.
         rules: value of ``FORMATS``.
 
     Returns:

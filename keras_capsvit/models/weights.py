@@ -11,60 +11,27 @@ from keras_capsvit.files import arrays_of, check_exists
 from keras_capsvit.layers import PatchEmbedding, resize_positions
 from keras_capsvit.models.checks import refuse_weights
 from keras_capsvit.models.keras_files import load_keras_weights
-from keras_capsvit.models.published import FORMATS, PUBLISHED, from_torch, layers_of, sources, torch_names, torch_shape
+from keras_capsvit.models.published import FORMATS, from_torch, published_names, sources, torch_shape
 
 _MOST_POSITIONS = 2**16  # of a file, to be resized
 
 
-def published_names(model):
-    """Names of a model's variables in published weights.
-
-    A layer's name with dots for underscores, then ``weight`` and ``bias`` (of convolutions and dense layers, and the
-    scale and offset of batch normalisation), ``running_mean`` and ``running_var``; for example
-    ``layer2.0.bn1.running_mean`` of a ResNet, ``features.3.weight`` of a VGG19, ``linear.bias``.
-
-    Args:
-        model: ``ConvNetFC``, ``ConvNetAvg``, ``VGG19``, ``ResNet20``, ``ResNet18``, or another model of convolutions,
-            batch normalisations and dense layers.
-
-    Returns:
-        dict from str to keras.Variable, all variables of the model.
-
-    Raises:
-        ValueError: for a model with other variables; lists them.
-    """
-    names = {
-        f"{layer.name.replace('_', '.')}.{PUBLISHED[variable.name]}": variable
-        for layer in layers_of(model)
-        for variable in layer.variables
-        if variable.name in PUBLISHED
-    }
-    named = {id(variable) for variable in names.values()}
-    unnamed = [variable.path for variable in model.variables if id(variable) not in named]
-    if unnamed:
-        raise ValueError(
-            f"Expected layers that hold {', '.join(PUBLISHED)} and nothing else; {model.name} also has {len(unnamed)} "
-            f"others: {', '.join(unnamed[:10])}{', ...' if len(unnamed) > 10 else ''}. Save and load it as .keras "
-            "instead."
-        )
-    return names
-
-
 def load_weights(model, path):
-    """Set every variable of a model from a file of named arrays.
+    """Set every weight of a model from a file of named arrays in Keras's layouts.
 
     Args:
-        model: a model of this package that ``published_names`` knows.
+        model: functional or sequential model, of this package or another, without a model inside.
         path: path of an ``.npz`` (read without pickle) or ``.safetensors`` file (needs the safetensors package). Arrays
-            are called as ``published_names(model)`` says; kernels are ``(height, width, in, out)``, dense
-            weights ``(in, out)``. PyTorch has ``(out, in, height, width)`` and ``(out, in)``: transpose by
+            are called as ``models.published.published_names(model)`` says; kernels are ``(height, width, in, out)``,
+            dense weights ``(in, out)``. PyTorch has ``(out, in, height, width)`` and ``(out, in)``: transpose by
             ``(2, 3, 1, 0)`` and ``(1, 0)``.
 
     Raises:
         FileNotFoundError: if the file does not exist.
         ValueError: if arrays are missing, left over, of a wrong shape, not finite in the model's precision, or are
             negative variances; names the first ten, counts all, and leaves the model as it was. Also for a file that is
-            damaged, encrypted or of another type. Arrays of other names and shapes are not read.
+            damaged, encrypted or of another type. Arrays of other names and shapes are not read. Weights that
+            ``published_names`` has no name for are refused, too.
         ImportError: for ``.safetensors`` without the safetensors package.
 
     Example::
@@ -131,7 +98,7 @@ def load_weights_from(model, path, *, interpolate_positions=False, skip=()):
         load_keras_weights(model, path)
         return
     skip = (skip,) if isinstance(skip, str) else tuple(skip)
-    names, values = torch_names(model), {}
+    names, values = published_names(model), {}
     with _opened(path, ", .keras or .weights.h5") as arrays:
         rules = min(FORMATS.values(), key=lambda rules: sum(_missing(names, rules, arrays)))
         targets = {name: (variable, sources(name, rules)) for name, variable in names.items()}

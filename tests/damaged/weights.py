@@ -14,7 +14,7 @@ from safetensors.numpy import save
 from damaged import damages
 from damaged.damages import GENERIC
 from keras_capsvit import VisionTransformer, load_model, load_weights_from
-from keras_capsvit.models.published import torch_names, torch_shape
+from keras_capsvit.models.published import published_names, torch_shape
 
 UNNOTICED = ("flip", "zero")
 
@@ -64,7 +64,7 @@ class Published(Weights):
 
     def write(self, path):
         arrays = {}
-        for name, variable in torch_names(self.model).items():
+        for name, variable in published_names(self.model).items():
             array = keras.ops.convert_to_numpy(variable)
             if variable.name == "kernel":
                 array = np.moveaxis(array, (-1, -2), (0, 1)) if array.ndim == 4 else array.T

@@ -1,5 +1,7 @@
 """LRP and CLRP: every rule against its formula, conservation, targets, starts and stops, reports, errors."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import tensorflow as tf
 from networks import as_if_trained
 
 from keras_capsvit import explain
+from keras_capsvit.explain.relevance.rules import RULES
 
 pytestmark = pytest.mark.tensorflow
 layers = keras.layers
@@ -90,6 +93,8 @@ def shares(name, x, w, b, *, bias):
         return ratio(z - LOW * np.maximum(w, 0) - HIGH * np.minimum(w, 0), 0)
     if name == "w_square":
         return ratio(w**2, 0)
+    if name == "flat":
+        return ratio((w != 0).astype("float64"), 0)
     raise KeyError(name)
 
 
@@ -103,9 +108,9 @@ def test_rules_are_their_formulas(kind, normalized):
     x = np.random.default_rng(2).uniform(LOW, HIGH, size=(2, 4, 4, 2)).astype("float32")
     targets = np.tile(np.arange(len(b)), (2, 1))
     scores = model.predict(x, verbose=0)
-    every = ("z_plus", "alpha_beta", "epsilon", "gamma", "z_box", "w_square")
-    for name in every if kind in ("dense", "convolution") else ("alpha_beta", "z_box"):
-        bias = name in ("alpha_beta", "epsilon", "gamma")
+    rules = {name: rule for name, rule in RULES["linear"].items() if name != "gradient"}
+    for name in rules if kind in ("dense", "convolution") else ("alpha_beta", "z_box"):
+        bias = (inspect.getfullargspec(rules[name].function).kwonlydefaults or {}).get("bias", False)
         box = (LOW, HIGH) if name == "z_box" else None
         maps = explain.LRP(model, [("*", name), "z_plus"], input_range=box, channels=True)(x, targets)
         for each in range(2):

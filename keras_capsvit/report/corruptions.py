@@ -73,7 +73,7 @@ def corruptions(subject, results):
     labels = [name.replace("_", " ") for name in names]
     axes = {"label": "accuracy in %", "xlabel": "severity", "ylabel": "corruption"}
     drawn = heat(100 * shares, labels, list(map(str, severities)), **axes, high=100.0, size=(4.2, 5.0))
-    alt = f"Accuracy under 15 corruptions at severities {', '.join(map(str, severities))}; lowest under "
+    alt = f"Accuracy under {len(names)} corruptions at severities {', '.join(map(str, severities))}; lowest under "
     alt += f"{worst.replace('_', ' ')}."
     section.plot("corruptions", drawn, "Accuracy in % by corruption and severity.", alt)
     return section

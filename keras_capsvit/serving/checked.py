@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_capsvit import checks
-from keras_capsvit.serving.endpoints import BYTES, DEFAULT, EXPLAIN, blank
+from keras_capsvit.serving.endpoints import OWN, blank
 from keras_capsvit.taps import input_range as range_of
 from keras_capsvit.taps import names, scores, tap
 from keras_capsvit.taps.declared import SCORES
@@ -64,7 +64,7 @@ def checked_taps(subject, shape, output, taps):
     if taps is None:
         return [name for name in names(model) if _tells_scores(subject, name, shape, output) is not False]
     taps = list(dict.fromkeys([taps] if isinstance(taps, str) else taps))
-    reserved = [name for name in taps if name in (DEFAULT, EXPLAIN, BYTES)]
+    reserved = [name for name in taps if name in OWN]
     if reserved:
         raise ValueError(f"Expected taps of other names than endpoints have; received {reserved}. Rename the layers.")
     if taps:

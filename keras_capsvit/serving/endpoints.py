@@ -12,6 +12,7 @@ from keras_capsvit.serving import encoded
 from keras_capsvit.taps import centres, names, tap
 
 DEFAULT, EXPLAIN, BYTES = "serving_default", "explain", "serve_bytes"
+OWN = (DEFAULT, EXPLAIN, BYTES)  # names that no tap can have, and an explainer only that of an explanation
 
 
 class Endpoints:

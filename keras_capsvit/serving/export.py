@@ -21,7 +21,7 @@ from keras_capsvit.serving.checked import (
     checked_taps,
 )
 from keras_capsvit.serving.encoded import MAX_PIXELS
-from keras_capsvit.serving.endpoints import BYTES, DEFAULT, Endpoints
+from keras_capsvit.serving.endpoints import EXPLAIN, OWN, Endpoints
 from keras_capsvit.taps import OF_NODES, names
 
 CARD = "model_card.json"
@@ -104,7 +104,7 @@ def export(
     path, explainers = pathlib.Path(path), dict(explainers or {})
     builder = Endpoints(subject, shape, output)
     taps = checked_taps(subject, shape, output, taps)
-    check_names(explainers, {DEFAULT, BYTES, *names(model), *taps})
+    check_names(explainers, {*(set(OWN) - {EXPLAIN}), *names(model), *taps})
     input_range = checked_range(model, input_range, builder.takes_bytes)
     max_pixels = checked_pixels(max_pixels, shape) if builder.takes_bytes and input_range is not None else None
     card = checked_card(card)

@@ -197,7 +197,7 @@ class Run:
         return self._steps.joinpath(*(quote(str(name), safe=" ,+-=()") for name in names))
 
     def precision(self, model):
-        """Context in which a model computes in ``dtype``; for measurements of hours, whose means do not change by it."""
+        """Context in which a model computes in ``dtype``: for long measurements, whose means do not change by it."""
         return contextlib.nullcontext() if self.dtype == "float32" else computing_in_bfloat16(model)
 
     def figure(self, name):

@@ -43,7 +43,6 @@ METRICS = {
     "sparseness": lambda model, x, y, maps: evaluate.sparseness(maps),
     "complexity": lambda model, x, y, maps: evaluate.complexity(maps),
 }
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 # Options that say where and how fast, not what: an interrupted run may go on with others.
 ELSEWHERE = ("out", "workers", "address", "format", "data_dir")
 
@@ -82,78 +81,51 @@ def parse(arguments=None):
     return args
 
 
-class Folder:
-    """Pictures in a folder for each class.
+class DataSet:
+    """A data set by name, read as ``data.Pictures`` are.
 
     Args:
-        path: of the folder.
+        args: options of this script.
+        shape: ints ``(H, W, C)`` that the model takes, or None.
+
+    Attributes:
+        labels: int array ``(n,)``, class ids.
     """
 
-    def __init__(self, path):
-        classes = sorted(child for child in pathlib.Path(path).iterdir() if child.is_dir())
-        if all(child.name.isdigit() for child in classes):
-            numbered = [(int(child.name), child) for child in classes]
-        else:
-            numbered = list(enumerate(classes))
-        self._files = [
-            (file, number)
-            for number, child in sorted(numbered)
-            for file in sorted(child.iterdir())
-            if file.suffix.lower() in PICTURES
-        ]
-        if not self._files:
-            raise SystemExit(f"Expected a folder with a folder of pictures for each class; {path} has none.")
-
-    def __len__(self):
-        return len(self._files)
-
-    def read(self, start, count, shape):
-        """Images ``(b, H, W, C)`` in [0, 1], resized to a shape, and class ids ``(b,)``."""
-        files = self._files[start : start + count]
-        height, width, channels = shape
-        mode = "grayscale" if channels == 1 else "rgb"
-        pictures = [
-            keras.utils.load_img(file, color_mode=mode, target_size=(height, width), interpolation="bilinear")
-            for file, _ in files
-        ]
-        x = np.stack([keras.utils.img_to_array(picture, dtype="float32") for picture in pictures]) / 255
-        return x, np.array([number for _, number in files])
-
-
-class DataSet:
-    """A data set by name."""
-
-    def __init__(self, args):
-        self._args = args
+    def __init__(self, args, shape):
+        self._args, self._shape = args, shape
         stream = data.load(args.source, split=args.split, data_dir=args.data_dir, batch_size=1000)
-        self._length = sum(len(y) for _, y in stream.as_numpy_iterator())
+        self.labels = np.concatenate([y for _, y in stream.as_numpy_iterator()])
 
-    def __len__(self):
-        return self._length
-
-    def read(self, start, count, shape):
-        """See Folder."""
+    def read(self, numbers):
+        """Images ``(b, H, W, C)`` in [0, 1] and class ids ``(b,)`` by their numbers, which follow one another."""
+        start, count = int(numbers[0]), len(numbers)
         where = {"data_dir": self._args.data_dir, "batch_size": count}
         if self._args.source == "digits":
             stream = data.load("digits", split=self._args.split, **where).unbatch().skip(start).batch(count)
         else:
             stream = data.load(self._args.source, split=f"{self._args.split}[{start}:{start + count}]", **where)
         x, y = next(stream.as_numpy_iterator())
-        if x.shape[1:] != tuple(shape):
+        if x.shape[1:] != self._shape:
             raise SystemExit(
-                f"Expected images {tuple(shape)}, which the model takes; {self._args.source} has {x.shape[1:]}."
+                f"Expected images {self._shape}, which the model takes; {self._args.source} has {x.shape[1:]}."
             )
         return x, y
 
 
-def source_of(args):
-    """Where images come from."""
-    return Folder(args.source) if pathlib.Path(args.source).is_dir() else DataSet(args)
+def source_of(args, shape=None):
+    """Where images come from; to count them their shape does not matter."""
+    if not pathlib.Path(args.source).is_dir():
+        return DataSet(args, shape)
+    try:
+        return data.Pictures(args.source, shape or (1, 1, 1))
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
 
 
 def images_of(args, source):
     """How many images are to be measured."""
-    return min(len(source), args.examples or len(source))
+    return min(len(source.labels), args.examples or len(source.labels))
 
 
 class Measure:
@@ -161,10 +133,9 @@ class Measure:
 
     def __init__(self, args):
         self._args = args
-        self._source = source_of(args)
         self._model = any_model.model_of(args, args.source)
         self._low, self._high = any_model.pixel_range(args, self._model)
-        self._shape = tuple(self._model.input_shape[1:])
+        self._source = source_of(args, tuple(self._model.input_shape[1:]))
         self._attack = self._explainer = None
         if args.attack:
             radius, bounds = args.epsilon * (self._high - self._low), (self._low, self._high)
@@ -178,9 +149,9 @@ class Measure:
     def block(self, start):
         """Records of a block by the number of its first image: a dict of arrays."""
         count = min(self._args.block, images_of(self._args, self._source) - start)
-        x, y = self._source.read(start, count, self._shape)
-        x = (self._low + x * (self._high - self._low)).astype("float32")
         numbers, size = start + np.arange(count), self._args.batch_size
+        x, y = self._source.read(numbers)
+        x = (self._low + x * (self._high - self._low)).astype("float32")
         parts = [self._batch(*(each[k : k + size] for each in (x, y, numbers))) for k in range(0, count, size)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

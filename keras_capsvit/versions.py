@@ -7,10 +7,10 @@ import warnings
 
 # Lowest and newest that tests ran on, see .ci/versions. A patch release counts as the release that it mends.
 TESTED = {
-    "Python": ("3.11", "3.11"),
+    "Python": ("3.11", "3.13"),
     "tensorflow": ("2.18", "2.21"),
     "keras": ("3.8", "3.15"),
-    "numpy": ("2.0", "2.4"),
+    "numpy": ("2.0", "2.5"),
 }
 
 

@@ -49,6 +49,22 @@ def test_the_worst_case_is_of_images_that_any_attack_fools():
     assert worst["seconds_per_example"] == pytest.approx(sum(table["seconds_per_example"][:2]))
 
 
+@pytest.mark.tensorflow
+def test_rows_of_other_images_are_refused():
+    import tensorflow as tf
+
+    x, y, weights, model = data(0)
+    parts = {"dark": towards(weights, 0.1, 0, 0.55), "light": towards(weights, 0.07, 0.45, 1)}
+    expected = evaluate.attack_table(model, parts, (x, y), union=True)["robust_accuracy"]
+    examples = tf.data.Dataset.from_tensor_slices((x, y))
+    same = examples.shuffle(40, seed=0, reshuffle_each_iteration=False).batch(16)
+    assert evaluate.attack_table(model, parts, same, union=True)["robust_accuracy"] == pytest.approx(expected)
+    with pytest.raises(ValueError, match="batch 0 is not the one of before"):
+        evaluate.attack_table(model, parts, examples.shuffle(40, seed=0).batch(16), union=True)
+    with pytest.raises(ValueError, match="which gives its images once"):
+        evaluate.attack_table(model, parts, iter(examples.batch(16)))
+
+
 def test_the_worst_case_of_several_objectives_is_of_all():
     x, y, _, model = data(1)
     goals = {"model": lambda model: model, "reversed": lambda model: lambda x: -model(x)}

@@ -65,6 +65,41 @@ def test_every_form_of_a_data_set_is_the_same_images_and_ids(form, batch_size):
         assert max(len(part) for part, _ in batches) == min(batch_size, 11)
 
 
+class Shuffled:
+    """Examples in another order every time."""
+
+    def __init__(self):
+        self._random = np.random.default_rng(0)
+
+    def __iter__(self):
+        x, y = data()
+        for number in self._random.permutation(len(y)):
+            yield x[number], y[number]
+
+
+def test_what_is_read_several_times_has_to_stay_the_same():
+    x, y = data()
+    for dataset in ((x, y), [x, y], [(x[:4], y[:4]), (x[4:], y[4:])], list(zip(x, y, strict=True))):
+        repeatable = checks.Repeatable(dataset, 4)
+        for _ in range(2):
+            np.testing.assert_array_equal(np.concatenate([part for part, _ in repeatable]), x)
+            np.testing.assert_array_equal(np.concatenate([ids for _, ids in repeatable]), y)
+        assert checks.batches_in(repeatable, 4) == checks.batches_in(dataset, 4)
+    for generator in (iter(zip(x, y, strict=True)), (pair for pair in [(x, y)])):
+        with pytest.raises(ValueError, match=r"read several times; received .*, which gives its images once"):
+            checks.Repeatable(generator)
+    repeatable = checks.Repeatable(Shuffled(), 4)
+    next(iter(repeatable))
+    with pytest.raises(ValueError, match=r"batch 0 is not the one of before.*reshuffle_each_iteration=False"):
+        list(repeatable)
+    labels = y.copy()
+    repeatable = checks.Repeatable((x, labels), 4)
+    list(repeatable)
+    labels[-1] += 1
+    with pytest.raises(ValueError, match="batch 2 is not the one of before"):
+        list(repeatable)
+
+
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("batched", [False, True])
 def test_streams_of_tensorflow(batched):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from keras_capsvit import training
+from keras_capsvit.layers import CapsuleInitializer
 
 pytestmark = pytest.mark.tensorflow
 
@@ -101,7 +102,8 @@ def test_it_seeds_all_and_asks_for_deterministic_operations(monkeypatch):
     for seed in (5, 5, 6):
         training.set_deterministic(seed)
         numbers = [random.random(), np.random.uniform()]  # noqa: NPY002, the generators that are seeded
-        draws.append([*numbers, *map(float, (keras.random.uniform(()), tf.random.uniform(())))])
+        weights = (CapsuleInitializer()((1, 1)), keras.initializers.RandomNormal()((1, 1)))
+        draws.append([*numbers, *(float(each[0, 0]) for each in weights), float(tf.random.uniform(()))])
     assert len(asked) == 3
     assert draws[0] == draws[1]
     assert all(a != b for a, b in zip(draws[0], draws[2], strict=True))

@@ -100,7 +100,7 @@ def test_a_folder_of_pictures(run, tmp_path):
     assert sorted(row["label"] for row in rows) == sorted(np.asarray(digits[1]).tolist())
     assert summary["accuracy"] == 1
     (tmp_path / "none").mkdir()
-    with pytest.raises(SystemExit, match="Expected a folder with a folder of pictures for each class"):
+    with pytest.raises(SystemExit, match="Expected a folder of pictures for each class"):
         run(tmp_path / "other", tmp_path / "none", *options[1:])
 
 

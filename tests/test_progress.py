@@ -8,8 +8,9 @@ import pytest
 from keras import ops
 
 from keras_capsvit import attacks, evaluate, explain
+from keras_capsvit.checks import batches_in
 from keras_capsvit.evaluate.describe import described
-from keras_capsvit.evaluate.progress import Progress, batches_in
+from keras_capsvit.evaluate.progress import Progress
 from keras_capsvit.patches import PatchGrid
 
 PGD = attacks.PGD(0.05, step_size=0.01, steps=7, random_start=True, seed=3)

@@ -1,5 +1,6 @@
 """The audit page: what it says is what the JSON says and what a call by hand gives; hostile names and data."""
 
+import dataclasses
 import html.parser
 import json
 import re
@@ -237,10 +238,22 @@ def test_what_cannot_be_audited_is_refused_before_anything_runs(model, arrays, m
         report.audit(model, (np.zeros((4, 9, 9, 1), "float32"), y[:4]), **settings)
     with pytest.raises(ValueError, match="effort must be one of"):
         report.audit(model, arrays, effort="swift")
+    with pytest.raises(ValueError, match="which gives its images once"):
+        report.audit(model, iter([arrays]), **settings)
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ImportError, match=r"keras-capsvit\[report\]"):
         report.audit(model, arrays, **settings)
     assert not began
+
+
+def test_images_that_change_from_time_to_time_are_refused(model, arrays):
+    import tensorflow as tf
+
+    stream = tf.data.Dataset.from_tensor_slices(arrays)
+    effort = dataclasses.replace(TINY, images=None)
+    for changed in (stream.shuffle(64, seed=0).batch(16), stream.shuffle(64, seed=0)):
+        with pytest.raises(ValueError, match="the same images in the same order every time"):
+            report.audit(model, changed, effort=effort)
 
 
 def test_one_class_alone(model, arrays):

@@ -153,6 +153,16 @@ def test_several_outputs_are_named():
         taps.scores(both)
 
 
+def test_declared_taps_of_an_output_that_is_not_there_are_refused():
+    model = GraCapsNet((12, 12, 3), 4, **SMALL)
+    headed = keras.Sequential([model, layers.Dense(2)])
+    for output in ("nothing", 7):
+        with pytest.raises(ValueError, match=f"has one output, its lengths; received output={output!r}"):
+            taps.tap(model, "attention", output=output)
+        with pytest.raises(ValueError, match=f"has one output; received output={output!r}"):
+            taps.tap(headed, "attention", output=output)
+
+
 def test_a_single_input_may_have_a_name():
     inputs = {"pixel_values": keras.Input((8, 8, 3), name="pixel_values")}
     model, x = keras.Model(inputs, network(activation="softmax")(inputs["pixel_values"])), images()

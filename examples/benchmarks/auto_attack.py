@@ -8,6 +8,7 @@ the processor, of all threads. torchattacks: ``pip install --no-deps torchattack
 """
 
 import argparse
+import functools
 import os
 import pathlib
 import time
@@ -76,6 +77,17 @@ def timed(function):
     return result, time.process_time() - processor, time.perf_counter() - clock
 
 
+def measured(attack, model, images, batch_size, precision):
+    """Report of AutoAttack with gradients in a precision, and the seconds of ``timed``; prints them."""
+    objective = functools.partial(attacks.in_precision, precision=precision)
+    how = {"objective": objective, "batch_size": batch_size}
+    report, processor, clock = timed(lambda: evaluate.auto_attack(model, attack, images, **how))
+    seconds = f"{processor:.0f} s of the processor, {clock:.0f} s"
+    print(f"keras_capsvit, {precision}: {report.robust_accuracy:.4f} robust, {seconds}")
+    print("  after", {name: round(share, 4) for name, share in report.after.items()}, flush=True)
+    return report, processor, clock
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=pathlib.Path, required=True)
@@ -85,6 +97,7 @@ def main():
     parser.add_argument("--examples", type=int, default=200, help="test images")
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--data-dir", help="where the TFDS folders are")
+    parser.add_argument("--bfloat16", action="store_true", help="ours with gradients in bfloat16, too")
     args = parser.parse_args()
     x, y = data.take(data.load("cifar10", split="test", data_dir=args.data_dir), args.examples)
     x = np.asarray(x, "float32")
@@ -97,9 +110,12 @@ def main():
     print(f"Largest difference of the logits: {difference:.1e}")
 
     ours = attacks.AutoAttack(args.epsilon, norm=args.norm)
-    report, processor, clock = timed(lambda: evaluate.auto_attack(model, ours, (x, y), batch_size=args.batch_size))
-    print(f"keras_capsvit: {report.robust_accuracy:.4f} robust, {processor:.0f} s of the processor, {clock:.0f} s")
-    print("  after", {name: round(share, 4) for name, share in report.after.items()}, flush=True)
+    report, processor, clock = measured(ours, model, (x, y), args.batch_size, "float32")
+    if args.bfloat16:
+        half, half_processor, half_clock = measured(ours, model, (x, y), args.batch_size, "bfloat16")
+        images = round(args.examples * (half.robust_accuracy - report.robust_accuracy))
+        ratios = f"{processor / half_processor:.2f} (processor), {clock / half_clock:.2f} (clock)"
+        print(f"float32 to bfloat16: {ratios}; {images:+d} images withstand")
 
     norm = {"linf": "Linf", "l2": "L2"}[args.norm]
     theirs = torchattacks.AutoAttack(twin, norm=norm, eps=args.epsilon, version="standard", n_classes=10, seed=0)

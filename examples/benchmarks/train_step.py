@@ -2,6 +2,7 @@
 
     python examples/benchmarks/train_step.py
     python examples/benchmarks/train_step.py --models capsnet rolled affcapsnet
+    python examples/benchmarks/train_step.py --dtype mixed_bfloat16    # on a processor with units for it
 
 All take turns in one process, so that a change of the machine's speed meets all of them; medians and their ratios. Peak
 memory is that of a process of its own for each, which runs three steps.
@@ -77,7 +78,7 @@ def steppers(names, x, y):
 def peak_memory(name, args):
     """Peak resident memory in MB of a process that runs three steps of a model, TensorFlow itself included."""
     command = [sys.executable, __file__, "--memory-of", name]
-    command += ["--batch-size", str(args.batch_size), "--size", str(args.size)]
+    command += ["--batch-size", str(args.batch_size), "--size", str(args.size), "--dtype", args.dtype]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
@@ -87,8 +88,10 @@ def main():
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--size", type=int, default=28)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "mixed_bfloat16"), help="of both")
     parser.add_argument("--memory-of", choices=list(MODELS), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    keras.config.set_dtype_policy(args.dtype)
     keras.utils.set_random_seed(0)
     x = np.random.default_rng(0).uniform(size=(args.batch_size, args.size, args.size, 1)).astype("float32")
     y = np.arange(args.batch_size) % 10
@@ -119,7 +122,7 @@ def main():
             line = f"{line:44} {ratio:6.3f}  {pairwise:7.3f}  {memory[name]:8.0f}"
         print(line)
     print(
-        f"batch {args.batch_size}, {args.size}x{args.size}, {args.rounds} rounds, "
+        f"batch {args.batch_size}, {args.size}x{args.size}, {args.dtype}, {args.rounds} rounds, "
         f"TF_ENABLE_ONEDNN_OPTS={os.environ['TF_ENABLE_ONEDNN_OPTS']}"
     )
 

@@ -38,7 +38,10 @@ def parse(arguments=None):
     parser.add_argument("--work", type=pathlib.Path, default="saved_models/reproduce", help="keeps models and steps")
     parser.add_argument("--results", type=pathlib.Path, default=folder / "results" / "rows", help="of records")
     parser.add_argument(
-        "--dtype", choices=("float32", "mixed_bfloat16", "auto"), default="float32", help="of trainings"
+        "--dtype",
+        choices=("float32", "mixed_bfloat16", "auto"),
+        default="float32",
+        help="of trainings and of long measurements",
     )
     parser.add_argument("--minutes", type=float, help="begin no seed that would end later; for a machine on loan")
     parser.add_argument("--again", action="store_true", help="also rows that have a record of this setting")

@@ -19,6 +19,7 @@ from rows import sizes
 from keras_capsvit import data, training
 from keras_capsvit.files import replacing, write_text
 from keras_capsvit.metrics import SubsetAccuracy
+from keras_capsvit.taps import computing_in_bfloat16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Run:
         seed: int, of data, weights and whatever else the row draws.
         setting: SimpleNamespace, what the record is to say; steps and models of other settings are not taken.
         places: Places.
-        dtype: ``"float32"`` or ``"mixed_bfloat16"``, of trainings; everything else is measured in float32.
+        dtype: ``"float32"`` or ``"mixed_bfloat16"``, of trainings, and of what rows measure ``with run.precision``;
+            everything else is measured in float32.
         verbose: Keras's, of trainings.
         draws: bool, whether its pictures are those that are kept; of further seeds they are not.
 
@@ -193,6 +195,10 @@ class Run:
     def work(self, *names):
         """Folder for the ``work`` of ``evaluate``, whose measurements go on after a kill; deleted with the steps."""
         return self._steps.joinpath(*(quote(str(name), safe=" ,+-=()") for name in names))
+
+    def precision(self, model):
+        """Context in which a model computes in ``dtype``: for long measurements, whose means do not change by it."""
+        return contextlib.nullcontext() if self.dtype == "float32" else computing_in_bfloat16(model)
 
     def figure(self, name):
         """Path for a picture, PNG, of at most some 100 KB."""

@@ -10,7 +10,7 @@ from keras_capsvit.checks.arrays import (
     of_shape,
     tensor,
 )
-from keras_capsvit.checks.datasets import batches_of
+from keras_capsvit.checks.datasets import Repeatable, batches_in, batches_of, is_pair
 from keras_capsvit.checks.labels import class_ids, targets
 from keras_capsvit.checks.pixels import (
     TOLERANCE,
@@ -49,7 +49,9 @@ __all__ = [
     "PREDICTED",
     "TOLERANCE",
     "NoGradientError",
+    "Repeatable",
     "batch_size",
+    "batches_in",
     "batches_of",
     "booleans",
     "bounds",
@@ -63,6 +65,7 @@ __all__ = [
     "images",
     "integer",
     "integers",
+    "is_pair",
     "keyword",
     "limits",
     "maps_of_images",

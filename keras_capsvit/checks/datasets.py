@@ -1,5 +1,7 @@
 """Whatever holds a data set as batches of images and class ids."""
 
+import zlib
+
 import keras
 import numpy as np
 from keras import ops
@@ -27,7 +29,7 @@ def batches_of(dataset, batch_size=128):
         ValueError: for anything else, with what was received.
     """
     settings.batch_size(batch_size)
-    if _is_pair(dataset):
+    if is_pair(dataset):
         x = numbers(dataset[0], "images")
         ids = class_ids(dataset[1], len(x) if x.ndim else 0)
         parts = (slice(k, k + batch_size) for k in range(0, max(len(ids), 1), batch_size))
@@ -37,6 +39,60 @@ def batches_of(dataset, batch_size=128):
     if isinstance(dataset, str | bytes | dict) or hasattr(dataset, "shape") or not hasattr(dataset, "__iter__"):
         raise _no_dataset(described(dataset))
     return _batches(dataset, batch_size)
+
+
+def batches_in(dataset, batch_size=128):
+    """Number of batches that ``batches_of`` gives, int, or None if a data set does not tell it."""
+    settings.batch_size(batch_size)
+    if is_pair(dataset):
+        return -(-len(dataset[0]) // batch_size)
+    try:
+        batched = not hasattr(dataset, "element_spec") or len(dataset.element_spec[0].shape) == 4
+        return len(dataset) if batched and not isinstance(dataset, tuple | list) else None
+    except (TypeError, AttributeError, ValueError):
+        return None
+
+
+class Repeatable:
+    """A data set that is read several times, and has to give the same images and labels in the same order every time.
+
+    Args:
+        dataset: see ``batches_of``.
+        batch_size: see ``batches_of``.
+
+    Call: iterating gives batches as ``batches_of`` does; ``len`` is the number of batches, where the data set tells it.
+
+    Raises:
+        ValueError: for what can be read once only, such as a generator; and, while it is read, for a data set whose
+            images or labels are not those of an earlier time, such as one that is shuffled anew.
+    """
+
+    def __init__(self, dataset, batch_size=128):
+        if not is_pair(dataset) and hasattr(dataset, "__next__"):
+            raise ValueError(
+                f"Expected a data set that can be read several times; received {described(dataset)}, which gives its "
+                "images once. Give a pair (x, y) of arrays, a list of batches, or a tf.data.Dataset."
+            )
+        self._dataset, self._batch_size, self._sums = dataset, batch_size, []
+
+    def __len__(self):
+        length = batches_in(self._dataset, self._batch_size)
+        if length is None:
+            raise TypeError("The data set does not tell its number of batches.")
+        return length
+
+    def __iter__(self):
+        for number, (x, y) in enumerate(batches_of(self._dataset, self._batch_size)):
+            checksum = zlib.crc32(np.ascontiguousarray(y), zlib.crc32(np.ascontiguousarray(x)))
+            if number == len(self._sums):
+                self._sums.append(checksum)
+            elif self._sums[number] != checksum:
+                raise ValueError(
+                    "Expected a data set that gives the same images in the same order every time, because it is read "
+                    f"several times; batch {number} is not the one of before. Shuffle with "
+                    "reshuffle_each_iteration=False and augment before, or give a pair (x, y) of arrays."
+                )
+            yield x, y
 
 
 def _batches(dataset, batch_size):
@@ -69,8 +125,8 @@ def _gathered(examples):
     return x, class_ids(y, len(x))
 
 
-def _is_pair(dataset):
-    """Whether a data set is a pair of arrays, not a list of two batches."""
+def is_pair(dataset):
+    """Whether a data set is a pair of arrays, not a list of two batches, bool."""
     if not isinstance(dataset, tuple | list) or len(dataset) != 2:
         return False
     return not any(isinstance(part, tuple) for part in dataset) and not _is_batch(dataset[0])

@@ -39,8 +39,8 @@ def read_tfds(name, data_dir, download, image_shape):
     if not hasattr(tfds, "builder"):  # an error of its own imports, which it keeps to itself
         raise ImportError(
             "tensorflow_datasets is installed and cannot be used, mostly because its tensorflow-metadata needs another "
-            "protobuf than this TensorFlow: python -c 'import tensorflow_datasets.core' says why. Install a "
-            "tensorflow-metadata that fits."
+            "protobuf than this TensorFlow: python -c 'import tensorflow_datasets.core' says why. With TensorFlow 2.18 "
+            "and 2.19: pip install 'tensorflow-metadata<1.18'."
         )
     root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
     with reading(root / name, "a prepared TFDS folder", _REMEDY):

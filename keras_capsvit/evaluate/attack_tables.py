@@ -8,7 +8,7 @@ import numpy as np
 from keras_capsvit import checks
 from keras_capsvit.evaluate.attacking import NORMS, attacked, measured_images
 from keras_capsvit.evaluate.judge import Judge
-from keras_capsvit.evaluate.progress import Progress, batches_in, place
+from keras_capsvit.evaluate.progress import Progress, place
 from keras_capsvit.evaluate.robustness import summary
 from keras_capsvit.evaluate.table import Table
 
@@ -34,7 +34,7 @@ def attack_table(
     Args:
         model: see ``robustness``.
         attacks: dict from names to attacks.
-        dataset: see ``robustness``; read once for each row.
+        dataset: see ``robustness``; read once for each row, and has to be the same every time.
         objectives: dict from names to callables from the model to what is attacked; None for the natural one alone.
         targets: see ``robustness``.
         epsilons: sequence of floats, radii that every attack gets in turn in place of its own; None for its own. One
@@ -54,7 +54,8 @@ def attack_table(
         ``"any of these"``, and of the objective ``"any"`` where there are several.
 
     Raises:
-        ValueError: as ``robustness``; for no attack or radius, and attacks without a radius where there are some.
+        ValueError: as ``robustness``; for no attack or radius, attacks without a radius where there are some, and a
+            data set that can be read once only, or is shuffled anew each time.
 
     Example::
 
@@ -70,6 +71,7 @@ def attack_table(
         objectives = checks.named("objectives", objectives, "callables from the model to what is attacked")
     objectives = objectives or {"natural": None}
     settings, measured = {"targets": targets, "early": early, "batch_size": batch_size}, {}
+    dataset = checks.Repeatable(dataset, batch_size)
     for epsilon in _radii(epsilons):
         for kind, objective in objectives.items():
             for name, attack in attacks.items():
@@ -126,7 +128,7 @@ def transfer_matrix(models, attack, dataset, *, sources=None, batch_size=128, wo
         return right | wrong
 
     settings = {"models": models, "attack": attack, "sources": sources}
-    total = batches_in(dataset, batch_size)
+    total = checks.batches_in(dataset, batch_size)
     with Progress(work, "transfer_matrix", settings, judges=judges.values(), total=total) as progress:
         for x, y in checks.batches_of(dataset, batch_size):
             progress.batch(functools.partial(measure, x, y, count + np.arange(len(x))), x, y)

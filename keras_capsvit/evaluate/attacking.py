@@ -10,7 +10,7 @@ from keras import ops
 from keras_capsvit import checks
 from keras_capsvit.batches import padded
 from keras_capsvit.evaluate.judge import Judge
-from keras_capsvit.evaluate.progress import Progress, batches_in
+from keras_capsvit.evaluate.progress import Progress
 from keras_capsvit.evaluate.targets import targets_of
 
 NORMS = ("l0", "l1", "l2", "linf")
@@ -71,7 +71,7 @@ def measured_images(model, attack, dataset, *, objective, targets, early, batch_
     goal, judge = goal_of(model, attack, objective, targets), Judge(model)
     run = _step_by_step if early and hasattr(attack, "advance") else _whole
     settings = {"model": model, "attack": attack, "objective": objective, "targets": targets, "early": early}
-    total = batches_in(dataset, batch_size)
+    total = checks.batches_in(dataset, batch_size)
     with Progress(work, "robustness", settings, judges=[judge], total=total) as progress:
         count = 0
         for x, y in checks.batches_of(dataset, batch_size):

@@ -10,7 +10,7 @@ import numpy as np
 from keras_capsvit import checks
 from keras_capsvit.evaluate.attacking import goal_of
 from keras_capsvit.evaluate.judge import Judge
-from keras_capsvit.evaluate.progress import Progress, batches_in
+from keras_capsvit.evaluate.progress import Progress
 from keras_capsvit.evaluate.table import versions
 
 _CLEAN = "clean"  # in the place of an attack, of what is misclassified by itself
@@ -128,7 +128,7 @@ def auto_attack(model, attack, dataset, *, objective=None, batch_size=128, work=
         return {"robust accuracy": float(np.mean(measured["broken by"] == _BY_NONE))}
 
     settings = {"model": model, "attack": attack, "objective": objective}
-    total, count = batches_in(dataset, batch_size), 0
+    total, count = checks.batches_in(dataset, batch_size), 0
     with Progress(work, "auto_attack", settings, judges=[judge], shown=shown, total=total) as progress:
         for x, y in checks.batches_of(dataset, batch_size):
             progress.batch(functools.partial(measure, x, y, count), x, y)

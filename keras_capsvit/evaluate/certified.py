@@ -12,7 +12,7 @@ from keras_capsvit import checks, taps
 from keras_capsvit.evaluate.ablations import Ablations
 from keras_capsvit.evaluate.fills import broadcast
 from keras_capsvit.evaluate.judge import Judge, streamed
-from keras_capsvit.evaluate.progress import Progress, batches_in
+from keras_capsvit.evaluate.progress import Progress
 from keras_capsvit.patches import PatchGrid
 
 
@@ -106,7 +106,7 @@ def certified_patch_accuracy(
     settings = {"model": model, "ablation": ablation, "size": size, "stride": stride, "fill": fill}
     settings |= {"threshold": threshold, "drop_tokens": drop_tokens}
     images, ablations = _images_of_a_pass(dataset, cut, batch_size), None
-    total = batches_in(dataset, images)
+    total = checks.batches_in(dataset, images)
     with Progress(work, "certified_patch_accuracy", settings, judges=[judge], total=total) as progress:
         for x, y in checks.batches_of(dataset, images):
             if not len(x):

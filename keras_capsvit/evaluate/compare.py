@@ -6,10 +6,20 @@ import time
 
 import numpy as np
 
-from keras_capsvit.checks import batches_of, booleans, choice, function, maps_of_images, named, numbers, of_shape
+from keras_capsvit.checks import (
+    batches_in,
+    batches_of,
+    booleans,
+    choice,
+    function,
+    maps_of_images,
+    named,
+    numbers,
+    of_shape,
+)
 from keras_capsvit.evaluate.judge import Judge
 from keras_capsvit.evaluate.paired import interval, standard_error
-from keras_capsvit.evaluate.progress import Progress, batches_in
+from keras_capsvit.evaluate.progress import Progress
 from keras_capsvit.evaluate.table import Table
 
 

@@ -6,10 +6,10 @@ import functools
 import numpy as np
 from keras import ops
 
-from keras_capsvit.checks import batches_of, function, number, numbers, running
+from keras_capsvit.checks import batches_in, batches_of, function, number, numbers, running
 from keras_capsvit.evaluate.attacking import attacked, goal_of
 from keras_capsvit.evaluate.judge import Judge
-from keras_capsvit.evaluate.progress import Progress, batches_in
+from keras_capsvit.evaluate.progress import Progress
 from keras_capsvit.evaluate.targets import targets_of
 
 

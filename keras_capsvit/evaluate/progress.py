@@ -8,7 +8,6 @@ from urllib.parse import quote
 import keras
 import numpy as np
 
-from keras_capsvit import checks
 from keras_capsvit.evaluate.describe import described, digest
 from keras_capsvit.evaluate.table import versions
 from keras_capsvit.files import FileError, arrays_of, remove_abandoned, replacing
@@ -143,18 +142,6 @@ class Progress:
         with replacing(self.path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays, **{_DIGEST: np.frombuffer(_digest(arrays), "uint8")})
         self._written, self._time = len(self._parts), time.monotonic()
-
-
-def batches_in(dataset, batch_size):
-    """Number of batches of a data set (see ``checks.batches_of``), int, or None if it is not known."""
-    checks.batch_size(batch_size)
-    if isinstance(dataset, tuple | list) and len(dataset) == 2 and len(getattr(dataset[0], "shape", ())) == 4:
-        return -(-len(dataset[0]) // batch_size)
-    try:
-        batched = not hasattr(dataset, "element_spec") or len(dataset.element_spec[0].shape) == 4
-        return len(dataset) if batched and not isinstance(dataset, tuple | list) else None
-    except (TypeError, AttributeError, ValueError):
-        return None
 
 
 def place(work, *names):

@@ -1,6 +1,7 @@
 """Primary capsules, the transformation of capsules, and what is read off them: lengths and masks."""
 
 import math
+import random
 from typing import ClassVar
 
 import keras
@@ -24,16 +25,18 @@ class CapsuleInitializer(keras.initializers.Initializer):
 
     Args:
         scale: positive float, the ratio of mean squared components after and before the transformation.
-        seed: int or None.
+        seed: int, or None for one that Python's generator draws here, as for Keras's initialisers, so that models built
+            after ``keras.utils.set_random_seed`` begin alike whatever was drawn before.
     """
 
     def __init__(self, scale=1.0, *, seed=None):
         self.scale = checks.number("scale", scale, 0, without=(0,))
         self.seed = seed
+        self._drawn_seed = random.randrange(2**31) if seed is None else seed
 
     def __call__(self, shape, dtype=None):
         """Return weights of ``shape`` ``(i, d, ...)`` and of ``dtype``."""
-        return keras.random.normal(shape, stddev=math.sqrt(self.scale / shape[1]), dtype=dtype, seed=self.seed)
+        return keras.random.normal(shape, stddev=math.sqrt(self.scale / shape[1]), dtype=dtype, seed=self._drawn_seed)
 
     def get_config(self):
         return {"scale": self.scale, "seed": self.seed}

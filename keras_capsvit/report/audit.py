@@ -139,7 +139,8 @@ def audit(
     Raises:
         ImportError: without Jinja2, the extra ``report``.
         ValueError: before anything is measured, for no images, classes and names that are not those of the model,
-            images outside the bounds or of another size, unknown names of parts, and an ``out`` of another audit.
+            images outside the bounds or of another size, a data set that does not give the same images every time,
+            unknown names of parts, and an ``out`` of another audit.
             What a single step refuses is not raised but told on the page.
 
     Example::

@@ -8,7 +8,7 @@ import numpy as np
 from keras_capsvit import checks, taps
 from keras_capsvit.evaluate.describe import described, digest
 from keras_capsvit.evaluate.judge import Judge
-from keras_capsvit.evaluate.progress import Progress, batches_in, place
+from keras_capsvit.evaluate.progress import Progress, place
 from keras_capsvit.evaluate.table import versions
 from keras_capsvit.report.effort import effort_of
 from keras_capsvit.report.explainers import fitting
@@ -60,8 +60,8 @@ class Subject:
         name: str, of the model.
 
     Raises:
-        ValueError: for no images, labels and names that are not those of the model's classes, and images that it does
-            not take.
+        ValueError: for no images, labels and names that are not those of the model's classes, images that it does not
+            take, and a data set that does not give the same images every time.
     """
 
     def __init__(self, model, dataset, *, class_names, bounds, epsilon, norm, effort, seed, work, name):
@@ -73,7 +73,7 @@ class Subject:
         self.seed = checks.integer("seed", seed)
         self._work = work
         self.judge, self.scores = Judge(model), taps.scores(model)
-        batch = next(iter(checks.batches_of(dataset, _PROBES)), None)
+        batch = next(iter(checks.Repeatable(dataset, _PROBES)), None)
         if batch is None or not len(batch[0]):
             raise ValueError("Expected at least one image to audit a model on; the data set is empty.")
         probes, labels = batch[0][:_PROBES], batch[1][:_PROBES]
@@ -88,6 +88,9 @@ class Subject:
         self.names = self._named(class_names)
         self.name = name or self.scores.name
         self.batch_size = int(np.clip(_PIXELS // (self.shape[0] * self.shape[1]), 8, 128))
+        self._passes = checks.Repeatable(dataset, self.batch_size)
+        for _ in range(2):  # what is shuffled anew is refused before anything is measured
+            next(iter(self._passes))
 
     def _named(self, names):
         if names is None:
@@ -111,10 +114,10 @@ class Subject:
         """What the results depend on, as JSON takes it."""
         if hasattr(self.dataset, "described"):
             images = self.dataset.described()
-        elif isinstance(self.dataset, tuple | list) and len(self.dataset) == 2:
+        elif checks.is_pair(self.dataset):
             images = digest(*map(np.asarray, self.dataset)).hex()
         else:
-            images = digest(*next(iter(checks.batches_of(self.dataset)))).hex()
+            images = digest(*next(iter(self._passes))).hex()
         return {
             "model": described(self.model),
             "scores of the first images": digest(self._probes.astype("float16")).hex(),
@@ -137,9 +140,9 @@ class Subject:
     def predictions(self):
         """Predictions of the first ``effort.images`` images."""
         settings, most = {"model": self.model}, self.effort.images
-        total = batches_in(self.dataset, self.batch_size)
+        total = checks.batches_in(self._passes, self.batch_size)
         if total is not None and most is not None:  # at the size of its first batch
-            size = len(next(iter(checks.batches_of(self.dataset, self.batch_size)))[1])
+            size = len(next(iter(self._passes))[1])
             total = min(total, -(-most // size))
         with Progress(self.work("predictions"), "predictions", settings, judges=[self.judge], total=total) as progress:
             for x, y in self._batches(most):
@@ -148,7 +151,7 @@ class Subject:
 
     def _batches(self, most):
         left = np.inf if most is None else most
-        for x, y in checks.batches_of(self.dataset, self.batch_size):
+        for x, y in self._passes:
             count = int(min(left, len(x)))
             yield x[:count], y[:count]
             left -= count
@@ -185,7 +188,7 @@ class Subject:
         numbers = np.asarray(numbers, "int64")
         if hasattr(self.dataset, "read"):
             x, y = self.dataset.read(numbers)
-        elif isinstance(self.dataset, tuple | list) and len(self.dataset) == 2:
+        elif checks.is_pair(self.dataset):
             x, y = (np.asarray(part)[numbers] for part in self.dataset)
         else:
             x, y = self._picked(numbers)

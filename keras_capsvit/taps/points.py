@@ -28,7 +28,7 @@ def tap(model, name, x=None, output=None):
         Callable ``x`` → tensor; a ``keras.Model``, which has ``predict`` too, where a live model declares the tap.
 
     Raises:
-        ValueError: if the model has no such intermediate; the message lists those it has.
+        ValueError: if the model has no such intermediate, or no such output; the message lists those it has.
     """
     listed = name if isinstance(name, tuple | list) and name else [name]
     listed = [checks.text("The name of a tap", each) for each in listed]
@@ -38,6 +38,8 @@ def tap(model, name, x=None, output=None):
     check_output(output)
     known = declared.names(model)
     if all(each in known for each in listed):
+        if output is not None:
+            look(scores(model, output), x)  # which refuses an output that is not there
         return declared.tap(model, name)
     try:
         subject = scores(model, output)

@@ -228,6 +228,7 @@ def _rate(recipe, steps):
         rate = keras.optimizers.schedules.CosineDecay(rate, (recipe.epochs - recipe.warmup) * steps)
     elif isinstance(recipe.schedule, tuple):
         rates = [rate / 10**k for k in range(len(recipe.schedule) + 1)]
-        boundaries = [(epoch - recipe.warmup) * steps for epoch in recipe.schedule]
+        # Keras still has the rate of before at the step that is a boundary.
+        boundaries = [(epoch - recipe.warmup) * steps - 1 for epoch in recipe.schedule]
         rate = keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, rates)
     return LinearWarmup(rate, recipe.warmup * steps) if recipe.warmup else rate

@@ -198,7 +198,8 @@ def perturbation_curves(setting, run):
             change(model, x, maps, fill="black", steps=setting.changes, target=classes).area
         )
     metrics["share on the object"] = lambda model, x, classes, maps: evaluate.energy_inside(maps, x.max(axis=-1) > 0)
-    table = evaluate.compare(model, explainers, (x, y), metrics, batch_size=250, work=run.work("compare"))
+    with run.precision(model):
+        table = evaluate.compare(model, explainers, (x, y), metrics, batch_size=250, work=run.work("compare"))
     measured = {f"{each['explainer']}, {metric}": each[metric] for each in table.rows for metric in metrics}
     curves = {}
     for each in table.rows:

@@ -36,7 +36,8 @@ def check(graph):
         raise UnsupportedOpError(
             "Expected a model that computes in float32 or float64, for its range and precision; received "
             f"{graph.dtypes[half + ':0'].name} at {half!r}. Load the model with the dtype policy float32: set "
-            "layer.dtype_policy = 'float32' for all layers, those of nested models too; export a served model anew."
+            "layer.dtype_policy = 'float32' for all layers, those of nested models too, and before Keras 3.10 clone it "
+            "(keras.models.clone_model, set_weights); export a served model anew."
         )
     random = [f"{op} at {name!r}" for name, op in ops if op.startswith(_RANDOM)]
     batch = [f"{op} over the batch at {name!r}" for name, op in ops if name in follow and _over_batch(graph, name)]

@@ -5,6 +5,7 @@ from keras_capsvit.explain.relevance.graph import node_of
 _SQUASHING = ("Softmax", "LogSoftmax", "Sigmoid")
 _SAME = ("Identity", "Cast", "EnsureShape", "StopGradient", "PreventGradient", "CheckNumerics")
 _MOVING = ("Reshape", "Squeeze", "ExpandDims", "StridedSlice", "Transpose")
+_SELECTING = ("Select", "SelectV2")  # the maximum where it is finite, otherwise zeros; in older TensorFlow by Select
 _ELEMENTWISE = ("Log", "Log1p", "Maximum", "Minimum", "ClipByValue", "AddV2", "Add", "Sub", "Mul", "RealDiv", "Neg")
 
 
@@ -93,8 +94,9 @@ class Tail:
     def _back(self, tensor, ops):
         """The tensor that a chain of ops, and moves between them, begins with; or None."""
         for op in ops:
-            while self._active(tensor) and self._graph.nodes[node_of(tensor)].op in (*_SAME, *_MOVING, "SelectV2"):
-                tensor = self._active(tensor)[-1]
+            while self._active(tensor) and self._graph.nodes[node_of(tensor)].op in (*_SAME, *_MOVING, *_SELECTING):
+                selects = self._graph.nodes[node_of(tensor)].op in _SELECTING
+                tensor = self._graph.inputs(node_of(tensor))[1] if selects else self._active(tensor)[-1]
             active = self._active(tensor)
             if not active:
                 return None

@@ -114,7 +114,7 @@ def convolutions_of(model):
 
 
 def products_of(model):
-    """The matrix products of a transformer's blocks, on its patches, with one ReLU in each: its floor."""
+    """The matrix products of a transformer's blocks, on its patches, with sums and a ReLU between: its floor."""
     import keras
 
     config = model.get_config()
@@ -128,8 +128,8 @@ def products_of(model):
         query, key, value = keras.ops.unstack(by_head, axis=2)
         attention = keras.ops.einsum("bqhd,bkhd->bhqk", query, key) / tokens  # of the size of what a softmax returns
         attended = keras.ops.einsum("bhqk,bkhd->bqhd", attention, value)
-        x = keras.layers.Dense(width)(keras.layers.Reshape((tokens, width))(attended))
-        x = keras.layers.Dense(width)(keras.layers.Dense(config["mlp_units"], activation="relu")(x))
+        x = x + keras.layers.Dense(width)(keras.layers.Reshape((tokens, width))(attended))
+        x = x + keras.layers.Dense(width)(keras.layers.Dense(config["mlp_units"], activation="relu")(x))
     return keras.Model(images, keras.layers.Dense(model.output_shape[-1])(keras.layers.GlobalAveragePooling1D()(x)))
 
 

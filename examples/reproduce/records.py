@@ -85,10 +85,12 @@ def hardware():
     return {"processor": _processor(), "cores": cores, "accelerator": _accelerator()}
 
 
+@functools.cache
 def code():
     """What was run: the commit, with ``+`` where files differ from it, and Git's hash of the package at that commit.
 
-    The hash stays where a history is written anew. Without Git both are None.
+    It is that of the first call: a process runs what it has loaded, whatever is committed while it runs. The hash stays
+    where a history is written anew. Without Git both are None.
 
     Returns:
         dict with ``commit`` and ``package``.

@@ -177,7 +177,7 @@ class Perturbed:
 @row("3.F5")
 def perturbation_curves(setting, run):
     dataset = setting.datasets[0]
-    _, model = basic(setting, run, "GraCapsNet", dataset)
+    title, model = basic(setting, run, "GraCapsNet", dataset)
     x, y = run.data(dataset, "test", setting.examples)
     gradient, integrated = explain.Saliency(model), explain.IntegratedGradients(model, steps=setting.ig_steps)
     explainers = {
@@ -201,6 +201,7 @@ def perturbation_curves(setting, run):
     with run.precision(model):
         table = evaluate.compare(model, explainers, (x, y), metrics, batch_size=250, work=run.work("compare"))
     measured = {f"{each['explainer']}, {metric}": each[metric] for each in table.rows for metric in metrics}
+    measured["accuracy of GraCapsNet, %"] = 100 * run.epochs(title)["val_accuracy"][-1]
     curves = {}
     for each in table.rows:
         lengths = setting.lengths["pixels"]

@@ -38,8 +38,7 @@ def the_attacks(args, error):
             args.epsilon,
             error=error,
             beta=args.beta,
-            step_size=plain.step_size,
-            relative_step=plain.relative_step,
+            step_size=plain.step,  # the relative one of a single step is another
             steps=2 * plain.steps,
             random_start=plain.random_start,
         )

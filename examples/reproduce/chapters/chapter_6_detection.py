@@ -118,8 +118,7 @@ def _kinds(setting, error):
             setting.epsilon,
             error=error,
             beta=setting.beta,
-            step_size=plain.step_size,
-            relative_step=plain.relative_step,
+            step_size=plain.step,  # the relative one of a single step is another
             steps=2 * plain.steps,
             random_start=plain.random_start,
         )

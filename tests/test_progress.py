@@ -238,3 +238,4 @@ def test_numbers_of_batches_are_known_where_they_are():
     assert batches_in((x, y), 4) == 3
     assert batches_in(streamed(x, y), 4) is None
     assert batches_in(iter(streamed(x, y)), 4) is None
+    assert batches_in((5, 3), 4) is None  # which batches_of refuses in its words

@@ -27,7 +27,7 @@ def run_row(row, args):
     Returns:
         List of str, an outcome of each seed: ``measured``, ``kept``, ``skipped: why`` or ``failed: why``.
     """
-    records.code()
+    records.code()  # before a commit that is made while the row runs
     setting, outcomes = row.setting(args.profile), []
     seeds = row.seeds(args.profile) if args.seeds is None else args.seeds
     try:

@@ -44,9 +44,9 @@ def batches_of(dataset, batch_size=128):
 def batches_in(dataset, batch_size=128):
     """Number of batches that ``batches_of`` gives, int, or None if a data set does not tell it."""
     settings.batch_size(batch_size)
-    if is_pair(dataset):
-        return -(-len(dataset[0]) // batch_size)
     try:
+        if is_pair(dataset):
+            return -(-len(dataset[0]) // batch_size)
         batched = not hasattr(dataset, "element_spec") or len(dataset.element_spec[0].shape) == 4
         return len(dataset) if batched and not isinstance(dataset, tuple | list) else None
     except (TypeError, AttributeError, ValueError):

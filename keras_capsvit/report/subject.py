@@ -89,8 +89,9 @@ class Subject:
         self.name = name or self.scores.name
         self.batch_size = int(np.clip(_PIXELS // (self.shape[0] * self.shape[1]), 8, 128))
         self._passes = checks.Repeatable(dataset, self.batch_size)
-        for _ in range(2):  # what is shuffled anew is refused before anything is measured
-            next(iter(self._passes))
+        if not hasattr(dataset, "read") and not checks.is_pair(dataset):
+            for _ in range(2):  # what is shuffled anew is refused before anything is measured
+                next(iter(self._passes))
 
     def _named(self, names):
         if names is None:

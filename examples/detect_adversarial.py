@@ -30,19 +30,10 @@ LOGITS = {"logits": attacks.logits}
 
 def the_attacks(args, error):
     """Of either kind, by the name of the columns of Table 6.4. Aware ones take two steps where the others take one."""
-    kinds, settings = {"agnostic": {}, "aware": {}}, "vote_attack" if args.as_published else "foolbox"
-    for name in ("fgsm", "bim", "pgd"):
-        plain = attacks.preset(f"{settings}_{name}", args.epsilon)
-        kinds["agnostic"][name.upper()] = plain
-        kinds["aware"][name.upper()] = attacks.DetectionAware(
-            args.epsilon,
-            error=error,
-            beta=args.beta,
-            step_size=plain.step,  # the relative one of a single step is another
-            steps=2 * plain.steps,
-            random_start=plain.random_start,
-        )
-    return kinds
+    settings = "vote_attack" if args.as_published else "foolbox"
+    agnostic = {name.upper(): attacks.preset(f"{settings}_{name}", args.epsilon) for name in ("fgsm", "bim", "pgd")}
+    aware = {name: attacks.DetectionAware.of(attack, error=error, beta=args.beta) for name, attack in agnostic.items()}
+    return {"agnostic": agnostic, "aware": aware}
 
 
 def main():

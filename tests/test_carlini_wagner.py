@@ -1,5 +1,7 @@
 """Carlini and Wagner's attack: on a linear model, where the smallest perturbation is known, and against Foolbox."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -40,14 +42,15 @@ def test_untargeted_perturbations_of_a_linear_model_are_the_smallest():
     np.testing.assert_allclose(sizes(adversarial - X), smallest, rtol=0.05)
 
 
-def test_targeted_and_confident():
-    targets = np.argsort(SCORES, axis=1)[:, -2]
-    adversarial = FEW(linear, X, targets, targeted=True)
-    assert (classes(adversarial) == targets).all()
-    confident = attacks.CarliniWagner(steps=300, binary_search_steps=7, initial_const=0.1, confidence=0.5)
-    scores = ops.convert_to_numpy(linear(confident(linear, X, targets, targeted=True)))
-    others = np.where(np.eye(4)[targets] > 0, -np.inf, scores).max(1)
-    assert (scores[np.arange(8), targets] - others > 0.499).all()
+@pytest.mark.parametrize("targeted", [False, True])
+def test_a_confident_attack_leads_by_its_confidence(targeted):
+    classes_of = np.argsort(SCORES, axis=1)[:, -2] if targeted else Y
+    assert ((classes(FEW(linear, X, classes_of, targeted)) == classes_of) == targeted).all()
+    confident = dataclasses.replace(FEW, confidence=0.5)
+    scores = ops.convert_to_numpy(linear(confident(linear, X, classes_of, targeted)))
+    others = np.where(np.eye(4)[classes_of] > 0, -np.inf, scores).max(1)
+    lead = scores[np.arange(8), classes_of] - others
+    assert ((lead if targeted else -lead) > 0.499).all()
 
 
 @pytest.mark.parametrize("targeted", [False, True])

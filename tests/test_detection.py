@@ -69,8 +69,21 @@ def test_trades_fooling_for_hiding(capsnet):
         assert np.linalg.norm((l2 - X).reshape(40, -1), axis=1).max() <= 0.5 + 1e-5
 
 
+@pytest.mark.parametrize("kind", [attacks.FGSM, attacks.BIM, attacks.PGD])
+def test_the_aware_form_of_an_attack_has_its_ball_and_its_steps_twice(capsnet, kind):
+    error = attacks.reconstruction_error(capsnet)
+    plain = kind(0.1, bounds=(-1, 1), norm="l2", seed=5)
+    aware = attacks.DetectionAware.of(plain, error=error, beta=0.9)
+    for name in ("epsilon", "norm", "bounds", "seed", "random_start", "restarts"):
+        assert getattr(aware, name) == getattr(plain, name)
+    assert (aware.step, aware.steps, aware.beta) == (plain.step, 2 * plain.steps, 0.9)
+
+
 def test_bad_settings_are_refused(capsnet):
     error = attacks.reconstruction_error(capsnet)
+    for attack in (attacks.MIM(0.1), attacks.CarliniWagner()):
+        with pytest.raises(ValueError, match="Expected FGSM, BIM or PGD, without decay; received"):
+            attacks.DetectionAware.of(attack, error=error)
     for beta in (-0.1, 1.1, np.nan):
         with pytest.raises(ValueError, match=rf"beta must be a number in \[0, 1\]; received {beta}"):
             attacks.DetectionAware(0.1, error=error, beta=beta)

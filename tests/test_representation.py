@@ -56,6 +56,14 @@ def varied(image, factor, degree):
     return out
 
 
+def test_the_ranges_of_the_factors():
+    ends = {"rotation": (-30, 30), "trans_x": (-4, 4), "trans_y": (-4, 4), "scale": (0.8, 1.2)}
+    ends |= {"shear_x": (-0.4, 0.4), "shear_y": (-0.4, 0.4)}
+    assert {factor: (min(steps), max(steps)) for factor, steps in evaluate.FACTORS.items()} == ends
+    for steps in evaluate.FACTORS.values():
+        np.testing.assert_allclose(steps, np.linspace(steps[0], steps[-1], 11), atol=0.005)  # of two decimals
+
+
 @pytest.mark.parametrize("factor", evaluate.FACTORS)
 def test_varied_images_agree_with_a_loop_over_pixels(factor):
     degrees = evaluate.FACTORS[factor][::3]

@@ -63,6 +63,30 @@ class DetectionAware(GradientAttack):
         checks.number("beta", self.beta, 0, 1)
         checks.function("error", self.error, "x (b, H, W, C) → (b,)")
 
+    @classmethod
+    def of(cls, attack, *, error, beta=0.5):
+        """The detection-aware form of an attack: its ball, start and restarts, and two of its steps for every one.
+
+        Twice as many, because only the share ``beta`` of a step fools (thesis 6.5.3).
+
+        Args:
+            attack: GradientAttack without momentum: FGSM, BIM, PGD.
+            error, beta: as above.
+
+        Returns:
+            DetectionAware.
+
+        Raises:
+            ValueError: for an attack with momentum, or one that is no GradientAttack.
+        """
+        if not isinstance(attack, GradientAttack) or attack.decay is not None:
+            raise ValueError(f"Expected FGSM, BIM or PGD, without decay; received {attack!r}.")
+        same = ("norm", "random_start", "restarts", "bounds", "seed")
+        kept = {name: getattr(attack, name) for name in same}
+        # The step itself, because the relative one of a single step is another.
+        how = {"step_size": attack.step, "steps": 2 * attack.steps}
+        return cls(attack.epsilon, error=error, beta=beta, **how, **kept)
+
     def prepare(self, objective, x, y, targeted=False, numbers=None):
         objective, x, y = super().prepare(objective, x, y, targeted, numbers)
         if len(x):

@@ -14,7 +14,7 @@ from keras_capsvit.taps.centres import OF_NODES, centres
 from keras_capsvit.taps.compiled import compiled, is_model
 from keras_capsvit.taps.declared import names
 from keras_capsvit.taps.feature_maps import FeatureMap, feature_map, tokens
-from keras_capsvit.taps.outputs import check_output, chosen_output
+from keras_capsvit.taps.outputs import check_output, select_output
 from keras_capsvit.taps.pixels import input_range
 from keras_capsvit.taps.points import tap
 from keras_capsvit.taps.precision import computing_in_bfloat16, in_bfloat16
@@ -31,7 +31,6 @@ __all__ = [
     "attentions",
     "centres",
     "check_output",
-    "chosen_output",
     "compiled",
     "computing_in_bfloat16",
     "eagerly",
@@ -45,6 +44,7 @@ __all__ = [
     "predictions",
     "resolve",
     "scores",
+    "select_output",
     "served_function",
     "tap",
     "tokens",

@@ -8,7 +8,7 @@ def check_output(output):
     return output if output is None or isinstance(output, str) else checks.integer("output", output, low=-(2**31))
 
 
-def chosen_output(outputs, output, name):
+def select_output(outputs, output, name):
     """One of several outputs.
 
     Args:

@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_capsvit import autodiff, private
 from keras_capsvit.taps import declared
-from keras_capsvit.taps.outputs import chosen_output
+from keras_capsvit.taps.outputs import select_output
 from keras_capsvit.taps.recording import Recorder, run
 
 Seen = collections.namedtuple("Seen", "shapes kinds attentions before formats whole grid")
@@ -123,7 +123,7 @@ class Live:
             outputs = dict(zip(names, outputs, strict=True))
         elif isinstance(outputs, dict) and set(names) == set(outputs):
             outputs = {name: outputs[name] for name in names}
-        return chosen_output(outputs, self._output, self._name)
+        return select_output(outputs, self._output, self._name)
 
 
 class Served:
@@ -141,7 +141,7 @@ class Served:
 
     @functools.cached_property
     def program(self):
-        return _graphs().Program(lambda x: chosen_output(self._function(x), self._output, self._name), self._spec)
+        return _graphs().Program(lambda x: select_output(self._function(x), self._output, self._name), self._spec)
 
     def forward(self, x, layers=(), attention=False, offsets=None, continued=False):
         program = self.program

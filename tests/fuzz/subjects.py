@@ -69,7 +69,7 @@ NOT_CALLED = {
     "taps.is_model": "asks whether it is one",
     "taps.check_output": "inside of taps.scores",
     "taps.compiled": "inside of explainers",
-    "taps.chosen_output": "inside of taps.scores",
+    "taps.select_output": "inside of taps.scores",
     "taps.eagerly": "runs a function",
     "taps.feature_map": "of Scores, inside of explainers",
     "taps.on_array": "runs a function",

@@ -105,6 +105,8 @@ def affine(setting, run):
 
 
 @row("6.AA")
+@row("6.AA.F")
+@row("6.AA.C")
 def auto_attack(setting, run):
     """AutoAttack's attacks on capsules and on votes: is the robustness of capsules obfuscated?"""
     model, examples = networks.capsnet(setting, run), run.data(setting.dataset, "test", setting.examples)

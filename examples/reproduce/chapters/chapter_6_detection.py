@@ -110,19 +110,13 @@ def _in_batches(attack, goal, x, y, size):
 
 def _kinds(setting, error):
     """Detection-agnostic and detection-aware attacks by name; the latter take two steps where the others take one."""
-    kinds = {"agnostic": networks.named_attacks(setting), "aware": {}}
-    for name, plain in kinds["agnostic"].items():
-        if name == "C&W":
-            continue
-        kinds["aware"][name] = attacks.DetectionAware(
-            setting.epsilon,
-            error=error,
-            beta=setting.beta,
-            step_size=plain.step,  # the relative one of a single step is another
-            steps=2 * plain.steps,
-            random_start=plain.random_start,
-        )
-    return kinds
+    agnostic = networks.named_attacks(setting)
+    aware = {
+        name: attacks.DetectionAware.of(attack, error=error, beta=setting.beta)
+        for name, attack in agnostic.items()
+        if name != "C&W"
+    }
+    return {"agnostic": agnostic, "aware": aware}
 
 
 def _shown(model, attack, objective, examples):

@@ -161,7 +161,7 @@ def _explained(specs, fixed):
 
 
 def _scores_of(results, output, name):
-    scores = taps.chosen_output(results, output, name)
+    scores = taps.select_output(results, output, name)
     if not tf.as_dtype(getattr(scores, "dtype", "string")).is_floating:
         raise ValueError(f"Expected class scores, a tensor of floats, to explain; received {scores!r:.100}.")
     return scores

@@ -94,9 +94,7 @@ class Tail:
     def _back(self, tensor, ops):
         """The tensor that a chain of ops, and moves between them, begins with; or None."""
         for op in ops:
-            while self._active(tensor) and self._graph.nodes[node_of(tensor)].op in (*_SAME, *_MOVING, *_SELECTING):
-                selects = self._graph.nodes[node_of(tensor)].op in _SELECTING
-                tensor = self._graph.inputs(node_of(tensor))[1] if selects else self._active(tensor)[-1]
+            tensor = self._past_moves(tensor)
             active = self._active(tensor)
             if not active:
                 return None
@@ -108,6 +106,14 @@ class Tail:
             if not active or self._graph.nodes[name].op != op:
                 return None
             tensor = active[0]
+        return tensor
+
+    def _past_moves(self, tensor):
+        while active := self._active(tensor):
+            op = self._graph.nodes[node_of(tensor)].op
+            if op not in (*_SAME, *_MOVING, *_SELECTING):
+                break
+            tensor = self._graph.inputs(node_of(tensor))[1] if op in _SELECTING else active[-1]
         return tensor
 
     def _uncentred(self, tensor):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_capsvit import attacks, checks, evaluate
+from keras_capsvit import attacks, checks, evaluate, explain
 
 
 def data(n=11):
@@ -237,3 +237,31 @@ def test_images_within_bounds_but_for_rounding():
     checks.images(channels, bounds=((0, 4), (1, 6)))
     with pytest.raises(ValueError, match="within the bounds"):
         checks.images(channels, bounds=((0, 4), (1, 4.5)))
+
+
+def test_a_model_in_the_place_of_an_explainer_or_an_attack_is_refused():
+    model = keras.Sequential([keras.Input((6, 6, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
+    x, y = np.zeros((2, 6, 6, 1), "float32"), np.zeros(2, int)
+    explainers = (
+        lambda: explain.SmoothGrad(model),
+        lambda: evaluate.compare(model, {"a model": model}, (x, y), {"size": lambda model, x, y, maps: maps[:, 0, 0]}),
+        lambda: evaluate.max_sensitivity(model, x, 0),
+        lambda: evaluate.parameter_randomization(lambda each: each, model, x),
+    )
+    for call in explainers:
+        with pytest.raises(
+            ValueError, match=r"a model, Sequential\. Give an explainer of it, such as explain"
+        ):
+            call()
+    attacked = (
+        lambda: evaluate.robust_accuracy(model, model, (x, y)),
+        lambda: evaluate.attack_table(model, {"a model": model}, (x, y)),
+        lambda: evaluate.transfer_matrix({"a model": model}, model, (x, y)),
+    )
+    for call in attacked:
+        with pytest.raises(ValueError, match=r"a model, Sequential\. Give an attack, such as attacks\.PGD"):
+            call()
+    with pytest.raises(
+        ValueError, match=r"a model, Sequential\. Give an attack, such as attacks\.PatchAttack"
+    ):
+        evaluate.fooling_rate({"a model": model}, model, (x, y))

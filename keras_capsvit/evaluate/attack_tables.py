@@ -114,7 +114,7 @@ def transfer_matrix(models, attack, dataset, *, sources=None, batch_size=128, wo
     """
     models = checks.named("models", models, "models")
     sources = models if sources is None else checks.named("sources", sources, "models or Objectives")
-    checks.function("attack", attack, "(objective, x, y, targeted) → adversarial images")
+    checks.attack(attack)
     judges, count = {name: Judge(model) for name, model in models.items()}, 0
 
     def measure(x, y, numbers):

@@ -19,7 +19,7 @@ _EVERY = 5  # steps after which examples that are already fooled leave the batch
 
 def goal_of(model, attack, objective, targets):
     """What is attacked; refuses an attack, an objective and targets that cannot be called."""
-    checks.function("attack", attack, "(objective, x, y, targeted) → adversarial images")
+    checks.attack(attack)
     if targets is not None:
         checks.function("targets", targets, "y → wanted class ids (b,)")
     if objective is None:

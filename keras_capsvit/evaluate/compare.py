@@ -6,17 +6,7 @@ import time
 
 import numpy as np
 
-from keras_capsvit.checks import (
-    batches_in,
-    batches_of,
-    booleans,
-    choice,
-    function,
-    maps_of_images,
-    named,
-    numbers,
-    of_shape,
-)
+from keras_capsvit import checks
 from keras_capsvit.evaluate.judge import Judge
 from keras_capsvit.evaluate.paired import interval, standard_error
 from keras_capsvit.evaluate.progress import Progress
@@ -55,14 +45,14 @@ def compare(model, explainers, dataset, metrics, *, target="predicted", batch_si
         metrics = {"aopc": lambda model, x, y, maps: evaluate.aopc(model, x, maps, target=y).area}
         print(evaluate.compare(model, {"attention": explain.GraphAttention(model)}, test, metrics))
     """
-    booleans(per_image=per_image)
-    choice("target", target, ("predicted", "label"))
-    explainers = named("explainers", explainers, "callables (x, target) → maps (b, H, W)")
-    metrics = named("metrics", metrics, "callables (model, x, y, maps) → values (b,)")
+    checks.booleans(per_image=per_image)
+    checks.choice("target", target, ("predicted", "label"))
+    explainers = checks.named("explainers", explainers, "callables (x, target) → maps (b, H, W)")
+    metrics = checks.named("metrics", metrics, "callables (model, x, y, maps) → values (b,)")
     for name, explainer in explainers.items():
-        function(f"Explainer {name!r}", explainer, "(x, target) → maps (b, H, W)")
+        checks.explainer(f"Explainer {name!r}", explainer)
     for name, metric in metrics.items():
-        function(f"Metric {name!r}", metric, "(model, x, y, maps) → values (b,)")
+        checks.function(f"Metric {name!r}", metric, "(model, x, y, maps) → values (b,)")
     if not explainers:
         raise ValueError("Expected at least one explainer; received none.")
     judge, settings = Judge(model), {"model": model, "explainers": explainers, "metrics": metrics, "target": target}
@@ -79,16 +69,18 @@ def compare(model, explainers, dataset, metrics, *, target="predicted", batch_si
             measured[f"{name}\nseconds"] = np.full(len(x), (time.perf_counter() - started) / max(len(x), 1))
             maps = _checked(name, maps, x)
             for metric, values_of in metrics.items():
-                values = numbers(values_of(model, x, classes, maps), f"values of metric {metric!r}").astype("float64")
-                of_shape(f"Metric {metric!r} must return a value for each image", (len(x),), values)
+                values = checks.numbers(values_of(model, x, classes, maps), f"values of metric {metric!r}").astype(
+                    "float64"
+                )
+                checks.of_shape(f"Metric {metric!r} must return a value for each image", (len(x),), values)
                 if not np.isfinite(values).all():
                     raise ValueError(f"Metric {metric!r} returned NaN or infinite values for maps of {name!r}.")
                 measured[f"{name}\n{metric}\nvalues"] = values
         return measured
 
-    total = batches_in(dataset, batch_size)
+    total = checks.batches_in(dataset, batch_size)
     with Progress(work, "compare", settings, judges=[judge], total=total) as progress:
-        for x, y in batches_of(dataset, batch_size):
+        for x, y in checks.batches_of(dataset, batch_size):
             progress.batch(functools.partial(measure, x, y), x, y)
     measured = progress.results()
     if not measured:
@@ -109,6 +101,6 @@ def compare(model, explainers, dataset, metrics, *, target="predicted", batch_si
 
 def _checked(name, maps, x):
     try:
-        return maps_of_images(maps, x)[0]
+        return checks.maps_of_images(maps, x)[0]
     except ValueError as error:
         raise ValueError(f"Maps of explainer {name!r}: {error}") from None

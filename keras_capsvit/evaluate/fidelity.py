@@ -117,7 +117,7 @@ def max_sensitivity(
 
         evaluate.max_sensitivity(explain.SmoothGrad(explain.Saliency(model)), x, y)
     """
-    checks.function("explainer", explainer, "(x, target) → maps (b, H, W)")
+    checks.explainer("explainer", explainer)
     x = checks.images(x, empty=False)
     ids = checks.targets(target, len(x))
     checks.number("radius", radius, 0, without=(0,))

@@ -63,7 +63,7 @@ def fooling_rate(models, perturb, dataset, *, batch_size=128, work=None) -> Tabl
         noise = lambda model, x, y: corrupt_patches(x, grid, grid.draw(len(x), 16), "gaussian_noise")
         print(evaluate.fooling_rate({"vit": vit, "resnet": resnet}, noise, test))
     """
-    checks.function("perturb", perturb, "(model, x, y) → images")
+    checks.no_model("perturb", perturb, "(model, x, y) → images", "Give an attack, such as attacks.PatchAttack(4).")
     batches = classified_correctly(models, dataset, batch_size=batch_size)
     judges, settings = {name: Judge(model) for name, model in models.items()}, {"models": models, "perturb": perturb}
 

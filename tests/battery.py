@@ -307,9 +307,14 @@ def images(kind, count=3):
     return np.random.default_rng(1).integers(0, 256, (count, *kind.shape)).astype("float32") / 255
 
 
+def family_and_make(name):
+    """The family of models that an explainer is tried on, and how it is made of a model and the scale of its pixels."""
+    return EXPLAINERS.get(name, (cnn, lambda model, scale: getattr(explain, name)(model)))
+
+
 def explained(name, kind, model, x, scale):
     """Maps relative to their largest value."""
-    explainer = EXPLAINERS.get(name, (cnn, lambda model, scale: getattr(explain, name)(model)))[1](model, scale)
+    explainer = family_and_make(name)[1](model, scale)
     target = 1
     x = (x * scale).astype("float32")
     maps = [explainer(each, target) for each in (np.split(x, len(x)) if kind.singly else [x])]
@@ -340,7 +345,7 @@ def outcome(name, kind_name):
     """
     kind = KINDS[kind_name]
     run = attacked if name in attack_classes() else explained
-    family = cnn if run is attacked else EXPLAINERS.get(name, (cnn,))[0]
+    family = cnn if run is attacked else family_and_make(name)[0]
     if family not in kind.families or (kind.tensorflow and not TENSORFLOW):
         return None
     x, plain = images(kind), kind.twin(family, kind.shape)

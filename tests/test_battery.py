@@ -2,6 +2,7 @@
 
 import battery
 import keras
+import numpy as np
 import pytest
 
 NAMES = [*battery.explainers(), *battery.attack_classes()]
@@ -18,6 +19,23 @@ def test_the_same_as_on_the_plain_twin_or_refused_by_name(name, kind):
     if result is None:
         pytest.skip("does not apply")
     assert battery.allowed(name, kind, result), result
+
+
+@pytest.mark.parametrize("name", battery.explainers())
+def test_the_weights_of_now_are_explained(name):
+    kind = battery.KINDS["functional"]
+    family, make = battery.family_and_make(name)
+    model, x = family(kind.shape), battery.images(kind)
+    try:
+        explainer = make(model, 1.0)
+    except NotImplementedError:
+        pytest.skip("of another backend")
+    before = explainer(x, 1)
+    model.set_weights([1.5 * weight[..., ::-1] for weight in model.get_weights()])
+    after, twin = explainer(x, 1), family(kind.shape)
+    twin.set_weights(model.get_weights())
+    np.testing.assert_allclose(after, make(twin, 1.0)(x, 1), rtol=1e-5, atol=1e-6)
+    assert not np.allclose(after, before, rtol=1e-3)
 
 
 def test_everything_is_enrolled():

@@ -249,9 +249,7 @@ def test_a_model_in_the_place_of_an_explainer_or_an_attack_is_refused():
         lambda: evaluate.parameter_randomization(lambda each: each, model, x),
     )
     for call in explainers:
-        with pytest.raises(
-            ValueError, match=r"a model, Sequential\. Give an explainer of it, such as explain"
-        ):
+        with pytest.raises(ValueError, match=r"a model, Sequential\. Give an explainer of it, such as explain"):
             call()
     attacked = (
         lambda: evaluate.robust_accuracy(model, model, (x, y)),
@@ -261,7 +259,5 @@ def test_a_model_in_the_place_of_an_explainer_or_an_attack_is_refused():
     for call in attacked:
         with pytest.raises(ValueError, match=r"a model, Sequential\. Give an attack, such as attacks\.PGD"):
             call()
-    with pytest.raises(
-        ValueError, match=r"a model, Sequential\. Give an attack, such as attacks\.PatchAttack"
-    ):
+    with pytest.raises(ValueError, match=r"a model, Sequential\. Give an attack, such as attacks\.PatchAttack"):
         evaluate.fooling_rate({"a model": model}, model, (x, y))

@@ -384,15 +384,30 @@ def test_report_finds_what_is_lost():
     assert (row.arrived, row.passed, row.lost) == (-3, 0, -3)
 
 
-def test_refresh_takes_new_weights():
+@pytest.mark.parametrize("kind", [explain.LRP, explain.CLRP, explain.GuidedBackprop])
+def test_weights_of_now_are_explained(kind):
     model = cnn()
-    explainer = explain.LRP(model)
-    before = explainer(X, 1)
-    model.set_weights([2 * w for w in model.get_weights()])
+    explainer = kind(model)
+    before, layer = explainer(X, 1), model.layers[0]
+    for change in (
+        lambda: model.set_weights([0.5 * w for w in model.get_weights()]),
+        lambda: layer.kernel.assign_add(np.full(layer.kernel.shape, 0.5, "float32")),
+        lambda: fitted(model),
+    ):
+        change()
+        after = explainer(X, 1)
+        np.testing.assert_array_equal(after, kind(model)(X, 1))
+        assert not np.allclose(after, before)
+        assert str(explainer.report()) == str(kind(model).report())
+        before = after
+    compiled = explainer._engine._compiled
     np.testing.assert_array_equal(explainer(X, 1), before)
-    explainer.refresh()
-    np.testing.assert_array_equal(explainer(X, 1), explain.LRP(model)(X, 1))
-    assert not np.allclose(explainer(X, 1), before)
+    assert explainer._engine._compiled is compiled  # nothing changed, nothing is traced anew
+
+
+def fitted(model):
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(X, np.zeros(len(X), int), verbose=0)
 
 
 def test_a_constant_branch_may_be_negative():

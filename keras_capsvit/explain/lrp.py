@@ -151,6 +151,7 @@ class LRP(Recorded):
         Raises:
             ValueError: for ``fixed`` with a row for each image.
         """
+        self._engine.refresh()
         fixed = []
         for (name, value), spec in zip(self._fixed.items(), self._others, strict=True):
             row = _relevance().rows(value, spec, 1, name)
@@ -183,6 +184,7 @@ class LRP(Recorded):
             other constants, or by the stabilizers of denominators, summed over the images.
         """
         if x is None:
+            self._engine.refresh()
             return self._engine.report()
         arguments = self._arguments(x)
         ids = self._ids(arguments, target)
@@ -194,10 +196,6 @@ class LRP(Recorded):
     def variables(self):
         """Variables of the model that is explained, a list."""
         return list(getattr(self._model, "variables", ()))
-
-    def refresh(self):
-        """Take over the present values of the model's variables; call it after they changed."""
-        self._engine.refresh()
 
     def _check(self, composite):
         """Refuse rules that the explainer cannot use."""
@@ -216,7 +214,8 @@ class LRP(Recorded):
         return _Shaped(known[start], model.input_shape), None, ()
 
     def _arguments(self, x):
-        """Arguments of the model: checked images, and what the other inputs are for these."""
+        """Arguments of the model of now: checked images, and what the other inputs are for these."""
+        self._engine.refresh()
         x = self._checked(x)
         named = zip(self._fixed.items(), self._others, strict=True)
         return [x, *(_relevance().rows(value, spec, len(x), name) for (name, value), spec in named)]

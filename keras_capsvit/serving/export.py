@@ -111,9 +111,6 @@ def export(
     if warmup is not None:
         warmup = warming.check(warmup, builder.images)
         check_finite(subject, warmup)
-    for explainer in explainers.values():
-        if hasattr(explainer, "refresh"):  # relevance has folded the weights of the time when it was made
-            explainer.refresh()
 
     module = tf.Module()
     endpoints = builder.signatures(taps, explainers, input_range, max_pixels)

@@ -74,9 +74,11 @@ class Engine:
         return self.stop == f"{self.graph.input}:0"
 
     def refresh(self):
-        """Take over the present values of the model's variables."""
-        self.graph.refresh()
-        self._plan_anew()
+        """Take over the values that the model's variables have now, if they changed."""
+        with tf.init_scope():  # also while an endpoint is traced
+            if self.graph.outdated:
+                self.graph.refresh()
+                self._plan_anew()
 
     def _plan_anew(self):
         limits = self.graph.limits

@@ -1,5 +1,6 @@
 """A traced function as a graph of ops: what depends on its input, what is constant, and how to run it anew."""
 
+import numpy as np
 import tensorflow as tf
 
 from keras_capsvit import autodiff
@@ -57,6 +58,8 @@ class Graph:
         self.dependent = set().union(*(self.descendants(name, through=False) for name in self.arguments))
         # TensorFlow has no kernels for grouped convolutions on all machines; these are taken apart.
         self._grouped = {name for name in self.order if self.nodes[name].op in CONVOLUTIONS}
+        variables = function.variables
+        self._values = compiled(lambda: [variable.value() for variable in variables]) if variables else list
         self.constants = self._fold()
         self.shapes, self.dtypes = self._types()
         self._grouped = {name for name in self._grouped if self._groups(name) > 1}
@@ -110,6 +113,11 @@ class Graph:
             small = value.dtype.is_integer and value.shape.num_elements() <= _SMALL
             feed[key] = tf.constant(value.numpy()) if small else tf.compat.v1.get_default_graph().capture(value)
         return self._emit_all([name for name in self.order if name in self.dependent - {*self.arguments}], feed)
+
+    @property
+    def outdated(self):
+        """Whether a variable has another value than the one that was folded."""
+        return not all(map(_equal, self._values(), self._folded))
 
     def refresh(self):
         """Fold anew, with the present values of the variables."""
@@ -177,6 +185,8 @@ class Graph:
             ops = self._emit_all(fixed, feed)
             return [tf.identity(ops[node_of(i)].outputs[int(i.partition(":")[2])]) for i in computed]
 
+        # Before they are folded, so that a change meanwhile is noticed; what is read shares its memory until then.
+        self._folded = self._values()
         return {**constants, **dict(zip(computed, compiled(evaluate)() if computed else [], strict=True))}
 
     def _types(self):
@@ -197,6 +207,22 @@ class Graph:
     def _groups(self, name):
         x, weight = (self.shapes.get(i, tf.TensorShape(None)) for i in self._inputs[name])
         return groups.count(self.nodes[name], x, weight)
+
+
+def _equal(present, kept):
+    """Whether two values of a variable, read now and before, are the same."""
+    # A variable whose value somebody keeps gets new memory when it changes, so that the same memory is the same value.
+    if None is not _address(present) == _address(kept):
+        return True
+    return present.shape == kept.shape and bool(tf.reduce_all(tf.equal(present, kept)))
+
+
+def _address(tensor):
+    """Where an eager tensor lies in memory; None for a type that NumPy does not know."""
+    try:
+        return np.asarray(memoryview(tensor)).ctypes.data
+    except ValueError:
+        return None
 
 
 def trace(function, spec, more_specs=()):

@@ -14,6 +14,8 @@ SCALES = {"uniform": (16.0, 1 / 16), "between": (4.0, 1 / 4), "sharp": (1.0, 1.0
 
 
 @row("X.sigma")
+@row("X.sigma.M")
+@row("X.sigma.C")
 def adjacencies(setting, run):
     measured = {}
     x, _ = run.data(setting.dataset, "test", setting.explained)
@@ -40,15 +42,20 @@ def adjacencies(setting, run):
 
 
 def explained(model, maps, x):
-    """What maps are worth by several measures: regions of a grid with random values, and with black; and the object."""
+    """What maps are worth by several measures: regions of a grid with random values, and with black; and the object.
+
+    The object is what is not black, in grey images.
+    """
     curves = evaluate.aopc(model, x, maps)
     third = 1 + (curves.curve.shape[1] - 1) // 3
-    return {
+    figures = {
         "AOPC": curves.area.mean(),
         "AOPC of the first third": curves.curve[:, :third].mean(),
         "AOPC with black": evaluate.aopc(model, x, maps, fill="black").area.mean(),
-        "share on the object": evaluate.energy_inside(maps, x.max(axis=-1) > 0).mean(),
     }
+    if x.shape[-1] == 1:
+        figures["share on the object"] = evaluate.energy_inside(maps, x[..., 0] > 0).mean()
+    return figures
 
 
 @row("X.scales")

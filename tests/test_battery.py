@@ -5,6 +5,8 @@ import keras
 import numpy as np
 import pytest
 
+from keras_capsvit import attacks, explain, taps
+
 NAMES = [*battery.explainers(), *battery.attack_classes()]
 
 
@@ -36,6 +38,29 @@ def test_the_weights_of_now_are_explained(name):
     twin.set_weights(model.get_weights())
     np.testing.assert_allclose(after, make(twin, 1.0)(x, 1), rtol=1e-5, atol=1e-6)
     assert not np.allclose(after, before, rtol=1e-3)
+
+
+def test_a_callable_has_the_weights_of_now():
+    kind = battery.KINDS["functional"]
+    models, x, y = [battery.cnn(kind.shape) for _ in range(2)], battery.images(kind), np.array([0, 1, 2])
+
+    def ensemble(x):
+        return models[0](x) + models[1](x)
+
+    explainer, attack = explain.Saliency(ensemble), attacks.PGD(0.1, steps=2)
+    before = explainer(x, y), attack(ensemble, x, y), taps.scores(ensemble)(x)
+    for model in models:
+        model.set_weights([1.5 * weight[..., ::-1] for weight in model.get_weights()])
+    after = explainer(x, y), attack(ensemble, x, y), taps.scores(ensemble)(x)
+    anew = (
+        explain.Saliency(lambda x: ensemble(x))(x, y),
+        attack(lambda x: ensemble(x), x, y),
+        models[0](x) + models[1](x),
+    )
+    for old, own, expected in zip(before, after, anew, strict=True):
+        old, own, expected = map(keras.ops.convert_to_numpy, (old, own, expected))
+        np.testing.assert_allclose(own, expected, rtol=1e-4, atol=1e-6)
+        assert not np.allclose(own, old, rtol=1e-3)
 
 
 def test_everything_is_enrolled():

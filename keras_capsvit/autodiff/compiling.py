@@ -13,11 +13,12 @@ def compiled(function, variables=()):
 
     Args:
         function: callable of tensors, which returns tensors in any structure.
-        variables: ``keras.Variable`` objects that ``function`` reads, such as ``model.variables``. Their current values
-            are used at every call; on JAX, a variable not listed here is frozen at its value in the first call.
+        variables: ``keras.Variable`` objects that ``function`` is known to read, such as ``model.variables``; on JAX
+            those that are not listed cost a second tracing.
 
     Returns:
-        Callable of the same arguments, tensors or arrays. Traced once per shape.
+        Callable of the same arguments, tensors or arrays. Traced once per shape. All variables of Keras that it reads
+        have the values that they have when it is called.
 
     Raises:
         ValueError: on a backend other than TensorFlow and JAX.
@@ -60,7 +61,38 @@ def _compiled_with_jax(function, variables):
     @jax.jit
     @counted
     def program(state, *args):
-        with keras.StatelessScope(state_mapping=list(zip(variables, state, strict=True))):
-            return function(*args)
+        with _Noting(zip(variables, state, strict=True)) as scope:
+            result = function(*args)
+        if scope.others:  # whose values would be constants of the program
+            raise _OtherVariables(scope.others.values())
+        return result
 
-    return lambda *args: program([v.value for v in variables], *map(jnp.asarray, args))
+    def call(*args):
+        args = [*map(jnp.asarray, args)]
+        while True:
+            try:
+                return program([variable.value for variable in variables], *args)
+            except _OtherVariables as more:
+                variables.extend(more.variables)
+
+    return call
+
+
+class _Noting(keras.StatelessScope):
+    """Gives variables the values that they have in a program, and notes which others are read."""
+
+    def __init__(self, values):
+        super().__init__(state_mapping=list(values))
+        self.others = {}
+
+    def get_current_value(self, variable):
+        value = super().get_current_value(variable)
+        if value is None:
+            self.others[id(variable)] = variable
+        return value
+
+
+class _OtherVariables(Exception):
+    def __init__(self, variables):
+        super().__init__()
+        self.variables = list(variables)

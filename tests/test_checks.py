@@ -261,3 +261,22 @@ def test_a_model_in_the_place_of_an_explainer_or_an_attack_is_refused():
             call()
     with pytest.raises(ValueError, match=r"a model, Sequential\. Give an attack, such as attacks\.PatchAttack"):
         evaluate.fooling_rate({"a model": model}, model, (x, y))
+
+
+def test_a_data_set_that_never_ends_is_refused():
+    tf = pytest.importorskip("tensorflow")
+
+    class Endless(Pairs):
+        num_batches = None
+
+    for dataset in (tf.data.Dataset.from_tensor_slices(data()).batch(4).repeat(), Endless()):
+        with pytest.raises(ValueError, match=r"Expected a data set that ends; .* Give dataset\.take\(n\), n batches"):
+            evaluate.robust_accuracy(linear, attacks.FGSM(0.1), dataset)
+
+
+def test_elements_by_name_are_refused():
+    tf = pytest.importorskip("tensorflow")
+    x, y = data()
+    dataset = tf.data.Dataset.from_tensor_slices({"image": x, "label": y}).batch(4)
+    with pytest.raises(ValueError, match="received elements that are dict"):
+        evaluate.robust_accuracy(linear, attacks.FGSM(0.1), dataset)

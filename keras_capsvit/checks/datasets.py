@@ -12,6 +12,8 @@ from keras_capsvit.checks.labels import class_ids
 from keras_capsvit.checks.pixels import images
 from keras_capsvit.checks.settings import described
 
+_INFINITE = -1  # what tf.data calls so
+
 
 def batches_of(dataset, batch_size=128):
     """Batches of images and class ids, of whatever holds a data set.
@@ -34,6 +36,8 @@ def batches_of(dataset, batch_size=128):
         ids = class_ids(dataset[1], len(x) if x.ndim else 0)
         parts = (slice(k, k + batch_size) for k in range(0, max(len(ids), 1), batch_size))
         return ((images(x[part]), ids[part]) for part in parts)
+    if _endless(dataset):
+        raise ValueError("Expected a data set that ends; this one repeats for ever. Give dataset.take(n), n batches.")
     if isinstance(dataset, keras.utils.PyDataset):
         return _batches(map(dataset.__getitem__, range(len(dataset))), batch_size)
     if isinstance(dataset, str | bytes | dict) or hasattr(dataset, "shape") or not hasattr(dataset, "__iter__"):
@@ -49,7 +53,7 @@ def batches_in(dataset, batch_size=128):
             return -(-len(dataset[0]) // batch_size)
         batched = not hasattr(dataset, "element_spec") or len(dataset.element_spec[0].shape) == 4
         return len(dataset) if batched and not isinstance(dataset, tuple | list) else None
-    except (TypeError, AttributeError, ValueError):
+    except (TypeError, AttributeError, ValueError, LookupError):
         return None
 
 
@@ -93,6 +97,13 @@ class Repeatable:
                     "reshuffle_each_iteration=False and augment before, or give a pair (x, y) of arrays."
                 )
             yield x, y
+
+
+def _endless(dataset):
+    """Whether a data set tells that it never ends."""
+    if isinstance(dataset, keras.utils.PyDataset):
+        return dataset.num_batches is None
+    return callable(getattr(dataset, "cardinality", None)) and int(dataset.cardinality()) == _INFINITE
 
 
 def _batches(dataset, batch_size):

@@ -40,6 +40,23 @@ def test_the_weights_of_now_are_explained(name):
     assert not np.allclose(after, before, rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", battery.explainers())
+def test_the_layers_of_now_are_explained(name):
+    kind = battery.KINDS["functional"]
+    family, make = battery.family_and_make(name)
+    model, x = family(kind.shape), battery.images(kind)
+    try:
+        explainer = make(model, 1.0)
+    except NotImplementedError:
+        pytest.skip("of another backend")
+    before = explainer(x, 1)
+    layer = next(layer for layer in model.layers if getattr(layer, "activation", None) is keras.activations.relu)
+    layer.activation = keras.activations.softplus
+    after = explainer(x, 1)
+    np.testing.assert_allclose(after, make(model, 1.0)(x, 1), rtol=1e-5, atol=1e-6)
+    assert not np.allclose(after, before, rtol=1e-3)
+
+
 def test_a_callable_has_the_weights_of_now():
     kind = battery.KINDS["functional"]
     models, x, y = [battery.cnn(kind.shape) for _ in range(2)], battery.images(kind), np.array([0, 1, 2])

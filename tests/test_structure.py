@@ -31,7 +31,7 @@ ALLOWED = {
     "models": {"files", "ops", "taps", "checks", "private", "layers", "models"},
     "evaluate": {"files", "ops", "taps", "autodiff", "batches", "caches", "checks", "patches", "evaluate"},
     "attacks": {"ops", "taps", "autodiff", "batches", "caches", "checks", "patches", "attacks"},
-    "explain": {"private", "ops", "taps", "autodiff", "checks", "explain"},
+    "explain": {"private", "ops", "taps", "autodiff", "caches", "checks", "explain"},
     "report": {
         *("files", "taps", "checks", "patches", "data", "models", "attacks", "explain", "evaluate", "report"),
     },

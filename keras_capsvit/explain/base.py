@@ -4,11 +4,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_capsvit import autodiff, checks, taps
+from keras_capsvit import autodiff, caches, checks, taps
 
 
 class Recorded:
-    """An object that says what it was constructed with.
+    """An object that says what it was constructed with, and is constructed again when that is no longer the same.
 
     Attributes:
         constructed_with: dict of that, by the places or names of the arguments.
@@ -19,7 +19,31 @@ class Recorded:
             raise TypeError(f"{cls.__name__}() takes no arguments")
         instance = super().__new__(cls)
         instance.constructed_with = dict(enumerate(args)) | kwargs
+        instance._made_of = instance._fingerprints()
         return instance
+
+    def renew(self):
+        """Construct it again if a model among its arguments got another layer, activation or setting since.
+
+        Values of variables are those of the call anyway.
+        """
+        for argument in self.constructed_with.values():
+            if isinstance(argument, Recorded):
+                argument.renew()
+        fingerprints = self._fingerprints()
+        if fingerprints != self._made_of:
+            places = [name for name in self.constructed_with if isinstance(name, int)]
+            named = {name: value for name, value in self.constructed_with.items() if name not in places}
+            self.__init__(*(self.constructed_with[place] for place in places), **named)
+            self._made_of = fingerprints
+
+    def _fingerprints(self):
+        """What its models and callables are made of."""
+        return [
+            caches.fingerprint(argument)
+            for argument in self.constructed_with.values()
+            if callable(argument) and not isinstance(argument, Recorded | type)
+        ]
 
 
 class Explainer(Recorded):
@@ -39,6 +63,7 @@ class Explainer(Recorded):
     def __call__(self, x, target=None):
         x = checks.images(x)
         ids = check_target(target, len(x))
+        self.renew()
         if not len(x):
             return np.zeros(x.shape if self.channels else x.shape[:3], "float32")
         self.check(x, ids)

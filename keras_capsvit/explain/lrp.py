@@ -184,7 +184,7 @@ class LRP(Recorded):
             other constants, or by the stabilizers of denominators, summed over the images.
         """
         if x is None:
-            self._engine.refresh()
+            self._renew()
             return self._engine.report()
         arguments = self._arguments(x)
         ids = self._ids(arguments, target)
@@ -196,6 +196,11 @@ class LRP(Recorded):
     def variables(self):
         """Variables of the model that is explained, a list."""
         return list(getattr(self._model, "variables", ()))
+
+    def _renew(self):
+        """Take over what the model is now."""
+        self.renew()
+        self._engine.refresh()
 
     def _check(self, composite):
         """Refuse rules that the explainer cannot use."""
@@ -215,7 +220,7 @@ class LRP(Recorded):
 
     def _arguments(self, x):
         """Arguments of the model of now: checked images, and what the other inputs are for these."""
-        self._engine.refresh()
+        self._renew()
         x = self._checked(x)
         named = zip(self._fixed.items(), self._others, strict=True)
         return [x, *(_relevance().rows(value, spec, len(x), name) for (name, value), spec in named)]

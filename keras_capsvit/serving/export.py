@@ -111,6 +111,9 @@ def export(
     if warmup is not None:
         warmup = warming.check(warmup, builder.images)
         check_finite(subject, warmup)
+    for explainer in explainers.values():
+        if hasattr(explainer, "renew"):  # here, because nothing can be constructed while endpoints are traced
+            explainer.renew()
 
     module = tf.Module()
     endpoints = builder.signatures(taps, explainers, input_range, max_pixels)

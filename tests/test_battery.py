@@ -24,7 +24,8 @@ def test_the_same_as_on_the_plain_twin_or_refused_by_name(name, kind):
 
 
 @pytest.mark.parametrize("name", battery.explainers())
-def test_the_weights_of_now_are_explained(name):
+def test_the_model_of_now_is_explained(name):
+    """After its weights, and then one of its activations, became others."""
     kind = battery.KINDS["functional"]
     family, make = battery.family_and_make(name)
     model, x = family(kind.shape), battery.images(kind)
@@ -32,29 +33,18 @@ def test_the_weights_of_now_are_explained(name):
         explainer = make(model, 1.0)
     except NotImplementedError:
         pytest.skip("of another backend")
-    before = explainer(x, 1)
+    first = explainer(x, 1)
     model.set_weights([1.5 * weight[..., ::-1] for weight in model.get_weights()])
-    after, twin = explainer(x, 1), family(kind.shape)
+    second = explainer(x, 1)
+    twin = family(kind.shape)
     twin.set_weights(model.get_weights())
-    np.testing.assert_allclose(after, make(twin, 1.0)(x, 1), rtol=1e-5, atol=1e-6)
-    assert not np.allclose(after, before, rtol=1e-3)
-
-
-@pytest.mark.parametrize("name", battery.explainers())
-def test_the_layers_of_now_are_explained(name):
-    kind = battery.KINDS["functional"]
-    family, make = battery.family_and_make(name)
-    model, x = family(kind.shape), battery.images(kind)
-    try:
-        explainer = make(model, 1.0)
-    except NotImplementedError:
-        pytest.skip("of another backend")
-    before = explainer(x, 1)
-    layer = next(layer for layer in model.layers if getattr(layer, "activation", None) is keras.activations.relu)
-    layer.activation = keras.activations.softplus
-    after = explainer(x, 1)
-    np.testing.assert_allclose(after, make(model, 1.0)(x, 1), rtol=1e-5, atol=1e-6)
-    assert not np.allclose(after, before, rtol=1e-3)
+    np.testing.assert_allclose(second, make(twin, 1.0)(x, 1), rtol=1e-5, atol=1e-6)
+    for each in (model, twin):
+        layer = next(layer for layer in each.layers if getattr(layer, "activation", None) is keras.activations.relu)
+        layer.activation = keras.activations.softplus
+    third = explainer(x, 1)
+    np.testing.assert_allclose(third, make(twin, 1.0)(x, 1), rtol=1e-5, atol=1e-6)
+    assert not np.allclose(second, first, rtol=1e-3) and not np.allclose(third, second, rtol=1e-3)
 
 
 def test_a_callable_has_the_weights_of_now():

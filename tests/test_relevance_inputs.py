@@ -397,3 +397,35 @@ def test_endpoints_refuse_nan(tmp_path):
     served = serving.load(serving.export(model, tmp_path, input_range=None, explainers={"lrp": explain.LRP(model)}))
     with pytest.raises(tf.errors.InvalidArgumentError, match="LRP: expected finite relevance"):
         served.explain(1e30 * images(2, 4, 4, 3), 1, endpoint="lrp")  # scores overflow
+
+
+@pytest.mark.parametrize("kind", [explain.LRP, explain.CLRP, explain.GuidedBackprop])
+def test_a_model_of_two_float_types_is_explained_as_that_of_the_smaller(kind):
+    """Some keep their last layer in float64."""
+
+    def network(dtype):
+        keras.utils.set_random_seed(0)
+        images = keras.Input((6, 6, 1))
+        x = layers.Flatten()(layers.Conv2D(3, 3, activation="relu")(images))
+        return keras.Model(images, layers.Dense(4, dtype=dtype)(x))
+
+    x, twins = np.random.default_rng(0).uniform(size=(3, 6, 6, 1)), [network(dtype) for dtype in ("float32", "float64")]
+    twins[1].set_weights(twins[0].get_weights())
+    single, double = (kind(model)(x, [0, 3, 1]) for model in twins)
+    np.testing.assert_allclose(double, single, rtol=1e-3, atol=1e-5)
+    reports = [kind(model).report(x, [0, 3, 1]) for model in twins]
+    np.testing.assert_allclose(
+        *([row.arrived for row in report.rows if row.kind != "identity"][:2] for report in reports),
+        rtol=1e-3,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 4), (4, 1)])
+def test_scores_of_several_places_are_refused(shape):
+    images = keras.Input((8, 8, 1))
+    flat = layers.Dense(int(np.prod(shape)))(layers.Flatten()(images))
+    model = keras.Model(images, layers.Reshape(shape, name="places")(flat))
+    with pytest.raises(ValueError, match=r"class scores of shape \(batch, classes\); this one returns \(None, "):
+        explain.LRP(model)
+    assert explain.LRP(model, start="places")(np.ones((2, 8, 8, 1)), 0).shape == (2, 8, 8)

@@ -39,6 +39,12 @@ class Engine:
         self.stop = stop or f"{graph.input}:0"
         if self.start not in graph.shapes:
             raise ValueError("Expected class scores that depend on the model's input; these do not.")
+        if start is None and graph.shapes[self.start].rank not in (None, 2):
+            raise ValueError(
+                f"Expected a model with class scores of shape (batch, classes); this one returns "
+                f"{tuple(graph.shapes[self.start])}. Pass start=, the last layer, to explain positions on its last axis, "
+                "summed over the others; or a callable that takes the scores of one place."
+            )
         self.binary = start is None and graph.shapes[self.start][-1:] == [1]
         self.input_range = input_range
         self._plan_anew()
@@ -194,7 +200,9 @@ class Engine:
         sums = [_over_rows(reduced, tf.shape(targets)) for reduced in (sent, arrived, tf.abs(sent), tf.abs(arrived))]
         if self.composite.sends_one:  # gradients may be finite where scores are not
             sums[0] += _over_rows(score, tf.shape(targets))
-        return (maps, tf.stack(sums, -1), *([tf.stack(run.audit)] if audit else []))
+        widest = max((each.dtype for each in sums), key=lambda dtype: dtype.size)
+        sums = tf.stack([tf.cast(each, widest) for each in sums], -1)
+        return (maps, sums, *([tf.stack(run.audit)] if audit else []))
 
     def report(self, audited=None):
         """Report of the plan; ``audited`` is what ``relevance`` returned for an audit, or None."""

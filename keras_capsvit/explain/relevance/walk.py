@@ -128,14 +128,19 @@ class Account:
 
     def add(self, **amounts):
         for name, amount in amounts.items():
-            self._sums[name] += amount
+            self._sums[name] += tf.cast(amount, "float64")
 
     def row(self, arrived, passed):
         """Values of the columns; the last two are sums of absolute values."""
         both = [[r for r in relevances if r is not None] for relevances in (arrived, passed)]
-        sums = [sum(map(tf.reduce_sum, relevances), start=0.0) for relevances in both]
-        sizes = [sum((tf.reduce_sum(tf.abs(r)) for r in relevances), start=0.0) for relevances in both]
+        sums = [_sum(relevances) for relevances in both]
+        sizes = [_sum(map(tf.abs, relevances)) for relevances in both]
         return tf.stack([tf.cast(value, "float64") for value in (*sums, *self._sums.values(), *sizes)])
+
+
+def _sum(tensors):
+    """The sum of all values of tensors, which may be of several float types."""
+    return sum((tf.cast(tf.reduce_sum(tensor), "float64") for tensor in tensors), start=0.0)
 
 
 def _batch_axis(tensor):

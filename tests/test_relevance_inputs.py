@@ -421,11 +421,20 @@ def test_a_model_of_two_float_types_is_explained_as_that_of_the_smaller(kind):
     )
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 4), (4, 1)])
-def test_scores_of_several_places_are_refused(shape):
+def test_scores_that_are_not_on_the_last_axis_are_refused():
     images = keras.Input((8, 8, 1))
-    flat = layers.Dense(int(np.prod(shape)))(layers.Flatten()(images))
-    model = keras.Model(images, layers.Reshape(shape, name="places")(flat))
-    with pytest.raises(ValueError, match=r"class scores of shape \(batch, classes\); this one returns \(None, "):
+    model = keras.Model(images, layers.Reshape((4, 1), name="places")(layers.Dense(4)(layers.Flatten()(images))))
+    with pytest.raises(ValueError, match=r"classes on its last axis; this one returns \(None, 4, 1\)"):
         explain.LRP(model)
     assert explain.LRP(model, start="places")(np.ones((2, 8, 8, 1)), 0).shape == (2, 8, 8)
+
+
+def test_scores_of_several_places_are_explained_together():
+    keras.utils.set_random_seed(0)
+    images, x = keras.Input((8, 8, 2)), np.random.default_rng(0).uniform(size=(2, 8, 8, 2))
+    scores = layers.Conv2D(4, 3)(images)
+    together = explain.LRP(keras.Model(images, scores), "epsilon", channels=True)(x, 1)
+    pooled = layers.GlobalAveragePooling2D()(scores)
+    np.testing.assert_allclose(
+        together, 36 * explain.LRP(keras.Model(images, pooled), "epsilon", channels=True)(x, 1), rtol=1e-3, atol=1e-5
+    )

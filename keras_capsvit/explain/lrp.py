@@ -117,7 +117,8 @@ class LRP(Recorded):
         Args:
             x: images ``(b, H, W, C)``, as the model takes them.
             target: class id, ids ``(b,)``, several ids per image ``(b, k)``, or None for the predicted class; of
-                intermediate neurons, positions on the last axis.
+                intermediate neurons, and of outputs with more axes than two, positions on the last axis, of which the
+                values on the axes between are explained together.
 
         Returns:
             NumPy array of relevance ``(b, H, W)``, or ``(b, H, W, C)`` with ``channels``; of inputs that are no

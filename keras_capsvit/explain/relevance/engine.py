@@ -39,11 +39,11 @@ class Engine:
         self.stop = stop or f"{graph.input}:0"
         if self.start not in graph.shapes:
             raise ValueError("Expected class scores that depend on the model's input; these do not.")
-        if start is None and graph.shapes[self.start].rank not in (None, 2):
+        returned = graph.shapes[graph.outputs[0]]
+        if start is None and returned[-1:] == [1] and returned.rank > 2:
             raise ValueError(
-                f"Expected a model with class scores of shape (batch, classes); this one returns "
-                f"{tuple(graph.shapes[self.start])}. Pass start=, the last layer, to explain positions on its last axis, "
-                "summed over the others; or a callable that takes the scores of one place."
+                f"Expected a model with scores of classes on its last axis; this one returns {tuple(returned)}. Give a "
+                "callable that reshapes them, or pass start=, its last layer, to explain their sum."
             )
         self.binary = start is None and graph.shapes[self.start][-1:] == [1]
         self.input_range = input_range

@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from keras_capsvit.data.affine import check_ranges, place, transform
-from keras_capsvit.data.streams import check_reading, check_stream
+from keras_capsvit.data.streams import check_reading, check_stream, mapped
 
 
 def affine_mnist(base, *, rotation=20.0, shear=45.0, scale=(0.8, 1.2), translation=8.0, **settings):
@@ -98,7 +98,7 @@ def keyed_batches(base, change, *, batch_size, shuffle, seed):
     def prepare(keys, example):
         return change(example[0], keys, seed), example[1]
 
-    return tf.data.Dataset.zip(keys, base).batch(batch_size).map(prepare, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return mapped(tf.data.Dataset.zip(keys, base).batch(batch_size), prepare)
 
 
 def length(base):

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_capsvit.data.matlab import check_whole, struct_arrays
+from keras_capsvit.data.streams import mapped
 from keras_capsvit.files import refuse
 
 PARTS = 32  # files of each folder of batches, called 1.mat to 32.mat
@@ -70,11 +71,7 @@ def affnist(split, *, data_dir, batch_size, shuffle, seed, allow_missing=False):
         stream = stream.shuffle(20_000, seed=seed, reshuffle_each_iteration=True)
     else:
         stream = stream.flat_map(read)
-    return (
-        stream.batch(batch_size)
-        .map(lambda x, y: (tf.image.convert_image_dtype(x, "float32"), y), tf.data.AUTOTUNE)
-        .prefetch(tf.data.AUTOTUNE)
-    )
+    return mapped(stream.batch(batch_size), lambda x, y: (tf.image.convert_image_dtype(x, "float32"), y))
 
 
 def _check_complete(files):

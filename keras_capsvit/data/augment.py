@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from keras_capsvit import checks
 from keras_capsvit.data.affine import uniform, warp
-from keras_capsvit.data.streams import LARGEST_SEED, check_stream
+from keras_capsvit.data.streams import LARGEST_SEED, check_stream, mapped
 
 
 def augment(stream, *, shift=0, flip=False, seed=0):
@@ -88,7 +88,7 @@ def _changed(stream, change, seed):
     """A stream whose batches ``change`` gets with a random key of each, another one in every epoch."""
     # Not Keras's layers, whose random numbers are a state that an interrupted training would not get back.
     keys = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
-    return tf.data.Dataset.zip(keys, stream).map(change, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return mapped(tf.data.Dataset.zip(keys, stream), change)
 
 
 def _check_can_be_mixed(images, labels):

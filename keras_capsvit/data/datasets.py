@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_capsvit import checks
 from keras_capsvit.data import affine_sets, affnist, multidigit
-from keras_capsvit.data.streams import check_reading, check_stream
+from keras_capsvit.data.streams import check_reading, check_stream, mapped
 from keras_capsvit.data.tfds_folders import read_tfds
 
 
@@ -215,7 +215,7 @@ def _batches(stream, *, shape, batch_size, shuffle, seed):
 
     if shuffle:
         stream = stream.shuffle(int(stream.cardinality()), seed=seed, reshuffle_each_iteration=True)
-    return stream.batch(batch_size).map(prepare, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return mapped(stream.batch(batch_size), prepare)
 
 
 def _read_digits():

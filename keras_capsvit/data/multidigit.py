@@ -6,7 +6,7 @@ import tensorflow as tf
 from keras_capsvit import checks
 from keras_capsvit.data.affine import place, uniform
 from keras_capsvit.data.affine_sets import length
-from keras_capsvit.data.streams import check_reading
+from keras_capsvit.data.streams import check_reading, mapped
 
 # Numbers of examples that are shuffled at once; more of them would fill the memory with numbers.
 _WINDOW = 100_000
@@ -70,4 +70,4 @@ def multi_mnist(base, *, pairs=1, parts=True, batch_size, shuffle, seed):
     keys = tf.data.Dataset.range(n * pairs)
     if shuffle:
         keys = keys.shuffle(min(n * pairs, _WINDOW), seed=seed, reshuffle_each_iteration=True)
-    return keys.batch(batch_size).map(overlay, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return mapped(keys.batch(batch_size), overlay)

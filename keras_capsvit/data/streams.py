@@ -1,4 +1,4 @@
-"""What streams have to be, before anything is read from them."""
+"""What streams have to be, before anything is read from them, and how their batches are changed."""
 
 import tensorflow as tf
 
@@ -35,3 +35,10 @@ def check_reading(batch_size, shuffle, seed):
     checks.batch_size(batch_size)
     checks.booleans(shuffle=shuffle)
     checks.integer("seed", seed, 0, LARGEST_SEED)
+
+
+def mapped(stream, function):
+    """A stream of what a function makes of the batches of another one, some of them beforehand."""
+    # Without AutoGraph, which would rewrite everything that the function calls.
+    function = tf.autograph.experimental.do_not_convert(function)
+    return stream.map(function, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)

@@ -61,4 +61,4 @@ def share(stream, count=None, number=None):
             size = rows // count
         return keras.tree.map_structure(lambda array: array[number * size : (number + 1) * size], batch)
 
-    return stream.map(part)
+    return stream.map(tf.autograph.experimental.do_not_convert(part))

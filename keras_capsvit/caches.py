@@ -15,7 +15,8 @@ _RUN_TIME = {
     *("activity_regularizer", "autocast", "build", "built", "call_signature_parameters", "compiled", "history", "loss"),
     *("name", "optimizer", "predict_function", "quantize", "steps_per_execution", "stop_evaluating", "stop_predicting"),
     *("stop_training", "supports_jit", "test_function", "train_function", "unrolled_steps_per_execution"),
-    *("_called", "_compile_loss", "_compile_metrics", "_initial_epoch", "_jit_compile", "_lock", "_loss_tracker"),
+    *("_called", "_compile_config", "_compile_loss", "_compile_metrics", "_compiled_trainable_state"),
+    *("_eval_epoch_iterator", "_initial_epoch", "_jit_compile", "_lock", "_loss_tracker"),
     *("_run_eagerly", "_self_setattr_tracking", "_self_update_uid", "_tracker", "_trainable"),
 }
 

@@ -128,6 +128,11 @@ def images_of(args, source):
     return min(len(source.labels), args.examples or len(source.labels))
 
 
+def filled(rows, length):
+    """Numbers of rows, the last of them repeated up to a length."""
+    return rows[np.minimum(np.arange(length), len(rows) - 1)]
+
+
 class Measure:
     """Everything that is measured of a block of images; what a worker holds."""
 
@@ -152,8 +157,10 @@ class Measure:
         numbers, size = start + np.arange(count), self._args.batch_size
         x, y = self._source.read(numbers)
         x = (self._low + x * (self._high - self._low)).astype("float32")
-        parts = [self._batch(*(each[k : k + size] for each in (x, y, numbers))) for k in range(0, count, size)]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        # Batches are equally large: else the last digits would depend on the sizes that a process has met before.
+        rows = filled(np.arange(count), -(-count // size) * size)
+        parts = [self._batch(*(each[rows[k : k + size]] for each in (x, y, numbers))) for k in range(0, count, size)]
+        return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
 
     def _batch(self, x, y, numbers):
         predicted = taps.predictions(self._model, x)
@@ -168,8 +175,9 @@ class Measure:
     def _attacked(self, x, y, numbers, right):
         images, fooled = x.copy(), np.zeros(len(x), bool)
         if right.any():
-            images[right] = self._attack(self._model, x[right], y[right], numbers=numbers[right])
-            fooled[right] = taps.predictions(self._model, images[right]) != y[right]
+            rows = filled(np.flatnonzero(right), len(x))
+            images[rows] = self._attack(self._model, x[rows], y[rows], numbers=numbers[rows])
+            fooled = right & (taps.predictions(self._model, images) != y)
         norms = evaluate.perturbation_norms(x, images)
         return {"fooled": fooled, "l2": norms["l2"], "linf": norms["linf"]}
 

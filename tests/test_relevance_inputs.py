@@ -438,3 +438,18 @@ def test_scores_of_several_places_are_explained_together():
     np.testing.assert_allclose(
         together, 36 * explain.LRP(keras.Model(images, pooled), "epsilon", channels=True)(x, 1), rtol=1e-3, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (1, 4)])
+def test_what_was_broadcast_gets_the_sum(shape):
+    """On either side of the axis that is repeated."""
+    weight, x = images(12, 3, seed=1) - 0.5, images(2, 4, seed=2)
+    axis = shape.index(1)
+
+    def repeated(x):
+        grid = tf.broadcast_to(tf.reshape(x, (-1, *shape)), (tf.shape(x)[0], *(n if n > 1 else 3 for n in shape)))
+        return tf.reshape(grid, (-1, 12)) @ weight
+
+    summed = weight.reshape(*(n if n > 1 else 3 for n in shape), 3).sum(axis)
+    maps = [explain.LRP(f, "epsilon", input_shape=(4,))(x, [0, 2]) for f in (repeated, lambda x: x @ summed)]
+    np.testing.assert_allclose(*maps, rtol=1e-4, atol=1e-6)

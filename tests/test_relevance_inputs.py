@@ -453,3 +453,14 @@ def test_what_was_broadcast_gets_the_sum(shape):
     summed = weight.reshape(*(n if n > 1 else 3 for n in shape), 3).sum(axis)
     maps = [explain.LRP(f, "epsilon", input_shape=(4,))(x, [0, 2]) for f in (repeated, lambda x: x @ summed)]
     np.testing.assert_allclose(*maps, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_the_stabilizer_of_sums_follows_their_size(scale):
+    weight, x = images(3, 3, seed=1) - 0.5, images(2, 4, 4, 3, seed=2) - 0.5
+
+    def pooled(scale):
+        return lambda x: (tf.reduce_mean(x * scale, (1, 2)) / scale) @ weight
+
+    maps = [explain.LRP(pooled(each), input_shape=(4, 4, 3), channels=True)(x, [0, 2]) for each in (scale, 1.0)]
+    np.testing.assert_allclose(*maps, rtol=1e-4, atol=1e-6)

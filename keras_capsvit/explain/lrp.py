@@ -185,7 +185,7 @@ class LRP(Recorded):
             other constants, or by the stabilizers of denominators, summed over the images.
         """
         if x is None:
-            self._renew()
+            self.renew()
             return self._engine.report()
         arguments = self._arguments(x)
         ids = self._ids(arguments, target)
@@ -193,15 +193,15 @@ class LRP(Recorded):
             raise ValueError(f"Expected one class per image in a report; received target of shape {np.shape(target)}.")
         return self._engine.report(self._engine.relevance(arguments, ids.T, self._contrast, audit=True))
 
+    def renew(self):
+        """Take over what the model is now: its layers and settings, and the values of its variables."""
+        super().renew()
+        self._engine.refresh()
+
     @property
     def variables(self):
         """Variables of the model that is explained, a list."""
         return list(getattr(self._model, "variables", ()))
-
-    def _renew(self):
-        """Take over what the model is now."""
-        self.renew()
-        self._engine.refresh()
 
     def _check(self, composite):
         """Refuse rules that the explainer cannot use."""
@@ -221,7 +221,7 @@ class LRP(Recorded):
 
     def _arguments(self, x):
         """Arguments of the model of now: checked images, and what the other inputs are for these."""
-        self._renew()
+        self.renew()
         x = self._checked(x)
         named = zip(self._fixed.items(), self._others, strict=True)
         return [x, *(_relevance().rows(value, spec, len(x), name) for (name, value), spec in named)]

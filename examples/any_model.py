@@ -32,7 +32,9 @@ def model_of(args, dataset=None):
             raise SystemExit("A --network is made for the images and classes of a --dataset; give one.")
         about = data.info(dataset)
         settings = read_json(args.settings, "a JSON file of settings") if args.settings else {}
-        model = getattr(keras_capsvit, args.network)(about.image_shape, about.num_classes, **settings)
+        model = getattr(keras_capsvit, args.network)(
+            input_shape=about.image_shape, num_classes=about.num_classes, **settings
+        )
         # An .npz of this package's own names, or what others wrote.
         (load_weights if args.model.suffix == ".npz" else load_weights_from)(model, args.model)
         return model

@@ -170,7 +170,9 @@ def main():
     about = data.info(args.dataset)
 
     def run():
-        model = getattr(keras_capsvit, args.model)(about.image_shape, about.num_classes, **args.settings)
+        model = getattr(keras_capsvit, args.model)(
+            input_shape=about.image_shape, num_classes=about.num_classes, **args.settings
+        )
         common = {"work": args.work, "verbose": "auto" if is_chief else 0}
         if args.adversarial is None:
             training.fit(model, train, test, recipe, **common)

@@ -108,7 +108,7 @@ stream = data.from_arrays(x, y, batch_size=32)
 loss = "cross_entropy" if name == "VisionTransformer" else "margin"
 recipe = training.Recipe(epochs=epochs, learning_rate=0.003, loss=loss)
 with scope:
-    model = getattr(keras_capsvit, name)((28, 28, 1), 10, **settings)
+    model = getattr(keras_capsvit, name)(input_shape=(28, 28, 1), num_classes=10, **settings)
     if adversarial:
         history = training.adversarial_fit(model, stream, stream, recipe, attacks.PGD(0.05, steps=2), verbose=0)
     else:

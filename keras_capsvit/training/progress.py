@@ -85,6 +85,7 @@ class Progress(keras.callbacks.Callback):
         return history
 
     def _save(self, stopped):
+        random = random_state()  # in all processes, because Keras's may be made now, which they do together
         if not self._writes:
             return
         about = {
@@ -92,7 +93,7 @@ class Progress(keras.callbacks.Callback):
             "model": _described(self.model),
             "rows": self.rows,
             "stopped": bool(stopped),
-            "random": random_state(),
+            "random": random,
         }
         arrays = [keras.ops.convert_to_numpy(variable) for variable in _variables(self.model)]
         self._checkpoints.save(len(self.rows), about, arrays)

@@ -28,7 +28,7 @@ ALLOWED = {
     "schedules": {"checks"},
     "training": {"losses", "metrics", "schedules", "taps", "autodiff", "checks", "files", "private", "training"},
     "layers": {"ops", "autodiff", "checks", "layers"},
-    "models": {"files", "ops", "taps", "checks", "private", "layers", "models"},
+    "models": {"files", "ops", "taps", "autodiff", "checks", "private", "layers", "models"},
     "evaluate": {"files", "ops", "taps", "autodiff", "batches", "caches", "checks", "patches", "evaluate"},
     "attacks": {"ops", "taps", "autodiff", "batches", "caches", "checks", "patches", "attacks"},
     "explain": {"private", "ops", "taps", "autodiff", "caches", "checks", "explain"},

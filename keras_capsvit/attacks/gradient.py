@@ -161,6 +161,12 @@ class GradientAttack(Attack):
         objective = natural(objective)
         loop, judge, norm, sign = self._loop(objective), self._judge(objective), NORMS[self.norm], np.float32(1)
 
+        def drawn(shape, seed):
+            # Of the whole batch, so that images on several devices begin where they do on one.
+            rows, count = shape[0], autodiff.replicas()
+            noise = norm.draw((count * rows, *shape[1:]), self.epsilon, seed)
+            return noise if count == 1 else noise[autodiff.replica() * rows :][:rows]
+
         def attacked(x, y, seed):
             x = ops.cast(x, "float32")
             y, are_ids = _ids(y)
@@ -170,7 +176,7 @@ class GradientAttack(Attack):
             none_yet = (x, ops.full_like(x[:, 0, 0, 0], -np.inf), ops.zeros_like(x[:, 0, 0, 0], dtype="bool"))
             best, loss, fooled = none_yet
             for _ in range(self.restarts):
-                start = x + norm.draw(ops.shape(x), self.epsilon, seed) if self.random_start else x
+                start = x + drawn(ops.shape(x), seed) if self.random_start else x
                 state = (ops.clip(start, low, high), ops.zeros_like(x), *none_yet)
                 images, _, *judged = loop(x, y, *state, np.int32(self.steps), sign, self._settings(), limits)
                 if self.keep == "last" and self.restarts == 1:

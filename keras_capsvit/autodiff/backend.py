@@ -26,6 +26,24 @@ def draws_once():
     return backend() == "jax"
 
 
+def replicas():
+    """How many replicas of a model compute a batch together and add their gradients, on several devices; else 1."""
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def replica():
+    """Which of these replicas computes here, an int or a tensor from 0."""
+    if replicas() == 1:
+        return 0
+    import tensorflow as tf
+
+    return tf.distribute.get_replica_context().replica_id_in_sync_group
+
+
 def backend():
     """``"tensorflow"`` or ``"jax"``; refuses others."""
     name = keras.backend.backend()

@@ -7,7 +7,7 @@ import math
 import keras
 from keras import ops
 
-from keras_capsvit import checks
+from keras_capsvit import autodiff, checks
 from keras_capsvit.layers import CapsuleLength, CapsuleMask
 from keras_capsvit.models.base import ConfiguredModel
 from keras_capsvit.models.checks import check_sizes, check_weights
@@ -202,7 +202,8 @@ class CapsuleModel(ConfiguredModel):
             error = error * ops.cast(ops.reshape(sample_weight, (-1,)), error.dtype)
         error = ops.mean(error)
         self._reconstruction_error.update_state(error)
-        return loss + self.reconstruction_weight * error
+        # Keras has done so with the other loss: replicas add up what each has of its part of the batch.
+        return loss + self.reconstruction_weight * error / autodiff.replicas()
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         return super().compute_metrics(x, self._labels(y), _scores(y_pred), sample_weight)

@@ -187,6 +187,8 @@ def main():
         with strategy.scope():
             model = run()
     if is_chief:
+        if args.processes > 1:  # Keras makes a variable while it saves, which all would have to do together
+            keras.distribution.set_distribution(None)
         model.save(args.work / "model.keras")
         print(f"Wrote {args.work / 'model.keras'} and epochs.csv")
 

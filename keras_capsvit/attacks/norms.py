@@ -44,8 +44,8 @@ class Linf:
         return epsilon * drawn / np.abs(drawn).max()
 
     def draw(self, shape, epsilon, seed):
-        """The same as tensors ``(b, ...)``, by a keras.random.SeedGenerator."""
-        return keras.random.uniform(shape, -epsilon, epsilon, seed=seed)
+        """The same as float32 tensors ``(b, ...)``, by a keras.random.SeedGenerator."""
+        return keras.random.uniform(shape, -epsilon, epsilon, dtype="float32", seed=seed)
 
 
 class L2:
@@ -87,11 +87,11 @@ class L2:
         return epsilon * drawn / np.sqrt(np.square(drawn).sum())
 
     def draw(self, shape, epsilon, seed):
-        """The same as tensors ``(b, ...)``, by a keras.random.SeedGenerator."""
-        drawn = keras.random.normal(shape, seed=seed)
+        """The same as float32 tensors ``(b, ...)``, by a keras.random.SeedGenerator."""
+        drawn = keras.random.normal(shape, dtype="float32", seed=seed)
         drawn = drawn / _length(drawn)
-        radius = keras.random.uniform((shape[0],) + (1,) * (len(shape) - 1), seed=seed) ** (1 / np.prod(shape[1:]))
-        return epsilon * radius * drawn
+        share = keras.random.uniform((shape[0],) + (1,) * (len(shape) - 1), dtype="float32", seed=seed)
+        return epsilon * share ** (1 / np.prod(shape[1:])) * drawn
 
 
 class L1:

@@ -203,7 +203,7 @@ class CapsuleModel(ConfiguredModel):
         error = ops.mean(error)
         self._reconstruction_error.update_state(error)
         # Keras has done so with the other loss: replicas add up what each has of its part of the batch.
-        return loss + self.reconstruction_weight * error / autodiff.replicas()
+        return loss + self.reconstruction_weight * ops.cast(error, loss.dtype) / autodiff.replicas()
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         return super().compute_metrics(x, self._labels(y), _scores(y_pred), sample_weight)

@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_capsvit import checks
 from keras_capsvit.autodiff import value_and_gradient
-from keras_capsvit.ops import as_multi_hot, attention_rollout, reached, safe_norm, squash
+from keras_capsvit.ops import as_multi_hot, attention_rollout, contributions, reached, safe_norm, squash
 
 vectors = hnp.arrays("float32", (4, 5), elements=st.floats(-1000, 1000, width=32))
 
@@ -93,6 +93,10 @@ def test_gradient_follows_the_variables(small_model):
         ),
         (lambda: attention_rollout([np.ones((1, 3, 3))], 3), "prefix must be an integer from 0 to 2; received 3"),
         (lambda: reached([3], [np.ones((1, 3, 3))]), r"some of the 3 tokens; received \[3\]"),
+        (
+            lambda: contributions(np.ones((2, 3, 4)), np.ones((2, 1, 4, 5))),
+            r"Expected votes of sizes \(2, 3, 4\), as those of the weights; received \(2, 1, 4\)",
+        ),
         (lambda: as_multi_hot([0], 0), "num_classes must be an integer from 1"),
         (
             lambda: as_multi_hot([0] * 8, 2**31 - 1),

@@ -73,7 +73,7 @@ def check_processes(tmp_path, name, *options, epochs=1):
     assert_same(trained("jax", name, tmp_path / "shared", *options, "--here", 2, epochs=epochs), expected)
 
 
-@pytest.mark.long
+@pytest.mark.slow  # one minute, but nothing else in CI has several processes
 @pytest.mark.tensorflow
 def test_two_processes_train_what_one_does(tmp_path):
     check_processes(tmp_path, "GraCapsNet")

@@ -160,6 +160,7 @@ class ModelExplainer(Explainer):
 
     def predicted(self, x):
         """Predicted classes ``(b,)`` of images ``(b, H, W, C)``."""
+        self.renew()
         return self.finite_scores(x).argmax(-1).astype("int32")
 
     def finite_scores(self, x):

@@ -10,7 +10,7 @@ from keras_capsvit.checks.arrays import (
     of_shape,
     tensor,
 )
-from keras_capsvit.checks.datasets import Repeatable, batches_in, batches_of, is_pair
+from keras_capsvit.checks.datasets import Repeatable, batches_in, batches_of, endless, is_pair
 from keras_capsvit.checks.labels import class_ids, targets
 from keras_capsvit.checks.pixels import (
     TOLERANCE,
@@ -29,17 +29,14 @@ from keras_capsvit.checks.settings import (
     ABLATIONS,
     LARGEST,
     PREDICTED,
-    attack,
     batch_size,
     booleans,
     choice,
-    explainer,
     function,
     integer,
     keyword,
     memory,
     named,
-    no_model,
     number,
     pair,
     positive_int,
@@ -53,7 +50,6 @@ __all__ = [
     "TOLERANCE",
     "NoGradientError",
     "Repeatable",
-    "attack",
     "batch_size",
     "batches_in",
     "batches_of",
@@ -61,7 +57,7 @@ __all__ = [
     "bounds",
     "choice",
     "class_ids",
-    "explainer",
+    "endless",
     "finite",
     "finite_array",
     "finite_variables",
@@ -76,7 +72,6 @@ __all__ = [
     "maps_of_images",
     "memory",
     "named",
-    "no_model",
     "number",
     "numbers",
     "of_one_batch",

@@ -36,7 +36,7 @@ def batches_of(dataset, batch_size=128):
         ids = class_ids(dataset[1], len(x) if x.ndim else 0)
         parts = (slice(k, k + batch_size) for k in range(0, max(len(ids), 1), batch_size))
         return ((images(x[part]), ids[part]) for part in parts)
-    if _endless(dataset):
+    if endless(dataset):
         raise ValueError("Expected a data set that ends; this one repeats for ever. Give dataset.take(n), n batches.")
     if isinstance(dataset, keras.utils.PyDataset):
         return _batches(map(dataset.__getitem__, range(len(dataset))), batch_size)
@@ -99,8 +99,8 @@ class Repeatable:
             yield x, y
 
 
-def _endless(dataset):
-    """Whether a data set tells that it never ends."""
+def endless(dataset):
+    """Whether a ``tf.data.Dataset`` or ``keras.utils.PyDataset`` tells that it never ends, bool."""
     if isinstance(dataset, keras.utils.PyDataset):
         return dataset.num_batches is None
     return callable(getattr(dataset, "cardinality", None)) and int(dataset.cardinality()) == _INFINITE

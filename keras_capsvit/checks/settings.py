@@ -5,7 +5,6 @@ import difflib
 import math
 import os
 
-import keras
 import numpy as np
 
 ABLATIONS = ("column", "block")  # what of an image stays
@@ -104,27 +103,6 @@ def function(name, value, takes):
     if not callable(value):
         raise ValueError(f"{name} must be a callable {takes}; received {described(value)}.")
     return value
-
-
-def no_model(name, value, takes, remedy):
-    """Refuse what cannot be called, as ``function`` does, and a model, which can be called but takes other arguments.
-
-    The message says what to give instead, ``remedy``, a str.
-    """
-    if isinstance(value, keras.Layer) or hasattr(value, "signatures") or hasattr(value, "taps"):
-        raise ValueError(f"{name} must be a callable {takes}; received a model, {type(value).__name__}. {remedy}")
-    return function(name, value, takes)
-
-
-def explainer(name, value, takes="(x, target) → maps (b, H, W)"):
-    """Refuse what is no explainer; otherwise return it."""
-    return no_model(name, value, takes, "Give an explainer of it, such as explain.Saliency(model).")
-
-
-def attack(value):
-    """Refuse what is no attack; otherwise return it."""
-    takes = "(objective, x, y, targeted) → adversarial images"
-    return no_model("attack", value, takes, "Give an attack, such as attacks.PGD(0.03).")
 
 
 def named(name, value, of):

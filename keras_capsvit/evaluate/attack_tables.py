@@ -5,7 +5,7 @@ import functools
 
 import numpy as np
 
-from keras_capsvit import checks
+from keras_capsvit import checks, taps
 from keras_capsvit.evaluate.attacking import NORMS, attacked, measured_images
 from keras_capsvit.evaluate.judge import Judge
 from keras_capsvit.evaluate.progress import Progress, place
@@ -114,7 +114,7 @@ def transfer_matrix(models, attack, dataset, *, sources=None, batch_size=128, wo
     """
     models = checks.named("models", models, "models")
     sources = models if sources is None else checks.named("sources", sources, "models or Objectives")
-    checks.attack(attack)
+    taps.check_attack(attack)
     judges, count = {name: Judge(model) for name, model in models.items()}, 0
 
     def measure(x, y, numbers):

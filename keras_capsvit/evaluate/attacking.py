@@ -7,7 +7,7 @@ import time
 import numpy as np
 from keras import ops
 
-from keras_capsvit import checks
+from keras_capsvit import checks, taps
 from keras_capsvit.batches import padded
 from keras_capsvit.evaluate.judge import Judge
 from keras_capsvit.evaluate.progress import Progress
@@ -19,7 +19,7 @@ _EVERY = 5  # steps after which examples that are already fooled leave the batch
 
 def goal_of(model, attack, objective, targets):
     """What is attacked; refuses an attack, an objective and targets that cannot be called."""
-    checks.attack(attack)
+    taps.check_attack(attack)
     if targets is not None:
         checks.function("targets", targets, "y → wanted class ids (b,)")
     if objective is None:

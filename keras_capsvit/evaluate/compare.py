@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from keras_capsvit import checks
+from keras_capsvit import checks, taps
 from keras_capsvit.evaluate.judge import Judge
 from keras_capsvit.evaluate.paired import interval, standard_error
 from keras_capsvit.evaluate.progress import Progress
@@ -50,7 +50,7 @@ def compare(model, explainers, dataset, metrics, *, target="predicted", batch_si
     explainers = checks.named("explainers", explainers, "callables (x, target) → maps (b, H, W)")
     metrics = checks.named("metrics", metrics, "callables (model, x, y, maps) → values (b,)")
     for name, explainer in explainers.items():
-        checks.explainer(f"Explainer {name!r}", explainer)
+        taps.check_explainer(f"Explainer {name!r}", explainer)
     for name, metric in metrics.items():
         checks.function(f"Metric {name!r}", metric, "(model, x, y, maps) → values (b,)")
     if not explainers:

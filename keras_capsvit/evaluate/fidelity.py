@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from keras_capsvit import checks
+from keras_capsvit import checks, taps
 from keras_capsvit.checks import image_maps, positive_int
 from keras_capsvit.evaluate.fills import filling, limits_of
 from keras_capsvit.evaluate.judge import Judge, batched, streamed
@@ -117,7 +117,7 @@ def max_sensitivity(
 
         evaluate.max_sensitivity(explain.SmoothGrad(explain.Saliency(model)), x, y)
     """
-    checks.explainer("explainer", explainer)
+    taps.check_explainer("explainer", explainer)
     x = checks.images(x, empty=False)
     ids = checks.targets(target, len(x))
     checks.number("radius", radius, 0, without=(0,))

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from keras_capsvit import checks
+from keras_capsvit import checks, taps
 from keras_capsvit.evaluate.judge import Judge
 from keras_capsvit.evaluate.progress import Progress
 from keras_capsvit.evaluate.table import Table
@@ -63,7 +63,7 @@ def fooling_rate(models, perturb, dataset, *, batch_size=128, work=None) -> Tabl
         noise = lambda model, x, y: corrupt_patches(x, grid, grid.draw(len(x), 16), "gaussian_noise")
         print(evaluate.fooling_rate({"vit": vit, "resnet": resnet}, noise, test))
     """
-    checks.no_model("perturb", perturb, "(model, x, y) → images", "Give an attack, such as attacks.PatchAttack(4).")
+    taps.check_no_model("perturb", perturb, "(model, x, y) → images", "Give an attack, such as attacks.PatchAttack(4).")
     batches = classified_correctly(models, dataset, batch_size=batch_size)
     judges, settings = {name: Judge(model) for name, model in models.items()}, {"models": models, "perturb": perturb}
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from scipy.stats import rankdata
 
-from keras_capsvit import checks
+from keras_capsvit import checks, taps
 from keras_capsvit.checks import image_maps, maps_of_images
 from keras_capsvit.evaluate.judge import Judge
 
@@ -72,7 +72,7 @@ def parameter_randomization(make_explainer, model, x, *, target=None, cascading=
     x = checks.images(x, empty=False)
     judge = Judge(model)
     target = judge.of_targets(judge(x), target)[0]
-    explainer = checks.explainer("What make_explainer returns", make_explainer(model))
+    explainer = taps.check_explainer("What make_explainer returns", make_explainer(model))
     original = explainer(x, target)
     random = np.random.default_rng(seed)
     before = [(variable, variable.numpy()) for layer in layers for variable in layer.trainable_variables]
@@ -105,7 +105,7 @@ def class_sensitivity(explainer, x, first, second, *, absolute=False):
     Raises:
         ValueError: see ``rank_correlation``, and what the explainer refuses.
     """
-    checks.explainer("explainer", explainer)
+    taps.check_explainer("explainer", explainer)
     x = checks.images(x, empty=False)
     first, second = (checks.targets(target, len(x)) for target in (first, second))
     return rank_correlation(explainer(x, first), explainer(x, second), absolute=absolute)
@@ -126,7 +126,7 @@ def conservation(explainer, scores, x, target=None):
     Raises:
         ValueError: for scores of 0, targets that are no classes, maps that are not finite.
     """
-    checks.explainer("explainer", explainer)
+    taps.check_explainer("explainer", explainer)
     x, judge = checks.images(x, empty=False), Judge(scores)
     ids, score = judge.of_targets(judge(x), target)
     if not score.all():

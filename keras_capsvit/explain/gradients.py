@@ -200,7 +200,7 @@ class SmoothGrad(Explainer):
     """
 
     def __init__(self, base, samples=10, *, noise=0.15, relative=True, signed=True, seed=0):
-        self.base = checks.explainer("base", base, "(x, target) → maps (b, ...)")
+        self.base = taps.check_explainer("base", base, "(x, target) → maps (b, ...)")
         self.samples = checks.positive_int("samples", samples)
         self.noise, self.seed = checks.number("noise", noise, 0), checks.integer("seed", seed)
         checks.booleans(relative=relative, signed=signed)

@@ -10,6 +10,7 @@ feature map and the tokens, ``points`` gives all intermediates by name; ``centre
 compute in another one.
 """
 
+from keras_capsvit.taps.callables import check_attack, check_explainer, check_no_model
 from keras_capsvit.taps.centres import OF_NODES, centres
 from keras_capsvit.taps.compiled import compiled, is_model
 from keras_capsvit.taps.declared import names
@@ -30,6 +31,9 @@ __all__ = [
     "Scores",
     "attentions",
     "centres",
+    "check_attack",
+    "check_explainer",
+    "check_no_model",
     "check_output",
     "compiled",
     "computing_in_bfloat16",

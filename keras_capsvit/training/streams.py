@@ -7,9 +7,11 @@ import weakref
 
 import keras
 
+from keras_capsvit import checks
+
 # Of tf.data streams, their state when a training first read them: files by name; None where it cannot be told.
 _BEGINNINGS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-_INFINITE, _UNKNOWN = -1, -2  # cardinalities of tf.data
+_UNKNOWN = -2  # cardinality of tf.data
 
 
 def length(stream, name):
@@ -28,21 +30,19 @@ def length(stream, name):
     Raises:
         ValueError: for a stream that is empty or is known to have no end, and for what is no stream.
     """
-    if isinstance(stream, keras.utils.PyDataset):
-        count = _INFINITE if stream.num_batches is None else stream.num_batches
-    elif _is_tf(stream):
-        count = int(stream.cardinality())
-    else:
+    is_py = isinstance(stream, keras.utils.PyDataset)
+    if not is_py and not _is_tf(stream):
         raise ValueError(
             f"Expected {name} as a stream that can be read again in every epoch, a tf.data.Dataset of batches (x, y) "
             f"or a keras.utils.PyDataset; received {type(stream).__name__}. Arrays become one by data.from_arrays(x, "
             "y, shuffle=True); a generator by tf.data.Dataset.from_generator, given the function that makes it."
         )
-    if count == _UNKNOWN:
-        count = sum(1 for _ in stream)
-    if count == _INFINITE:
+    if checks.endless(stream):
         remedy = "Cut it, as by stream.take(n), or give a PyDataset a length."
         raise ValueError(f"Expected {name} to have an end; received a stream that has none. {remedy}")
+    count = stream.num_batches if is_py else int(stream.cardinality())
+    if count == _UNKNOWN:
+        count = sum(1 for _ in stream)
     if count == 0:
         raise ValueError(f"Expected at least one batch in {name}; received an empty stream.")
     return count

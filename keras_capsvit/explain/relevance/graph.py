@@ -212,7 +212,8 @@ class Graph:
 def _equal(present, kept):
     """Whether two values of a variable, read now and before, are the same."""
     # A variable whose value somebody keeps gets new memory when it changes, so that the same memory is the same value.
-    if None is not _address(present) == _address(kept):
+    place = _address(present)
+    if place is not None and place == _address(kept):
         return True
     return present.shape == kept.shape and bool(tf.reduce_all(tf.equal(present, kept)))
 
